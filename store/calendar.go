@@ -1,0 +1,93 @@
+package store
+
+import "time"
+
+// calendar finds the local hours, days and months of a zone. Each starts at a
+// quarter hour of UTC. A day starts at the first instant whose local date is
+// that day or later, whatever its clocks do at midnight; an hour ends early
+// where the clock is changed within it.
+type calendar struct{ loc *time.Location }
+
+// start returns the start of the bucket that t is in.
+func (c calendar) start(step Step, t time.Time) time.Time {
+	t = t.In(c.loc)
+	if step == Hour {
+		_, offset := t.Zone()
+		unix := t.Unix() + int64(offset)
+		start := time.Unix(unix-mod(unix, 3600)-int64(offset), 0).In(c.loc)
+		if change, _ := t.ZoneBounds(); !change.IsZero() && change.After(start) {
+			return change
+		}
+		return start
+	}
+	y, m, d := t.Date()
+	if next := c.date(y, m, d+1); !next.After(t) { // set back over midnight
+		y, m, d = time.Date(y, m, d+1, 0, 0, 0, 0, time.UTC).Date()
+	}
+	if step == Month {
+		d = 1
+	}
+	return c.date(y, m, d)
+}
+
+// next returns the start of the bucket after the one that t is in.
+func (c calendar) next(step Step, t time.Time) time.Time {
+	start := c.start(step, t)
+	if step == Hour {
+		end := start.Add(time.Hour)
+		if _, change := start.ZoneBounds(); !change.IsZero() && change.Before(end) {
+			return change
+		}
+		_, offset := start.Zone()
+		unix := end.Unix() + int64(offset)
+		return end.Add(-time.Duration(mod(unix, 3600)) * time.Second) // after a change within the hour
+	}
+	y, m, d := start.Date()
+	for {
+		if step == Day {
+			d++
+		} else {
+			m++
+		}
+		if next := c.date(y, m, d); next.After(start) { // a zone may skip a whole day
+			return next
+		}
+	}
+}
+
+// ceil returns t when a bucket starts there, else the start of the next one.
+func (c calendar) ceil(step Step, t time.Time) time.Time {
+	if start := c.start(step, t); start.Equal(t) {
+		return start
+	}
+	return c.next(step, t)
+}
+
+// date returns the first instant whose local date is y-m-d or later.
+func (c calendar) date(y int, m time.Month, d int) time.Time {
+	midnight := time.Date(y, m, d, 0, 0, 0, 0, time.UTC).Unix()
+	t := time.Unix(midnight-36*3600, 0).In(c.loc) // before it in every zone
+	for {
+		start, end := t.ZoneBounds()
+		_, offset := t.Zone()
+		at := time.Unix(midnight-int64(offset), 0).In(c.loc)
+		if end.IsZero() || at.Before(end) {
+			if at.Before(start) {
+				return start
+			}
+			return at
+		}
+		t = end
+	}
+}
+
+// buckets lists the starts of all buckets from start (a bucket's) up to end.
+func (c calendar) buckets(step Step, start, end time.Time) []int64 {
+	var list []int64
+	for t := start; t.Before(end); t = c.next(step, t) {
+		list = append(list, t.Unix())
+	}
+	return list
+}
+
+func mod(a, b int64) int64 { return ((a % b) + b) % b }

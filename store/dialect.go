@@ -1,0 +1,189 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+)
+
+// dialect is all in which PostgreSQL and SQLite differ here. The SQL beside the
+// methods is written once, with ? for parameters and bare table names.
+type dialect struct {
+	sqlite bool
+	bind   int
+	schema string // quoted, with its dot
+	tables *regexp.Regexp
+	edit   func(string) string // tests only: changes a statement
+}
+
+func newDialect(driverName, schema string) (dialect, error) {
+	d := dialect{bind: sqlx.BindType(driverName), tables: regexp.MustCompile(`\busage_(metrics|history|inbox|writers|meta)\b`)}
+	switch {
+	case d.bind == sqlx.DOLLAR:
+		if schema != "" {
+			d.schema = pq.QuoteIdentifier(schema) + "."
+		}
+	case d.bind == sqlx.QUESTION && driverName != "mysql" || driverName == "sqlite":
+		d.sqlite, d.bind = true, sqlx.QUESTION
+		if schema != "" {
+			return d, fmt.Errorf("store: Config.Schema %q: SQLite has no schemas; leave it empty", schema)
+		}
+	default:
+		return d, fmt.Errorf("store: the driver %q is not known: want PostgreSQL (lib/pq, pgx) or SQLite", driverName)
+	}
+	return d, nil
+}
+
+// text makes a statement ready for the driver.
+func (d dialect) text(q string) string {
+	if d.edit != nil {
+		q = d.edit(q)
+	}
+	if d.schema != "" {
+		q = d.tables.ReplaceAllStringFunc(q, func(table string) string { return d.schema + table })
+	}
+	return sqlx.Rebind(d.bind, q)
+}
+
+func (d dialect) txOptions(write bool) *sql.TxOptions {
+	if d.sqlite {
+		return &sql.TxOptions{ReadOnly: !write}
+	}
+	return &sql.TxOptions{Isolation: sql.LevelReadCommitted}
+}
+
+// begin bounds a writing transaction on the server, and makes its COMMIT
+// durable. One statement without parameters: one round trip.
+func (d dialect) begin(ctx context.Context, tx *sqlx.Tx) error {
+	if d.sqlite {
+		return nil // busy_timeout, and synchronous=FULL, are in the DSN
+	}
+	_, err := tx.ExecContext(ctx, `SET LOCAL statement_timeout = '10s'; SET LOCAL lock_timeout = '5s';
+SET LOCAL idle_in_transaction_session_timeout = '15s';
+SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'`)
+	return err
+}
+
+// clock is an expression for the database's time, in Unix milliseconds.
+func (d dialect) clock() string {
+	if d.sqlite {
+		return strconv.FormatInt(time.Now().UnixMilli(), 10) // it runs in this process
+	}
+	return `CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)`
+}
+
+// lockLease ends the query that takes the lease: no row when another has it.
+// BEGIN IMMEDIATE has locked already.
+func (d dialect) lockLease() string {
+	if d.sqlite {
+		return ""
+	}
+	return ` FOR UPDATE SKIP LOCKED`
+}
+
+// hasTable is a query for the number of tables of that name, and its parameter.
+func (d dialect) hasTable(table string) (query, arg string) {
+	if d.sqlite {
+		return `SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = ?`, table
+	}
+	return `SELECT COUNT(to_regclass(?))`, d.schema + table
+}
+
+// migrationLock waits for its turn to change tables.
+func (d dialect) migrationLock() string {
+	if d.sqlite {
+		return `SELECT 1`
+	}
+	return `SELECT pg_advisory_xact_lock(7527284621038457714)`
+}
+
+func (d dialect) name() string {
+	if d.sqlite {
+		return "sqlite"
+	}
+	return "postgres"
+}
+
+// strpos is the function that finds a string in another.
+func (d dialect) strpos() string {
+	if d.sqlite {
+		return "instr"
+	}
+	return "strpos"
+}
+
+// unhex is an expression for the bytes that a hexadecimal column holds.
+func (d dialect) unhex(column string) string {
+	if d.sqlite {
+		return "unhex(" + column + ")"
+	}
+	return "decode(" + column + ", 'hex')"
+}
+
+// oneOf is a condition that column holds one of the numbers, and its parameter.
+func (d dialect) oneOf(column string, numbers []int64) (string, any) {
+	if d.sqlite {
+		return column + ` IN (SELECT value FROM json_each(?))`, jsonOf(numbers)
+	}
+	return column + ` = ANY(?)`, pq.Array(numbers)
+}
+
+// column is one of a values list: texts, or numbers.
+type column struct {
+	name    string
+	texts   []string
+	numbers []int64
+}
+
+// values is a table expression v with these columns, all of one length, and its
+// parameters. One statement may so carry any number of rows.
+func (d dialect) values(columns ...column) (string, []any) {
+	var exprs, names []string
+	var args []any
+	for i, c := range columns {
+		names = append(names, c.name)
+		switch {
+		case d.sqlite:
+			exprs = append(exprs, fmt.Sprintf("value->>%d AS %s", i, c.name))
+		case c.texts != nil:
+			exprs = append(exprs, "CAST(? AS TEXT[])")
+			args = append(args, pq.Array(c.texts))
+		default:
+			exprs = append(exprs, "CAST(? AS BIGINT[])")
+			args = append(args, pq.Array(c.numbers))
+		}
+	}
+	if !d.sqlite {
+		return "unnest(" + strings.Join(exprs, ", ") + ") AS v(" + strings.Join(names, ", ") + ")", args
+	}
+	rows := make([]json.RawMessage, max(len(columns[0].texts), len(columns[0].numbers)))
+	for i := range rows {
+		row := []byte{'['}
+		for j, c := range columns {
+			if j > 0 {
+				row = append(row, ',')
+			}
+			if c.texts != nil {
+				row = append(row, jsonOf(c.texts[i])...)
+			} else {
+				row = strconv.AppendInt(row, c.numbers[i], 10)
+			}
+		}
+		rows[i] = append(row, ']')
+	}
+	return "(SELECT " + strings.Join(exprs, ", ") + " FROM json_each(?)) AS v", []any{jsonOf(rows)}
+}
+
+// jsonOf encodes a string, numbers, or rows of them: nothing that can fail.
+func jsonOf[T string | []int64 | []json.RawMessage](v T) string {
+	b, _ := json.Marshal(v)
+	return string(b)
+}

@@ -1,0 +1,365 @@
+package store
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/counter"
+)
+
+const (
+	foldTimeout = 20 * time.Second
+	foldBytes   = 8 << 20 // of payload in one fold
+	foldDepth   = 64      // batches of one writer in one fold
+	badKept     = 100
+)
+
+const (
+	sqlGuard = `SELECT COALESCE((SELECT seq FROM usage_writers WHERE writer = ?), 0)`
+
+	// What waits at or above each writer's guard: at the guard stands a repeat.
+	sqlWaiting = `SELECT w.writer, w.seq AS guard, w.sum, i.seq, i.opened, i.size
+FROM usage_writers w, LATERAL (
+	SELECT seq, opened, length(payload) AS size FROM usage_inbox WHERE writer = w.writer AND seq >= w.seq ORDER BY seq LIMIT ?) i
+ORDER BY w.writer, i.seq`
+	sqlWaitingLite = `SELECT w.writer, w.seq AS guard, w.sum, i.seq, i.opened, length(i.payload) AS size
+FROM usage_inbox i JOIN usage_writers w ON w.writer = i.writer AND i.seq >= w.seq AND i.seq <= w.seq + ?
+ORDER BY w.writer, i.seq`
+
+	sqlPayloads = `SELECT i.writer, i.seq, i.payload FROM %s JOIN usage_inbox i ON i.writer = v.writer AND i.seq = v.seq`
+
+	// The guard: two folds of the same batches cannot both advance it.
+	sqlAdvance = `UPDATE usage_writers AS w SET seq = v.seq, sum = %s, seen = ? FROM %s WHERE w.writer = v.writer AND w.seq = v.guard`
+	sqlFolded  = `DELETE FROM usage_inbox WHERE (writer, seq) IN (SELECT i.writer, i.seq FROM usage_inbox i JOIN usage_writers w ON w.writer = i.writer AND i.seq <= w.seq)`
+
+	sqlBadCount = `SELECT COUNT(*) FROM usage_meta WHERE name >= 'bad/' AND name < 'bad0'`
+)
+
+// folding is what a Store remembers between its folds.
+type folding struct {
+	size    int    // bytes of the next fold; 0: foldBytes
+	suspect string // the batch that made a fold of it alone fail
+}
+
+// waiting is a batch in the inbox, and where its writer's guard stands.
+type waiting struct {
+	Writer  string
+	Guard   int64
+	Sum     []byte
+	Seq     int64
+	Opened  int64
+	Size    int
+	Payload []byte
+}
+
+func (w waiting) name() string { return w.Writer + "/" + strconv.FormatInt(w.Seq, 10) }
+
+// folded is what came of a fold.
+type folded struct {
+	busy    bool          // another one folds, or has the lease
+	batches int           // how many were merged
+	more    bool          // others wait still
+	newer   bool          // a batch waits for a later release
+	upserts time.Duration // what apply took
+}
+
+// errConflict says that the guard of a writer moved while its batches were
+// merged: another fold has counted them, and this one is undone.
+const errConflict = fault("store: two folds met; the guard kept one")
+
+// foldThrough waits until this store's batch seq is folded, by whomever; it
+// folds itself without asking for the lease.
+func (s *Store) foldThrough(ctx context.Context, seq int64) error {
+	if seq == 0 {
+		return nil
+	}
+	for {
+		var guard int64
+		err := s.attempt(ctx, s.reads, readTimeout, func(tx *sqlx.Tx) error {
+			return tx.Get(&guard, s.sql.text(sqlGuard), s.writer)
+		})
+		if err == nil && guard >= seq {
+			return nil
+		}
+		wait := rand.N(20*time.Millisecond) + time.Millisecond
+		if err == nil {
+			var f folded
+			if f, err = s.fold(ctx, true); err == nil && !f.busy {
+				wait = 0
+			}
+		}
+		if err != nil {
+			wait = rand.N(minBackoff) + minBackoff
+		}
+		if wait == 0 {
+			continue
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			if err != nil {
+				return err
+			}
+			return ctx.Err()
+		}
+	}
+}
+
+// fold merges what waits into totals and history, in one transaction: a batch
+// is counted, its writer's guard advanced and its inbox row gone, all or
+// nothing. force folds although another has the lease.
+func (s *Store) fold(ctx context.Context, force bool) (folded, error) {
+	s.mu.Lock()
+	memory := s.folding
+	s.mu.Unlock()
+	if memory.size == 0 {
+		memory.size = foldBytes
+	}
+	var f folded
+	var tried atomic.Pointer[[]waiting]
+	err := s.attempt(ctx, s.writes, foldTimeout, func(tx *sqlx.Tx) (err error) {
+		f, err = s.foldTx(tx, force, memory, &tried)
+		return err
+	})
+	if err == nil {
+		memory = folding{size: min(2*memory.size, foldBytes)}
+	} else if list := tried.Load(); list != nil && !errors.Is(err, errConflict) && ctx.Err() == nil {
+		memory.size, memory.suspect = 0, ""
+		for _, w := range *list {
+			memory.size += w.Size
+		}
+		memory.size = max(1, memory.size/2)
+		if len(*list) == 1 && poison(err) {
+			memory.suspect = (*list)[0].name()
+		}
+	}
+	s.mu.Lock()
+	s.folding = memory
+	s.mu.Unlock()
+	if err != nil {
+		return folded{}, err
+	}
+	return f, nil
+}
+
+// poison tells whether err is due to what was folded, so that trying the same
+// again cannot help.
+func poison(err error) bool {
+	var (
+		p     panicError
+		state sqlState
+	)
+	if errors.As(err, &state) {
+		c := class(state) // data exception, constraint violation, limit exceeded
+		return c == "22" || c == "23" || c == "54"
+	}
+	return errors.As(err, &p)
+}
+
+func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory folding, tried *atomic.Pointer[[]waiting]) (folded, error) {
+	now, holder, until, err := s.lockLease(tx)
+	if err != nil {
+		return folded{}, err
+	}
+	if holder == "busy" || !force && holder != s.writer && until > now {
+		return folded{busy: true}, nil
+	}
+	list, more, err := s.choose(tx, memory.size)
+	if err != nil {
+		return folded{}, err
+	}
+	tried.Store(&list)
+	f := folded{batches: len(list), more: more}
+	m := merge{sums: newSums(s.calendar), now: now, guards: map[string]*guard{}, suspect: memory.suspect}
+	for _, w := range list {
+		if err := s.merge(tx, &m, w); err != nil {
+			return folded{}, err
+		}
+	}
+	f.newer = m.newer
+	if err := s.advance(tx, &m); err != nil {
+		return folded{}, err
+	}
+	start := time.Now()
+	if err := s.apply(tx, m.sums); err != nil {
+		return folded{}, err
+	}
+	f.upserts = time.Since(start)
+	if _, err := tx.Exec(s.sql.text(sqlFolded)); err != nil {
+		return folded{}, err
+	}
+	_, err = tx.Exec(s.sql.text(sqlSetLease), s.leaseUntil(now))
+	return f, err
+}
+
+// choose picks what one fold takes, with its payloads: the first batch of every
+// writer, then the second of each, oldest first, up to size bytes but one at
+// least. It returns them by writer, in order, and whether more wait.
+func (s *Store) choose(tx *sqlx.Tx, size int) (list []waiting, more bool, err error) {
+	query := sqlWaiting
+	if s.sql.sqlite {
+		query = sqlWaitingLite
+	}
+	if err := tx.Select(&list, s.sql.text(query), foldDepth); err != nil || len(list) == 0 {
+		return nil, false, err
+	}
+	rank, last := make([]int, len(list)), 0
+	order := make([]int, len(list))
+	for i := range list {
+		if order[i] = i; i > 0 && list[i].Writer == list[i-1].Writer {
+			rank[i] = rank[i-1] + 1
+		}
+		last = max(last, rank[i]+1)
+	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		return cmp.Or(cmp.Compare(rank[a], rank[b]), cmp.Compare(list[a].Opened, list[b].Opened))
+	})
+	n := 0
+	for n < len(order) && (n == 0 || size >= list[order[n]].Size) {
+		size -= list[order[n]].Size
+		n++
+	}
+	more = n < len(order) || last >= foldDepth
+	order = order[:n]
+	slices.Sort(order)
+	chosen := make([]waiting, n)
+	writers, seqs := make([]string, n), make([]int64, n)
+	at := map[string]int{}
+	for i, o := range order {
+		chosen[i] = list[o]
+		writers[i], seqs[i] = list[o].Writer, list[o].Seq
+		at[chosen[i].name()] = i
+	}
+	rows, args := s.sql.values(column{name: "writer", texts: writers}, column{name: "seq", numbers: seqs})
+	var payloads []waiting
+	if err := tx.Select(&payloads, s.sql.text(strings.Replace(sqlPayloads, "%s", rows, 1)), args...); err != nil {
+		return nil, false, err
+	}
+	for _, p := range payloads {
+		chosen[at[p.name()]].Payload = p.Payload
+	}
+	return chosen, more, nil
+}
+
+// merge is what a fold gathers before it writes.
+type merge struct {
+	sums    *sums
+	now     int64 // the database's time, Unix ms
+	guards  map[string]*guard
+	suspect string
+	newer   bool
+}
+
+// guard is how far a writer's batches are folded: before, and by this fold.
+type guard struct {
+	was, seq int64
+	sum      []byte
+	stopped  bool // at a payload of a later release
+}
+
+// merge adds one batch, the next of its writer.
+func (s *Store) merge(tx *sqlx.Tx, m *merge, w waiting) error {
+	g := m.guards[w.Writer]
+	if g == nil {
+		g = &guard{was: w.Guard, seq: w.Guard, sum: w.Sum}
+		m.guards[w.Writer] = g
+	}
+	if g.stopped {
+		return nil
+	}
+	sum := counter.Sum(w.Payload)
+	if w.Seq <= g.was {
+		if !bytes.Equal(sum, g.sum) {
+			s.log.Error("usagekit: a batch came again with other counts, and was not counted: do two processes send the same counts?", "writer", w.Writer, "seq", w.Seq)
+		}
+		return nil
+	}
+	batch, err := decode(w.Payload)
+	switch {
+	case errors.Is(err, counter.ErrVersion):
+		g.stopped, m.newer = true, true
+		s.log.Warn("usagekit: a batch was written by a later release, and waits for an instance of that one", "writer", w.Writer, "seq", w.Seq)
+		return nil
+	case err == nil && w.name() == m.suspect:
+		err = errors.New("folding it failed")
+	}
+	if w.Seq > g.seq+1 {
+		s.log.Error("usagekit: batches are missing: was the database restored, or failed over to a replica that was behind?", "writer", w.Writer, "from", g.seq+1, "to", w.Seq-1)
+	}
+	g.seq, g.sum = w.Seq, sum
+	if err != nil {
+		s.log.Error("usagekit: a batch cannot be counted; it is kept in usage_meta", "name", "bad/"+w.name(), "error", err)
+		m.sums.add(m.now, "usagekit.counts.dropped", 1)
+		return s.setAside(tx, w)
+	}
+	at := batch.Opened
+	if at > m.now+24*time.Hour.Milliseconds() {
+		s.log.Error("usagekit: a batch is dated more than a day ahead, and counts as of now: check the clock of its host", "writer", w.Writer, "seq", w.Seq, "dated", time.UnixMilli(at))
+		at = m.now
+	}
+	for _, c := range batch.Counts {
+		m.sums.add(at, c.Name, c.N)
+	}
+	return nil
+}
+
+// decode keeps a panic in one batch to that batch.
+func decode(payload []byte) (b counter.Batch, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = panicError{v}
+		}
+	}()
+	return counter.Decode(payload)
+}
+
+// setAside keeps a batch that cannot be counted where somebody can look at it.
+func (s *Store) setAside(tx *sqlx.Tx, w waiting) error {
+	var kept int
+	if err := tx.Get(&kept, s.sql.text(sqlBadCount)); err != nil || kept >= badKept {
+		return err
+	}
+	_, err := tx.Exec(s.sql.text(sqlNewMeta), "bad/"+w.name(), base64.StdEncoding.EncodeToString(w.Payload))
+	return err
+}
+
+// advance moves the guards, each from where it was read: compare and set. It is
+// what makes a batch count once, whoever folds, however often.
+func (s *Store) advance(tx *sqlx.Tx, m *merge) error {
+	var writers, sums []string
+	var was, seqs []int64
+	for _, w := range slices.Sorted(maps.Keys(m.guards)) {
+		if g := m.guards[w]; g.seq > g.was {
+			writers, sums = append(writers, w), append(sums, hex.EncodeToString(g.sum))
+			was, seqs = append(was, g.was), append(seqs, g.seq)
+		}
+	}
+	if len(writers) == 0 {
+		return nil
+	}
+	rows, args := s.sql.values(column{name: "writer", texts: writers}, column{name: "guard", numbers: was},
+		column{name: "seq", numbers: seqs}, column{name: "sum", texts: sums})
+	query := strings.Replace(strings.Replace(sqlAdvance, "%s", s.sql.unhex("v.sum"), 1), "%s", rows, 1)
+	res, err := tx.Exec(s.sql.text(query), append([]any{m.now}, args...)...)
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n != int64(len(writers)) {
+		s.conflicts.Add(1)
+		return errConflict
+	}
+	return nil
+}

@@ -1,0 +1,180 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+)
+
+//go:embed migrations
+var migrations embed.FS
+
+const (
+	sqlMeta    = `SELECT value FROM usage_meta WHERE name = ?`
+	sqlSetMeta = `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value`
+	sqlNewMeta = `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING`
+)
+
+// prepare brings the tables up to date and returns the database's zone.
+func (s *Store) prepare(ctx context.Context, want *time.Location) (loc *time.Location, err error) {
+	for try := 0; ; try++ {
+		err = s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
+			loc, err = s.migrate(ctx, tx, want)
+			return err
+		})
+		var state sqlState
+		if errors.As(err, &state) && state.SQLState() == "55P03" && try < 10 && ctx.Err() == nil {
+			continue // another start holds the lock
+		}
+		if err != nil {
+			return nil, fmt.Errorf("store: New: %w%s", err, advice(err))
+		}
+		return loc, nil
+	}
+}
+
+// migrate applies the migrations that the database has not seen, in the order of
+// their names. A current database sees no DDL, and one of a later release is
+// left as it is: later tables serve this release, too.
+func (s *Store) migrate(ctx context.Context, tx *sqlx.Tx, want *time.Location) (*time.Location, error) {
+	if s.sql.sqlite {
+		if _, err := tx.ExecContext(ctx, `SELECT sqlite_version()`); err != nil {
+			return nil, fmt.Errorf("the database is not SQLite: %w", err)
+		}
+	}
+	if err := s.sql.begin(ctx, tx); err != nil {
+		return nil, err
+	}
+	version, err := s.schemaVersion(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	files, err := migrations.ReadDir("migrations/" + s.sql.name())
+	if err != nil {
+		return nil, err
+	}
+	if version < len(files) {
+		if _, err := tx.ExecContext(ctx, s.sql.migrationLock()); err != nil {
+			return nil, err
+		}
+		if version, err = s.schemaVersion(ctx, tx); err != nil { // others may have been first
+			return nil, err
+		}
+	}
+	for ; version < len(files); version++ {
+		name := files[version].Name()
+		text, err := migrations.ReadFile("migrations/" + s.sql.name() + "/" + name)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := tx.ExecContext(ctx, s.sql.text(string(text))); err != nil {
+			return nil, fmt.Errorf("migration %s: %w", name, err)
+		}
+		if _, err := tx.ExecContext(ctx, s.sql.text(sqlSetMeta), "schema", strconv.Itoa(version+1)); err != nil {
+			return nil, err
+		}
+	}
+	return s.zone(ctx, tx, want)
+}
+
+// schemaVersion is how many migrations the database has seen.
+func (s *Store) schemaVersion(ctx context.Context, tx *sqlx.Tx) (version int, err error) {
+	query, arg := s.sql.hasTable("usage_meta")
+	if err := tx.GetContext(ctx, &version, sqlx.Rebind(s.sql.bind, query), arg); err != nil || version == 0 {
+		return 0, err
+	}
+	var text string
+	switch err := tx.GetContext(ctx, &text, s.sql.text(sqlMeta), "schema"); {
+	case errors.Is(err, sql.ErrNoRows):
+		return 0, fault("usage_meta has no row named schema: is this table another application's?")
+	case err != nil:
+		return 0, err
+	}
+	if version, err = strconv.Atoi(text); err != nil {
+		return 0, fault(fmt.Sprintf("usage_meta: schema is %q, want a number", text))
+	}
+	return version, nil
+}
+
+// zone returns the database's zone, set by the first start.
+func (s *Store) zone(ctx context.Context, tx *sqlx.Tx, want *time.Location) (*time.Location, error) {
+	name := "UTC"
+	if want != nil {
+		name = want.String()
+	}
+	var meta []struct{ Name, Value string }
+	err := tx.SelectContext(ctx, &meta, s.sql.text(`SELECT name, value FROM usage_meta WHERE name IN ('id', 'zone', 'lease')`))
+	if err != nil {
+		return nil, err
+	}
+	has := map[string]string{}
+	for _, m := range meta {
+		has[m.Name] = m.Value
+	}
+	for _, m := range [][2]string{{"id", newID()}, {"zone", name}, {"lease", " 0"}} {
+		if _, ok := has[m[0]]; ok {
+			continue
+		}
+		if _, err := tx.ExecContext(ctx, s.sql.text(sqlNewMeta), m[0], m[1]); err != nil {
+			return nil, err
+		}
+	}
+	if had, ok := has["zone"]; ok && had != name {
+		if want != nil {
+			return nil, fault(fmt.Sprintf("Config.Location is %s, but this database counts hours and days in %s: leave Config.Location nil, or use a database of its own", name, had))
+		}
+		name = had
+	}
+	loc, err := time.LoadLocation(name)
+	if err != nil {
+		return nil, fault(fmt.Sprintf("the database's zone: %v: import _ \"time/tzdata\" where the system has no zones", err))
+	}
+	return loc, nil
+}
+
+// newID returns 128 random bits in hexadecimal.
+func newID() string {
+	b := make([]byte, 16)
+	_, _ = rand.Read(b) // never fails (crypto/rand)
+	return hex.EncodeToString(b)
+}
+
+// advice says what to do about an error that New met, where that is known.
+func advice(err error) string {
+	var (
+		ours  fault
+		state sqlState
+		file  interface{ Code() int } // SQLite's result code
+	)
+	switch {
+	case errors.As(err, &ours):
+		return ""
+	case errors.As(err, &file):
+		switch file.Code() & 0xff { // https://www.sqlite.org/rescode.html
+		case 8, 14: // READONLY, CANTOPEN
+			return ": the file and its directory must exist and be writable"
+		case 26: // NOTADB
+			return ": the file is not a SQLite database"
+		}
+		return ""
+	case !errors.As(err, &state):
+		return ": is the database there, and does its address lead to it?"
+	case class(state) == "28":
+		return ": check the user and the password of the database's address"
+	case state.SQLState() == "3D000":
+		return ": make the database (CREATE DATABASE), or correct its name"
+	case state.SQLState() == "3F000":
+		return ": make the schema (CREATE SCHEMA), or correct Config.Schema"
+	case state.SQLState() == "42501":
+		return ": the user needs CREATE on the schema at a release's first start, and SELECT, INSERT, UPDATE, DELETE on the usage_ tables (GRANT)"
+	}
+	return ""
+}

@@ -1,0 +1,90 @@
+// Package postgres opens a PostgreSQL pool for a store, on lib/pq. A pool of
+// one's own serves as well, of lib/pq or pgx: sqlx.NewDb(db, "pgx"). What Open
+// adds is that a server which stops answering cannot hold a connection for ever.
+package postgres
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"net"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+)
+
+const (
+	dialTimeout = 5 * time.Second
+	// answerTimeout ends a read or write on a connection whose server stands
+	// still: a context's deadline does not bound lib/pq. The store's own
+	// statements end on the server after 10 s.
+	answerTimeout = 30 * time.Second
+	writePiece    = 64 << 10 // bytes that one deadline is for
+)
+
+// Open returns a pool on the database at url:
+// postgres://user:password@host:port/database?sslmode=verify-full, or a
+// connection string of libpq. It dials nothing yet; what is wrong with the
+// address or the password is an error of store.New. Its own error never holds
+// the url, as that may hold a password.
+func Open(url string) (*sqlx.DB, error) {
+	if url == "" {
+		return nil, errors.New("postgres: the database's URL is empty: want postgres://user:password@host:port/database")
+	}
+	cfg, err := pq.NewConfig(url)
+	if err != nil {
+		return nil, errors.New("postgres: the database's URL cannot be understood: want postgres://user:password@host:port/database, with special characters in the password percent-encoded (it is not shown here, as it may hold one)")
+	}
+	cfg.BinaryParameters = true // one round trip per statement, and no named ones: PgBouncer
+	connector, err := pq.NewConnectorConfig(cfg)
+	if err != nil {
+		return nil, errors.New("postgres: the database's URL has settings that do not go together (it is not shown here, as it may hold a password)")
+	}
+	connector.Dialer(dialer{})
+	return sqlx.NewDb(sql.OpenDB(connector), "postgres"), nil
+}
+
+// dialer makes connections whose reads and writes end.
+type dialer struct{}
+
+func (d dialer) Dial(network, address string) (net.Conn, error) {
+	return d.DialContext(context.Background(), network, address)
+}
+
+func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return d.DialContext(ctx, network, address)
+}
+
+func (dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	nd := net.Dialer{Timeout: dialTimeout}
+	c, err := nd.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return &conn{c}, nil
+}
+
+// conn gives every read, and every piece of a write, a deadline of its own.
+type conn struct{ net.Conn }
+
+func (c *conn) Read(p []byte) (int, error) {
+	if err := c.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Read(p)
+}
+
+func (c *conn) Write(p []byte) (n int, err error) {
+	for err == nil && n < len(p) {
+		if err = c.SetWriteDeadline(time.Now().Add(answerTimeout)); err != nil {
+			break
+		}
+		var m int
+		m, err = c.Conn.Write(p[n:min(n+writePiece, len(p))])
+		n += m
+	}
+	return n, err
+}

@@ -1,0 +1,204 @@
+package store
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/usagekit/usagekit/internal/counter"
+)
+
+// Query selects counters, and for ranges, buckets. The zero Query selects
+// everything, of all time. Conditions are joined by "and".
+type Query struct {
+	Name     string   // exactly this name
+	Prefix   string   // names that begin so
+	Measure  string   // names that end in "."+Measure
+	Contains string   // names that contain this; ASCII letters match in either case
+	Except   []string // names that begin with one of these are left out
+
+	// The half-open range [From, To), widened to whole buckets. A zero From or
+	// To leaves that end open; both zero mean all time.
+	From, To time.Time
+
+	Step  Step // of the buckets; 0: the finest that is kept
+	Limit int  // names (Totals, History) or subjects (Rows), the largest; 0: all
+}
+
+// Step is the length of a history bucket. Buckets start at the local hour, day
+// or month of the store's zone.
+type Step int
+
+// Hours are kept for every group but "user", days for every group, months for
+// "user". A coarser step is summed from a finer one.
+const (
+	Hour  Step = 1
+	Day   Step = 2
+	Month Step = 3
+)
+
+// Count is one counter's number: of all time, of a range, or of one bucket.
+type Count struct {
+	Name  string
+	Start time.Time // of its bucket, in the store's zone; zero in totals
+	N     int64     // 0 … 2^53−1, exact in JSON and JavaScript
+}
+
+// Row is one subject with all its measures: for group "api" and subject
+// "GET /novels/{id}", the counts of requests, status_2xx, latency_5ms and so on.
+type Row struct {
+	Group, Subject string
+	Counts         map[string]int64 // by measure
+}
+
+// Quantile returns the duration that a share p of the requests, 0 … 1, took at
+// most: interpolated within its latency_ bucket, 10 s when it lies beyond the
+// last bound, 0 when no latency was measured.
+func (r Row) Quantile(p float64) time.Duration {
+	bounds := [...]int{0, 5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10000} // ms
+	var counts [len(bounds)]int64                                                               // up to the bound; the first: beyond the last
+	counts[0] = r.Counts["latency_inf"]
+	total := float64(counts[0])
+	for i, b := range bounds[1:] {
+		counts[i+1] = r.Counts[fmt.Sprintf("latency_%dms", b)]
+		total += float64(counts[i+1])
+	}
+	if total == 0 || math.IsNaN(p) {
+		return 0
+	}
+	rank := min(max(p, 0), 1) * total
+	below := 0.0
+	for i := 1; i < len(bounds); i++ {
+		n := float64(counts[i])
+		if n > 0 && below+n >= rank {
+			low, high := float64(bounds[i-1]), float64(bounds[i])
+			return time.Duration((low + (high-low)*(rank-below)/n) * float64(time.Millisecond))
+		}
+		below += n
+	}
+	return time.Duration(bounds[len(bounds)-1]) * time.Millisecond
+}
+
+// queryError is what is wrong with a Query.
+type queryError string
+
+func (e queryError) Error() string { return "store: Query: " + string(e) }
+
+// InvalidQuery returns the error's text without its prefix: a caller can tell by
+// this method that its query is at fault, and not the database.
+func (e queryError) InvalidQuery() string { return string(e) }
+
+// check validates q and resolves its step.
+func (q *Query) check() error {
+	for field, text := range map[string]string{"Name": q.Name, "Prefix": q.Prefix, "Measure": q.Measure, "Contains": q.Contains, "Except": strings.Join(q.Except, "")} {
+		if !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
+			return queryError(field + " is no valid UTF-8, or holds a NUL")
+		}
+	}
+	switch {
+	case q.Limit < 0:
+		return queryError(fmt.Sprintf("Limit is %d: want a positive number, or 0 for all", q.Limit))
+	case q.Step < 0 || q.Step > Month:
+		return queryError(fmt.Sprintf("Step is %d: want Hour, Day or Month, or 0 for the finest kept", q.Step))
+	case !q.From.IsZero() && !q.To.IsZero() && !q.From.Before(q.To):
+		return queryError("From must be before To")
+	}
+	if q.Name != "" {
+		q.Name = counter.Clean(q.Name)
+	}
+	users, plain := q.groups()
+	switch {
+	case q.Name == activeMonthly && q.Step == 0:
+		q.Step = Month
+	case q.Name == activeMonthly && q.Step != Month:
+		return queryError(fmt.Sprintf("Step %v is finer than kept: %s is kept by month", q.Step, activeMonthly))
+	case q.Name == activeDaily && q.Step == Month:
+		return queryError(fmt.Sprintf("Step month: %s cannot be summed over days; the users of a month are %s", activeDaily, activeMonthly))
+	case q.Step == Hour && users:
+		return queryError("Step hour is finer than kept: users are kept by day; choose other names, or leave them out with Except")
+	case q.Step == 0 && plain && !users:
+		q.Step = Hour
+	case q.Step == 0:
+		q.Step = Day
+	}
+	return nil
+}
+
+// ranged tells whether q asks for a part of time.
+func (q *Query) ranged() bool { return !q.From.IsZero() || !q.To.IsZero() }
+
+// groups tells whether q may select users, and whether others: their history is
+// kept in different steps.
+func (q *Query) groups() (users, plain bool) {
+	const user = "user."
+	switch {
+	case q.Name != "":
+		users = strings.HasPrefix(q.Name, user)
+		plain = !users
+	case strings.HasPrefix(q.Prefix, user):
+		users = true
+	default:
+		plain = true
+		users = strings.HasPrefix(user, q.Prefix) && !slices.ContainsFunc(q.Except, func(e string) bool { return strings.HasPrefix(user, e) })
+	}
+	return users, plain
+}
+
+// matches tells whether q selects name, as the SQL of condition does.
+func (q *Query) matches(name string) bool {
+	return (q.Name == "" || name == q.Name) && strings.HasPrefix(name, q.Prefix) &&
+		(q.Measure == "" || strings.HasSuffix(name, "."+q.Measure)) &&
+		strings.Contains(lower(name), lower(q.Contains)) &&
+		!slices.ContainsFunc(q.Except, func(e string) bool { return strings.HasPrefix(name, e) })
+}
+
+// lower folds ASCII letters, as SQLite's lower does, and PostgreSQL's in "C".
+func lower(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			r += 'a' - 'A'
+		}
+		return r
+	}, s)
+}
+
+// after returns the least string that is greater than every string that begins
+// with prefix; "" when there is none.
+func after(prefix string) string {
+	for prefix != "" {
+		r, size := utf8.DecodeLastRuneInString(prefix)
+		prefix = prefix[:len(prefix)-size]
+		switch r {
+		case utf8.MaxRune: // the rune before it moves
+		case 0xD7FF: // surrogates are no characters
+			return prefix + "\uE000"
+		default:
+			return prefix + string(r+1)
+		}
+	}
+	return ""
+}
+
+// String returns "hour", "day" or "month".
+func (s Step) String() string {
+	switch s {
+	case Hour:
+		return "hour"
+	case Day:
+		return "day"
+	case Month:
+		return "month"
+	}
+	return fmt.Sprintf("Step(%d)", int(s))
+}
+
+// sortCounts puts the largest first.
+func sortCounts(counts []Count) {
+	slices.SortFunc(counts, func(a, b Count) int {
+		return cmp.Or(cmp.Compare(b.N, a.N), cmp.Compare(a.Name, b.Name))
+	})
+}

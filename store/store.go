@@ -1,0 +1,299 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/counter"
+)
+
+// Config configures a Store. The zero Config is ready to use.
+type Config struct {
+	// Location decides where hours, days and months begin. nil: the zone that
+	// the database already has, UTC when it is new. A zone other than the
+	// database's is an error, as is one that time.LoadLocation does not know.
+	Location *time.Location
+
+	// Schema qualifies every table; PostgreSQL only, and it must exist. "": the
+	// connection's search path.
+	Schema string
+
+	// Interval is the time between flushes, and between folds. 0: 1 s.
+	Interval time.Duration
+
+	// MaxNames is how many new names a group may get in one generation (one
+	// Interval, while the database answers). What is beyond counts under the
+	// subject "(other)", so sums stay right. 0: 100,000.
+	MaxNames int
+
+	// Logger gets a line per change of state, never one per request or per
+	// failed attempt. nil: slog.Default().
+	Logger *slog.Logger
+}
+
+// Stats is a Store's state at a moment.
+type Stats struct {
+	Pending       int       // names with counts that the database has not acknowledged
+	Oldest        time.Time // when the oldest of those counts was made; zero: there is none
+	Lost          int64     // counts that came after Shutdown
+	Overflow      int64     // counts under (other), because of MaxNames
+	Invalid       int64     // Adds refused: n out of 1 … 2^53−1, or a derived name
+	FoldedThrough time.Time // every batch that reached the database before is in what was read last; zero: nothing was read
+	Degraded      string    // why counts are kept less safely than configured; "": they are not
+	Err           error     // why the last flush or fold failed; nil: it did not
+}
+
+// ErrUnavailable is in every error that means "the database does not answer
+// now": the same call may work later.
+var ErrUnavailable = errors.New("store: the database is not available")
+
+// UndeliveredError is what Shutdown returns when it could not bring all counts
+// into the database. Counts has them by name. The last batch may have been
+// stored although its answer was lost.
+type UndeliveredError struct {
+	Counts []Count
+	Err    error
+}
+
+func (e *UndeliveredError) Error() string {
+	return fmt.Sprintf("store: %d names have counts that did not reach the database: %v", len(e.Counts), e.Err)
+}
+
+func (e *UndeliveredError) Unwrap() error { return e.Err }
+
+// Store counts, and brings the counts into its database. Its methods may be
+// called from any number of goroutines.
+type Store struct {
+	db       *sqlx.DB
+	sql      dialect
+	log      *slog.Logger
+	interval time.Duration
+	calendar calendar
+	writer   string // random, of this Store alone
+	live     *counter.Set
+	reads    *lane
+	writes   *lane
+
+	run    context.Context // ends the goroutines
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	wake   chan struct{} // a batch waits to be sent
+	kick   chan struct{} // a batch waits to be folded
+
+	derivedOnce   sync.Once
+	foldedThrough atomic.Int64 // Unix ms; 0: unknown
+	conflicts     atomic.Int64 // folds undone by the guard
+
+	mu      sync.Mutex
+	seq     int64         // of the last sealed batch
+	acked   int64         // of the last batch that the database has
+	queue   []sealed      // acked+1 … seq
+	changed chan struct{} // closed, and made anew, when acked moves
+	sendErr error
+	foldErr error
+	failing time.Time // since when; zero: it works
+
+	folding folding
+
+	stopOnce sync.Once
+	stopped  chan struct{}
+	stopErr  error
+}
+
+// New opens the store: it makes or updates its tables, which only a first start
+// of a release does, and starts counting. ctx bounds New alone. The caller
+// closes db, after Shutdown.
+func New(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
+	if db == nil {
+		return nil, errors.New("store: New needs a database: see postgres.Open and sqlite.Open")
+	}
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	d, err := newDialect(db.DriverName(), cfg.Schema)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{
+		db: db, sql: d, log: cfg.Logger, interval: cfg.Interval,
+		writer: newID(),
+		reads:  newLane(), writes: newLane(),
+		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1),
+		changed: make(chan struct{}), stopped: make(chan struct{}),
+	}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	if s.interval == 0 {
+		s.interval = time.Second
+	}
+	maxNames := cfg.MaxNames
+	if maxNames == 0 {
+		maxNames = 100_000
+	}
+	s.live = counter.New(maxNames, s.refused)
+	loc, err := s.prepare(ctx, cfg.Location)
+	if err != nil {
+		return nil, err
+	}
+	s.calendar = calendar{loc}
+	s.run, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	for _, loop := range []func(){s.sealLoop, s.sendLoop, s.foldLoop} {
+		s.wg.Go(loop)
+	}
+	return s, nil
+}
+
+func (c Config) check() error {
+	if c.Interval < 0 {
+		return fmt.Errorf("store: Config.Interval is %v: want a positive duration, or 0 for 1 s", c.Interval)
+	}
+	if c.MaxNames < 0 {
+		return fmt.Errorf("store: Config.MaxNames is %d: want a positive number, or 0 for 100,000", c.MaxNames)
+	}
+	if strings.ContainsAny(c.Schema, "\"\x00?") {
+		return fmt.Errorf("store: Config.Schema %q: a schema's name without quotes or question marks is wanted", c.Schema)
+	}
+	if c.Location != nil {
+		name := c.Location.String()
+		if _, err := time.LoadLocation(name); err != nil || name == "Local" || name == "" {
+			return fmt.Errorf("store: Config.Location %q: want a zone that time.LoadLocation knows by its name, such as UTC or Europe/Berlin", name)
+		}
+	}
+	return nil
+}
+
+// Add counts n, 1 … 2^53−1, under name. It never blocks, fails or panics. The
+// package comment says what names mean.
+func (s *Store) Add(name string, n int64) { s.live.Add(name, n) }
+
+// Inc counts 1 under name.
+func (s *Store) Inc(name string) { s.live.Add(name, 1) }
+
+func (s *Store) refused(name string) {
+	s.derivedOnce.Do(func() {
+		s.log.Warn("usagekit: a derived counter cannot be added to; it is computed from user.<id>.requests and api.<route>.requests: count those", "name", name)
+	})
+}
+
+// SplitName cuts a name into its group (before the first dot), measure (after
+// the last dot) and subject (between them, dots included): "user.42.requests"
+// is user, 42, requests; "a.b" is a, "", b; "x" is other, "", x.
+func SplitName(name string) (group, subject, measure string) { return counter.Split(name) }
+
+// Location returns the zone in which the store's hours, days and months begin.
+func (s *Store) Location() *time.Location { return s.calendar.loc }
+
+// Stats returns the store's state. It does not ask the database.
+func (s *Store) Stats() Stats {
+	st := Stats{
+		Pending:  s.live.Live(),
+		Oldest:   s.live.Opened(),
+		Lost:     s.live.Lost(),
+		Overflow: s.live.Overflow(),
+		Invalid:  s.live.Invalid(),
+	}
+	if ms := s.foldedThrough.Load(); ms != 0 {
+		st.FoldedThrough = time.UnixMilli(ms).In(s.calendar.loc)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range s.queue {
+		st.Pending += b.names
+	}
+	if len(s.queue) > 0 {
+		st.Oldest = time.UnixMilli(s.queue[0].opened)
+	}
+	if !st.Oldest.IsZero() {
+		st.Oldest = st.Oldest.In(s.calendar.loc)
+	}
+	if st.Err = s.sendErr; st.Err == nil {
+		st.Err = s.foldErr
+	}
+	return st
+}
+
+// Flush brings all that was added before into the database, folded: Get,
+// Totals, Rows and History see it when Flush returns nil.
+func (s *Store) Flush(ctx context.Context) error {
+	seq, err := s.deliver(ctx)
+	if err == nil {
+		err = s.foldThrough(ctx, seq)
+	}
+	if err != nil {
+		return fmt.Errorf("store: flush: %w", err)
+	}
+	return nil
+}
+
+// Shutdown brings what is left into the database and stops the store. It never
+// outlasts ctx: counts that could not be delivered by then come back as an
+// *UndeliveredError. Later calls return what the first one did.
+func (s *Store) Shutdown(ctx context.Context) error {
+	first := false
+	s.stopOnce.Do(func() { first = true })
+	if first {
+		s.stopErr = s.stop(ctx)
+		close(s.stopped)
+	}
+	select {
+	case <-s.stopped:
+		return s.stopErr
+	case <-ctx.Done():
+		return fmt.Errorf("store: another Shutdown is still at work: %w", ctx.Err())
+	}
+}
+
+func (s *Store) stop(ctx context.Context) error {
+	s.mu.Lock()
+	if b, ok := s.live.Close(); ok {
+		s.enqueue(b)
+	}
+	seq := s.seq
+	s.mu.Unlock()
+	err := s.acknowledged(ctx, seq)
+	if err == nil {
+		// What is in the inbox is stored: a fold that does not get its turn
+		// now is the next one's.
+		if s.foldThrough(ctx, seq) == nil {
+			s.release(ctx)
+		}
+	}
+	s.cancel()
+	s.wg.Wait() // the loops hold nothing that can hang: each attempt has a goroutine of its own
+	if err == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sums := map[string]int64{}
+	for _, b := range s.queue {
+		batch, err := counter.Decode(b.payload)
+		if err != nil {
+			continue // it was encoded by us a moment ago
+		}
+		for _, c := range batch.Counts {
+			sums[c.Name] = addCapped(sums[c.Name], c.N)
+		}
+	}
+	if len(sums) == 0 {
+		return nil
+	}
+	u := &UndeliveredError{Err: err}
+	for name, n := range sums {
+		u.Counts = append(u.Counts, Count{Name: name, N: n})
+	}
+	sortCounts(u.Counts)
+	return u
+}
+
+// addCapped adds two counts; it saturates as every count does.
+func addCapped(a, b int64) int64 { return min(a+b, counter.Max) }

@@ -1,0 +1,149 @@
+package store
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// lane lets one transaction through at a time: a Store has one for reads and one
+// for writes, hence two connections. An attempt that outlives its timer cannot
+// be stopped (a context does not bound lib/pq on a server that stands still); it
+// is abandoned, and up to two of those make room for the next.
+type lane struct {
+	free    chan struct{} // one token
+	reserve chan struct{} // two more, for those that take an abandoned one's place
+}
+
+func newLane() *lane {
+	l := &lane{make(chan struct{}, 1), make(chan struct{}, 2)}
+	l.free <- struct{}{}
+	l.reserve <- struct{}{}
+	l.reserve <- struct{}{}
+	return l
+}
+
+// panicError is a panic in a transaction of ours. It carries no stack of the
+// caller's: the value says what went wrong.
+type panicError struct{ value any }
+
+func (e panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
+
+// attempt runs f in one explicit transaction on a connection of its own, and
+// returns after limit or when ctx ends, whatever the server does. An error says
+// nothing about whether the transaction took place. Nothing else in this package
+// touches the pool: through PgBouncer, a statement outside a transaction may
+// reach another client's session.
+func (s *Store) attempt(ctx context.Context, l *lane, limit time.Duration, f func(*sqlx.Tx) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	select {
+	case <-l.free:
+	case <-ctx.Done():
+		return unavailable(ctx.Err())
+	}
+	done := make(chan error, 1)
+	var left atomic.Bool // by whoever comes first: the end of f, or the timer
+	go func() {
+		err := s.transact(ctx, l == s.writes, f)
+		if left.CompareAndSwap(false, true) {
+			l.free <- struct{}{}
+		} else {
+			l.reserve <- struct{}{}
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return unavailable(err)
+	case <-ctx.Done():
+	}
+	select {
+	case <-l.reserve:
+		if left.CompareAndSwap(false, true) {
+			l.free <- struct{}{}
+		} else {
+			l.reserve <- struct{}{}
+		}
+	default: // the lane stays closed until one of the abandoned returns
+	}
+	select {
+	case err := <-done:
+		return unavailable(err)
+	default:
+		return unavailable(ctx.Err())
+	}
+}
+
+func (s *Store) transact(ctx context.Context, write bool, f func(*sqlx.Tx) error) (err error) {
+	conn, err := s.db.Connx(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer func() {
+		if err != nil {
+			// lib/pq 1.12.0-1.12.3 can keep a connection that is broken for good.
+			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+		}
+	}()
+	tx, err := conn.BeginTxx(ctx, s.sql.txOptions(write))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if v := recover(); v != nil {
+			err = panicError{v}
+		}
+		if err != nil {
+			_ = tx.Rollback()
+		}
+	}()
+	if err := f(tx); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// fault is an error of our own making: trying again does not help.
+type fault string
+
+func (f fault) Error() string { return string(f) }
+
+// sqlState is how lib/pq and pgx give the SQLSTATE of an error.
+type sqlState interface{ SQLState() string }
+
+// unavailable marks the errors that mean "not now": all but those that a server
+// gives for what was asked of it, and panics.
+func unavailable(err error) error {
+	if err == nil {
+		return nil
+	}
+	var state sqlState
+	if errors.As(err, &state) {
+		switch class(state) {
+		case "08", "40", "53", "55", "57", "58", "25":
+		default:
+			return err
+		}
+	}
+	var (
+		p    panicError
+		ours fault
+	)
+	if errors.As(err, &p) || errors.As(err, &ours) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// class returns the first two characters of the SQLSTATE: its class.
+func class(s sqlState) string {
+	code := s.SQLState()
+	return code[:min(2, len(code))]
+}
