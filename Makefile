@@ -1,0 +1,36 @@
+# usagekit needs Go 1.26. `make` lists what there is to do.
+
+GO         ?= go
+GOFILES     = $(shell git ls-files -co --exclude-standard '*.go')
+staticcheck = $(GO) tool -modfile=internal/tools/go.mod staticcheck
+
+.DEFAULT_GOAL := help
+.PHONY: help run test race lint postgresql
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## serve the example with demo traffic on SQLite (ADDR, DB and ARGS change that)
+	$(GO) run ./example -addr $(or $(ADDR),127.0.0.1:8080) -db $(or $(DB),usage.db) -demo $(ARGS)
+
+test: postgresql ## all tests, on SQLite and on a private PostgreSQL
+	USAGEKIT_PG=require $(GO) test -shuffle=on ./...
+
+race: postgresql ## all tests under the race detector
+	USAGEKIT_PG=require $(GO) test -race -shuffle=on ./...
+
+lint: ## gofmt, vet, staticcheck, go mod tidy
+	@unformatted="$$(gofmt -l $(GOFILES))"; [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(staticcheck) ./...
+	$(GO) mod tidy -diff
+
+# The tests start a PostgreSQL of their own and need its programs for that.
+postgresql:
+	@if command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb /opt/homebrew/opt/postgresql*/bin/initdb >/dev/null 2>&1; then exit 0; fi; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends postgresql; \
+	else \
+		echo "The tests need PostgreSQL's server programs (14 or later):" >&2; \
+		echo "  Debian, Ubuntu: sudo apt-get install postgresql    macOS: brew install postgresql@17" >&2; exit 1; \
+	fi

@@ -1,0 +1,253 @@
+package counter
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"unsafe"
+)
+
+func newSet(t *testing.T, maxNames int) *Set {
+	t.Helper()
+	return New(maxNames, func(string) {})
+}
+
+// sum adds up a batch by name.
+func sum(into map[string]int64, b Batch) {
+	for _, c := range b.Counts {
+		into[c.Name] += c.N
+	}
+}
+
+// Adds from many goroutines, while others seal all the time: each count is in
+// exactly one batch. Sealing by reading a word and then setting it to zero, or
+// by a swap, would fail here now and then, and under the race detector always.
+func TestSealingIsExact(t *testing.T) {
+	const adders, each, names = 4, 50_000, 40
+	s := newSet(t, 1000)
+	got := map[string]int64{}
+	var adding sync.WaitGroup
+	for a := range adders {
+		adding.Go(func() {
+			r := rand.New(rand.NewPCG(1, uint64(a)))
+			for range each {
+				s.Add(fmt.Sprintf("feature.f%d.used", r.IntN(names)), 1)
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { adding.Wait(); close(done) }()
+	seals := 0
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		default:
+		}
+		if b, ok := s.Seal(); ok {
+			seals++
+			sum(got, b)
+			s.Prepare(b)
+		}
+	}
+	if b, ok := s.Close(); ok {
+		sum(got, b)
+	}
+	total := int64(0)
+	for _, n := range got {
+		total += n
+	}
+	if total != adders*each {
+		t.Errorf("%d of %d adds are in %d batches", total, adders*each, seals)
+	}
+	if seals < 2 {
+		t.Errorf("%d seals prove nothing", seals)
+	}
+}
+
+func TestSealGivesEachCountOnce(t *testing.T) {
+	s := newSet(t, 10)
+	if _, ok := s.Seal(); ok {
+		t.Error("an empty generation was sealed")
+	}
+	s.Add("feature.a.used", 2)
+	b, ok := s.Seal()
+	if !ok || len(b.Counts) != 1 || b.Counts[0] != (Count{"feature.a.used", 2}) || b.Opened == 0 {
+		t.Fatalf("Seal() = %+v, %v", b, ok)
+	}
+	s.Prepare(b) // carries the name over, with no count
+	if b, ok := s.Seal(); ok {
+		t.Errorf("sealed again without an Add: %+v", b)
+	}
+	s.Add("feature.b.used", 3)
+	s.Add("feature.a.used", 1)
+	b, _ = s.Seal()
+	got := map[string]int64{}
+	sum(got, b)
+	if len(got) != 2 || got["feature.a.used"] != 1 || got["feature.b.used"] != 3 {
+		t.Errorf("second batch: %v", got)
+	}
+}
+
+func TestAddAfterCloseIsLostAndCounted(t *testing.T) {
+	s := newSet(t, 10)
+	s.Add("a.b.c", 1)
+	if b, ok := s.Close(); !ok || len(b.Counts) != 1 {
+		t.Errorf("Close() = %+v, %v", b, ok)
+	}
+	s.Add("a.b.c", 5)
+	if got := s.Lost(); got != 5 {
+		t.Errorf("Lost() = %d, want 5", got)
+	}
+	if _, ok := s.Close(); ok {
+		t.Error("Close gave counts twice")
+	}
+}
+
+func TestNumbersOutOfRangeAreRefused(t *testing.T) {
+	s := newSet(t, 10)
+	for _, n := range []int64{0, -1, -1 << 63, Max + 1, 1<<63 - 1} {
+		s.Add("a.b.c", n)
+	}
+	if got := s.Invalid(); got != 5 {
+		t.Errorf("Invalid() = %d, want 5", got)
+	}
+	s.Add("a.b.c", Max)
+	s.Add("a.b.c", Max)
+	b, _ := s.Seal()
+	if len(b.Counts) != 1 || b.Counts[0].N != Max {
+		t.Errorf("a full counter does not stay full: %+v", b.Counts)
+	}
+}
+
+func TestDerivedNamesAreRefused(t *testing.T) {
+	var told []string
+	s := New(10, func(name string) { told = append(told, name) })
+	for _, name := range []string{"api.requests.total", "api.requests.today", "user.active.daily", "user.active.monthly"} {
+		s.Add(name, 1)
+	}
+	if _, ok := s.Seal(); ok || s.Invalid() != 4 || len(told) != 4 {
+		t.Errorf("sealed %v, Invalid %d, told %q", ok, s.Invalid(), told)
+	}
+}
+
+// Past a cap, sums stay right under (other), measure by measure.
+func TestCap(t *testing.T) {
+	s := newSet(t, 3)
+	for i := range 10 {
+		s.Add(fmt.Sprintf("user.%d.requests", i), 1)
+		s.Add(fmt.Sprintf("api.requests.area%d", i), 1)
+		s.Add(fmt.Sprintf("api.GET /%d.requests", i), 1)
+	}
+	for i := range 100 {
+		s.Add(fmt.Sprintf("feature.f.m%d", i), 1)
+	}
+	b, _ := s.Seal()
+	got := map[string]int64{}
+	sum(got, b)
+	perGroup := map[string]int64{}
+	measures := 0
+	for name, n := range got {
+		group, subject, _ := Split(name)
+		perGroup[group] += n
+		if group == "feature" && subject == Other {
+			measures++
+		}
+	}
+	if perGroup["user"] != 10 || perGroup["api"] != 20 || perGroup["feature"] != 100 {
+		t.Errorf("sums do not reconcile: %v", perGroup)
+	}
+	if got["user.(other).requests"] != 7 {
+		t.Errorf("user.(other).requests = %d, want 7", got["user.(other).requests"])
+	}
+	if got["api.requests.(other)"] == 0 || got["api.(other).requests"] == 0 {
+		t.Errorf("areas and routes beyond the cap: %v", got)
+	}
+	if measures != otherMeasures+1 || got["feature.(other).(other)"] != 100-3-otherMeasures {
+		t.Errorf("%d measures of (other), %d beyond them", measures, got["feature.(other).(other)"])
+	}
+	if s.Overflow() != 7+(20-3)+97 {
+		t.Errorf("Overflow() = %d", s.Overflow())
+	}
+}
+
+// A hostile client that names groups cannot make their number grow.
+func TestGroupsAreBounded(t *testing.T) {
+	s := newSet(t, 1000)
+	for i := range 500 {
+		s.Add(fmt.Sprintf("g%d.s.requests", i), 1)
+	}
+	b, _ := s.Seal()
+	groups, total := map[string]bool{}, int64(0)
+	for _, c := range b.Counts {
+		group, _, _ := Split(c.Name)
+		groups[group] = true
+		total += c.N
+	}
+	if len(groups) > maxGroups+1 || total != 500 {
+		t.Errorf("%d groups, sum %d", len(groups), total)
+	}
+}
+
+func TestNamesAreCloned(t *testing.T) {
+	s := newSet(t, 10)
+	buf := []byte("user.42.requests")
+	s.Add(unsafe.String(&buf[0], len(buf)), 1)
+	copy(buf, "user.43.requests")
+	b, _ := s.Seal()
+	if b.Counts[0].Name != "user.42.requests" {
+		t.Errorf("the name changed to %q", b.Counts[0].Name)
+	}
+}
+
+func TestClean(t *testing.T) {
+	long := strings.Repeat("x", 600)
+	for _, c := range []struct{ name, want string }{
+		{"user.42.requests", "user.42.requests"},
+		{"x", "x"},
+		{"a.b", "a.b"},
+		{"user.a.b.c.requests", "user.a.b.c.requests"},
+		{"user.\xff.requests", "user.\uFFFD.requests"},
+		{"user.a\x00b\r\n.requests", "user.a\uFFFDb\uFFFD\uFFFD.requests"},
+		{"user.\u0085.requests", "user.\uFFFD.requests"},
+		{"user.\u202e.requests", "user.\u202e.requests"}, // bidi is data: the page isolates it
+		{`user."; DROP TABLE%_'.requests`, `user."; DROP TABLE%_'.requests`},
+		{"", "other.(invalid).(invalid)"},
+		{".", "other.(invalid).(invalid)"},
+		{".a.b", "other.(invalid).b"},
+		{"a.", "a.(invalid).(invalid)"},
+		{"a.b.", "a.(invalid).(invalid)"},
+		{strings.Repeat("g", 65) + ".s.m", "other.(invalid).m"},
+		{"g.s." + strings.Repeat("m", 65), "g.(invalid).(invalid)"},
+		{strings.Repeat("m", 65), "other.(invalid).(invalid)"},
+	} {
+		if got := Clean(c.name); got != c.want {
+			t.Errorf("Clean(%.80q) = %q, want %q", c.name, got, c.want)
+		}
+	}
+	one, two := Clean("user."+long+"1.requests"), Clean("user."+long+"2.requests")
+	if one == two || len(one) > maxName || !strings.HasPrefix(one, "user.xxxx") || !strings.HasSuffix(one, ".requests") {
+		t.Errorf("long subjects: %q and %q", one, two)
+	}
+	if got := Clean("user." + strings.Repeat("é", 400) + ".requests"); len(got) > maxName || Clean(got) != got {
+		t.Errorf("a long subject of two-byte letters: %q", got)
+	}
+}
+
+func FuzzClean(f *testing.F) {
+	for _, s := range []string{"user.42.requests", "", ".", "..", "a.\xff\x00.b", strings.Repeat("é", 300) + ".b.c", "api.requests.total"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		clean := Clean(name)
+		if Clean(clean) != clean {
+			t.Errorf("Clean(%q) = %q, which is not clean: %q", name, clean, Clean(clean))
+		}
+		group, subject, measure := Split(clean)
+		if group == "" || len(group) > maxPart || measure == "" || len(measure) > maxPart || len(clean) > maxName {
+			t.Errorf("Clean(%q) = %q: %q, %q, %q", name, clean, group, subject, measure)
+		}
+	})
+}

@@ -1,0 +1,137 @@
+// Package middleware names and counts the requests of an HTTP server.
+//
+//	count := middleware.New(usage, middleware.Config{User: userID})
+//	http.ListenAndServe(addr, count(mux))
+//
+// Each request is counted once, when its response starts, so what was answered
+// was counted:
+//
+//	api.<route>.requests       the route is "GET /novels/{id}": method and pattern, never the path
+//	api.<route>.status_2xx     by class, 1xx … 5xx
+//	api.<route>.latency_5ms    by time until the handler returned; bounds below
+//	api.requests.<area>        when Config.Area names one
+//	user.<id>.requests         when the user is known
+//	error.panic                of handlers
+//
+// It knows net/http and a Recorder, nothing else. A Recorder in trouble, or a
+// callback that panics, never delays, fails or changes a response.
+//
+// The route is known to a middleware around the router as long as nobody in
+// between copies the request (http.TimeoutHandler, http.StripPrefix and most
+// authentication does). Where somebody does, wrap the inner handler, too:
+// count(auth(count(mux))) counts once, with the inner's route. That works through
+// every ResponseWriter that has Unwrap; http.TimeoutHandler's has none, so there
+// count only inside or only outside of it.
+//
+// Read this file, then response.go; wrap_generated.go gives a wrapped writer the
+// optional interfaces of the one inside.
+package middleware
+
+import (
+	"net/http"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Recorder counts: a *store.Store, or whatever a test wants.
+type Recorder interface {
+	Add(name string, n int64)
+}
+
+// Config says what the requests are to be counted under. The zero Config counts
+// routes, status and latency.
+type Config struct {
+	// User, Route and Area are asked when the response starts. "" means nobody,
+	// unknown and none. The user is an id as the application knows it, the route
+	// a pattern (a method is put in front when it has none), the area a part of
+	// the application. One that panics counts as "(error)".
+	User, Route, Area func(*http.Request) string
+
+	// Skip are paths that are not counted. "/usage/" covers all below it, and
+	// "/usage"; "/healthz" covers itself.
+	Skip []string
+}
+
+// New returns a middleware that counts what passes through it with rec. Inside
+// another one of the same rec it only tells that one what it knows, so a request
+// is counted once. A nil rec counts nothing.
+func New(rec Recorder, cfg Config) func(http.Handler) http.Handler {
+	if rec == nil {
+		return func(next http.Handler) http.Handler { return next }
+	}
+	m := &middleware{rec: rec, cfg: cfg, comparable: reflect.ValueOf(rec).Comparable()}
+	m.cfg.Skip = slices.Clone(cfg.Skip)
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { m.serve(next, w, r) })
+	}
+}
+
+// SetUser says which user the request is from; it wins over Config.User. It has
+// an effect until the response starts, on every middleware around w.
+func SetUser(w http.ResponseWriter, id string) {
+	for c := range responses(w) {
+		c.user = id
+	}
+}
+
+// SetRoute says which route the request took, as SetUser does the user: for
+// routers that do not set http.Request.Pattern.
+func SetRoute(w http.ResponseWriter, pattern string) {
+	for c := range responses(w) {
+		c.route = pattern
+	}
+}
+
+type middleware struct {
+	rec        Recorder
+	cfg        Config
+	comparable bool // rec may be compared
+}
+
+func (m *middleware) serve(next http.Handler, w http.ResponseWriter, r *http.Request) {
+	if m.skips(r.URL.Path) {
+		next.ServeHTTP(w, r)
+		return
+	}
+	for outer := range responses(w) {
+		if m.same(outer.in) {
+			outer.enter(r, m.cfg)
+			next.ServeHTTP(w, r)
+			return
+		}
+	}
+	c, wrapped := wrap(w)
+	c.ResponseWriter, c.in, c.since = w, m, time.Now()
+	c.enter(r, m.cfg)
+	returned := false
+	defer func() {
+		if returned {
+			c.end(http.StatusOK)
+			return
+		}
+		// A panic, or runtime.Goexit, on which net/http sends no answer.
+		v := recover()
+		c.end(http.StatusInternalServerError)
+		if v != nil {
+			c.panicked()
+			panic(v)
+		}
+	}()
+	next.ServeHTTP(wrapped, r)
+	returned = true
+}
+
+func (m *middleware) same(other *middleware) bool {
+	return m == other || m.comparable && other.comparable && m.rec == other.rec
+}
+
+func (m *middleware) skips(path string) bool {
+	for _, s := range m.cfg.Skip {
+		if path == s || strings.HasSuffix(s, "/") && (strings.HasPrefix(path, s) || path == s[:len(s)-1]) {
+			return true
+		}
+	}
+	return false
+}
