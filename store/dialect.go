@@ -19,7 +19,7 @@ import (
 type dialect struct {
 	sqlite bool
 	bind   int
-	schema string // quoted, with its dot
+	schema string // "": the search path
 	tables *regexp.Regexp
 	edit   func(string) string // tests only: changes a statement
 }
@@ -28,9 +28,7 @@ func newDialect(driverName, schema string) (dialect, error) {
 	d := dialect{bind: sqlx.BindType(driverName), tables: regexp.MustCompile(`\busage_(metrics|history|inbox|writers|meta)\b`)}
 	switch {
 	case d.bind == sqlx.DOLLAR:
-		if schema != "" {
-			d.schema = pq.QuoteIdentifier(schema) + "."
-		}
+		d.schema = schema
 	case d.bind == sqlx.QUESTION && driverName != "mysql" || driverName == "sqlite":
 		d.sqlite, d.bind = true, sqlx.QUESTION
 		if schema != "" {
@@ -48,7 +46,7 @@ func (d dialect) text(q string) string {
 		q = d.edit(q)
 	}
 	if d.schema != "" {
-		q = d.tables.ReplaceAllStringFunc(q, func(table string) string { return d.schema + table })
+		q = d.tables.ReplaceAllStringFunc(q, func(table string) string { return pq.QuoteIdentifier(d.schema) + "." + table })
 	}
 	return sqlx.Rebind(d.bind, q)
 }
@@ -89,12 +87,19 @@ func (d dialect) lockLease() string {
 	return ` FOR UPDATE SKIP LOCKED`
 }
 
-// hasTable is a query for the number of tables of that name, and its parameter.
-func (d dialect) hasTable(table string) (query, arg string) {
+// countMeta counts the tables named usage_meta. On PostgreSQL it reads the
+// catalog itself: to_regclass may answer from what this session looked up before
+// it waited for the migration lock.
+func (d dialect) countMeta() string {
 	if d.sqlite {
-		return `SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = ?`, table
+		return `SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'usage_meta'`
 	}
-	return `SELECT COUNT(to_regclass(?))`, d.schema + table
+	schema := `ANY (current_schemas(false))`
+	if d.schema != "" {
+		schema = pq.QuoteLiteral(d.schema)
+	}
+	return `SELECT COUNT(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relname = 'usage_meta' AND n.nspname = ` + schema
 }
 
 // migrationLock waits for its turn to change tables.

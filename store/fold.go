@@ -161,10 +161,15 @@ func poison(err error) bool {
 	var (
 		p     panicError
 		state sqlState
+		code  resultCode
 	)
-	if errors.As(err, &state) {
+	switch {
+	case errors.As(err, &state):
 		c := class(state) // data exception, constraint violation, limit exceeded
 		return c == "22" || c == "23" || c == "54"
+	case errors.As(err, &code):
+		c := code.Code() & 0xff // TOOBIG, CONSTRAINT, MISMATCH
+		return c == 18 || c == 19 || c == 20
 	}
 	return errors.As(err, &p)
 }

@@ -24,9 +24,10 @@ const (
 )
 
 // prepare brings the tables up to date and returns the database's zone.
-func (s *Store) prepare(ctx context.Context, want *time.Location) (loc *time.Location, err error) {
+func (s *Store) prepare(ctx context.Context, want *time.Location) (*time.Location, error) {
 	for try := 0; ; try++ {
-		err = s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
+		var loc *time.Location
+		err := s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) (err error) {
 			loc, err = s.migrate(ctx, tx, want)
 			return err
 		})
@@ -87,8 +88,7 @@ func (s *Store) migrate(ctx context.Context, tx *sqlx.Tx, want *time.Location) (
 
 // schemaVersion is how many migrations the database has seen.
 func (s *Store) schemaVersion(ctx context.Context, tx *sqlx.Tx) (version int, err error) {
-	query, arg := s.sql.hasTable("usage_meta")
-	if err := tx.GetContext(ctx, &version, sqlx.Rebind(s.sql.bind, query), arg); err != nil || version == 0 {
+	if err := tx.GetContext(ctx, &version, s.sql.countMeta()); err != nil || version == 0 {
 		return 0, err
 	}
 	var text string
@@ -152,13 +152,13 @@ func advice(err error) string {
 	var (
 		ours  fault
 		state sqlState
-		file  interface{ Code() int } // SQLite's result code
+		file  resultCode
 	)
 	switch {
 	case errors.As(err, &ours):
 		return ""
 	case errors.As(err, &file):
-		switch file.Code() & 0xff { // https://www.sqlite.org/rescode.html
+		switch file.Code() & 0xff {
 		case 8, 14: // READONLY, CANTOPEN
 			return ": the file and its directory must exist and be writable"
 		case 26: // NOTADB

@@ -160,7 +160,7 @@ func (s *Store) Rows(ctx context.Context, q Query) ([]Row, error) {
 		if err := tx.SelectContext(ctx, &subjects, s.sql.text(text), args...); err != nil {
 			return err
 		}
-		rows, err = s.measures(ctx, tx, &q, spans, subjects)
+		rows, err = s.measures(ctx, tx, q, subjects)
 		return err
 	})
 	if err != nil {
@@ -169,9 +169,19 @@ func (s *Store) Rows(ctx context.Context, q Query) ([]Row, error) {
 	return rows, nil
 }
 
-// measures reads all counts of subjects: names without their measure, with the
-// dot. It keeps their order.
-func (s *Store) measures(ctx context.Context, tx *sqlx.Tx, q *Query, spans []span, subjects []string) ([]Row, error) {
+// measures reads all counts of subjects, names without their measure, with the
+// dot, in the range that q asks for. It keeps their order.
+func (s *Store) measures(ctx context.Context, tx *sqlx.Tx, q Query, subjects []string) ([]Row, error) {
+	// All the measures of a subject, also those that q does not select.
+	group, _, dotted := strings.Cut(cmp.Or(q.Name, q.Prefix), ".")
+	q.Name, q.Prefix, q.Measure, q.Contains = "", "", "", ""
+	if dotted {
+		q.Prefix = group + "."
+	}
+	spans, err := s.spansOf(ctx, tx, &q)
+	if err != nil {
+		return nil, err
+	}
 	var lows, highs []string
 	var rows []Row
 	at := map[[2]string]int{} // group and subject: "x" and "other.x" share theirs
@@ -192,7 +202,7 @@ func (s *Store) measures(ctx context.Context, tx *sqlx.Tx, q *Query, spans []spa
 		}
 		lows, highs = append(lows, p), append(highs, after(p))
 	}
-	var counts []Count
+	var counts, alone []Count
 	if len(lows) > 0 {
 		list, args := s.sql.values(column{name: "lo", texts: lows}, column{name: "hi", texts: highs})
 		from := s.counts(spans, condition{join: " JOIN " + list + " ON h.key >= v.lo AND h.key < v.hi", joinArgs: args,
@@ -202,14 +212,14 @@ func (s *Store) measures(ctx context.Context, tx *sqlx.Tx, q *Query, spans []spa
 		}
 	}
 	if bare {
-		where := s.condition(&Query{Prefix: q.Prefix, Except: q.Except}, "h.key")
+		where := s.condition(&q, "h.key")
 		where.where += " AND length(h.key) - length(replace(h.key, '.', '')) < 2"
 		from := s.counts(spans, where)
-		if err := tx.SelectContext(ctx, &counts, s.sql.text("SELECT key AS name, n FROM "+from.text), from.args...); err != nil {
+		if err := tx.SelectContext(ctx, &alone, s.sql.text("SELECT key AS name, n FROM "+from.text), from.args...); err != nil {
 			return nil, err
 		}
 	}
-	for _, c := range counts {
+	for _, c := range append(counts, alone...) {
 		group, subject, measure := counter.Split(c.Name)
 		if i, ok := at[[2]string{group, subject}]; ok {
 			rows[i].Counts[measure] = addCapped(rows[i].Counts[measure], c.N)

@@ -90,7 +90,7 @@ func (s *Store) deliver(ctx context.Context) (int64, error) {
 func (s *Store) acknowledged(ctx context.Context, seq int64) error {
 	for {
 		s.mu.Lock()
-		done, changed, cause := s.acked >= seq, s.changed, s.sendErr
+		done, changed := s.acked >= seq, s.changed
 		s.mu.Unlock()
 		if done {
 			return nil
@@ -98,6 +98,9 @@ func (s *Store) acknowledged(ctx context.Context, seq int64) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
+			s.mu.Lock()
+			cause := s.sendErr
+			s.mu.Unlock()
 			if cause != nil {
 				return fmt.Errorf("%w; the last attempt: %w", ctx.Err(), cause)
 			}

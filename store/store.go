@@ -112,6 +112,18 @@ type Store struct {
 // of a release does, and starts counting. ctx bounds New alone. The caller
 // closes db, after Shutdown.
 func New(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
+	s, err := open(ctx, db, cfg)
+	if err != nil {
+		return nil, err
+	}
+	for _, loop := range []func(){s.sealLoop, s.sendLoop, s.foldLoop} {
+		s.wg.Go(loop)
+	}
+	return s, nil
+}
+
+// open is New without what goes on in the background.
+func open(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
 	if db == nil {
 		return nil, errors.New("store: New needs a database: see postgres.Open and sqlite.Open")
 	}
@@ -146,9 +158,6 @@ func New(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
 	}
 	s.calendar = calendar{loc}
 	s.run, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	for _, loop := range []func(){s.sealLoop, s.sendLoop, s.foldLoop} {
-		s.wg.Go(loop)
-	}
 	return s, nil
 }
 
@@ -243,6 +252,7 @@ func (s *Store) Shutdown(ctx context.Context) error {
 	if first {
 		s.stopErr = s.stop(ctx)
 		close(s.stopped)
+		return s.stopErr
 	}
 	select {
 	case <-s.stopped:

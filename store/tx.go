@@ -81,6 +81,11 @@ func (s *Store) attempt(ctx context.Context, l *lane, limit time.Duration, f fun
 }
 
 func (s *Store) transact(ctx context.Context, write bool, f func(*sqlx.Tx) error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = panicError{v}
+		}
+	}()
 	conn, err := s.db.Connx(ctx)
 	if err != nil {
 		return err
@@ -96,18 +101,21 @@ func (s *Store) transact(ctx context.Context, write bool, f func(*sqlx.Tx) error
 	if err != nil {
 		return err
 	}
+	if err := guarded(f, tx); err != nil {
+		_ = tx.Rollback()
+		return err
+	}
+	return tx.Commit()
+}
+
+// guarded makes a panic in f an error.
+func guarded(f func(*sqlx.Tx) error, tx *sqlx.Tx) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = panicError{v}
 		}
-		if err != nil {
-			_ = tx.Rollback()
-		}
 	}()
-	if err := f(tx); err != nil {
-		return err
-	}
-	return tx.Commit()
+	return f(tx)
 }
 
 // fault is an error of our own making: trying again does not help.
@@ -117,6 +125,10 @@ func (f fault) Error() string { return string(f) }
 
 // sqlState is how lib/pq and pgx give the SQLSTATE of an error.
 type sqlState interface{ SQLState() string }
+
+// resultCode is how modernc.org/sqlite gives SQLite's
+// result code (https://www.sqlite.org/rescode.html).
+type resultCode interface{ Code() int }
 
 // unavailable marks the errors that mean "not now": all but those that a server
 // gives for what was asked of it, and panics.

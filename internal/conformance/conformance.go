@@ -1,0 +1,245 @@
+// Package conformance is what a store promises, as one list of cases that is run
+// on every database: SQLite, a private PostgreSQL, any server that
+// USAGEKIT_TEST_DSN names. Each case has a database of its own.
+package conformance
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/store"
+	"github.com/usagekit/usagekit/store/postgres"
+	"github.com/usagekit/usagekit/store/sqlite"
+)
+
+// Database makes empty databases of one kind.
+type Database struct {
+	Name string
+	// New makes one, and returns how a pool on it is opened. With faults, its
+	// operations go through them.
+	New func(t testing.TB) func(faults *dbtest.Faults) (*sqlx.DB, error)
+}
+
+// SQLite is a file in a temporary directory.
+func SQLite() Database {
+	return Database{"sqlite", func(t testing.TB) func(*dbtest.Faults) (*sqlx.DB, error) {
+		path := filepath.Join(t.TempDir(), "usage.db")
+		return func(faults *dbtest.Faults) (*sqlx.DB, error) {
+			if faults == nil {
+				return sqlite.Open(path)
+			}
+			db, err := faults.Open("sqlite", "file:"+path+"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_txlock=immediate")
+			return wrapped(db, err, "sqlite3")
+		}
+	}}
+}
+
+// PostgreSQL is a database on server.
+func PostgreSQL(server *dbtest.Server) Database {
+	return Database{"postgres", func(t testing.TB) func(*dbtest.Faults) (*sqlx.DB, error) {
+		url := server.NewDatabase(t)
+		return func(faults *dbtest.Faults) (*sqlx.DB, error) {
+			if faults == nil {
+				return postgres.Open(url)
+			}
+			db, err := faults.Open("postgres", url)
+			return wrapped(db, err, "postgres")
+		}
+	}}
+}
+
+func wrapped(db *sql.DB, err error, name string) (*sqlx.DB, error) {
+	if err != nil {
+		return nil, err
+	}
+	return sqlx.NewDb(db, name), nil
+}
+
+// Run runs all cases on d.
+func Run(t *testing.T, d Database) {
+	for _, c := range []struct {
+		name string
+		test func(*testing.T, *bench)
+	}{
+		{"ConcurrentAddsAreExact", concurrentAdds},
+		{"TwoStoresShareADatabase", twoStores},
+		{"DerivedCounters", derived},
+		{"HostileNames", hostileNames},
+		{"Saturation", saturation},
+		{"Queries", queries},
+		{"Rows", rows},
+		{"RangesAgreeWithAModel", ranges},
+		{"BadQueries", badQueries},
+		{"BucketsOfKathmandu", kathmandu},
+		{"RepeatedBatches", repeatedBatches},
+		{"LateBatches", lateBatches},
+		{"MissingBatchesAreReported", missingBatches},
+		{"UndecodableBatch", undecodable},
+		{"PoisonousBatch", poisonous},
+		{"BatchOfALaterRelease", laterRelease},
+		{"BatchFromTheFuture", future},
+		{"LeaseOfADeadHolder", deadHolder},
+		{"EveryOperationFails", everyOperationFails},
+		{"DatabaseAway", databaseAway},
+		{"ShutdownWithoutDatabase", shutdownUndelivered},
+		{"PoolOfOne", poolOfOne},
+		{"ManyStartsAtOnce", manyStarts},
+		{"AdoptsTheOriginalTable", adopts},
+		{"OtherZone", otherZone},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel() // most of their time is waiting
+			c.test(t, newBench(t, d))
+		})
+	}
+}
+
+// bench is what a case works with: one database, and what stores on it log.
+type bench struct {
+	t    *testing.T
+	d    Database
+	open func(*dbtest.Faults) (*sqlx.DB, error)
+	db   *sqlx.DB // without faults, beside the stores
+	logs *logBuffer
+}
+
+func newBench(t *testing.T, d Database) *bench {
+	b := &bench{t: t, d: d, open: d.New(t), logs: &logBuffer{}}
+	b.db = b.pool(nil)
+	return b
+}
+
+func (b *bench) pool(faults *dbtest.Faults) *sqlx.DB {
+	b.t.Helper()
+	db, err := b.open(faults)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { db.Close() })
+	return db
+}
+
+// config has an Interval so long that nothing happens but what a case asks for.
+func (b *bench) config() store.Config {
+	return store.Config{Interval: time.Hour, Logger: slog.New(slog.NewTextHandler(b.logs, nil))}
+}
+
+// store starts one on a pool of its own, shut down with the case.
+func (b *bench) store(cfg store.Config) *store.Store {
+	b.t.Helper()
+	return b.storeOn(b.pool(nil), cfg)
+}
+
+func (b *bench) storeOn(db *sqlx.DB, cfg store.Config) *store.Store {
+	b.t.Helper()
+	s, err := store.New(b.t.Context(), db, cfg)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := s.Shutdown(ctx); err != nil {
+			b.t.Errorf("Shutdown: %v", err)
+		}
+	})
+	return s
+}
+
+func (b *bench) flush(s *store.Store) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.t.Context(), 60*time.Second)
+	defer cancel()
+	if err := s.Flush(ctx); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// fold makes s fold what lies in the inbox.
+func (b *bench) fold(s *store.Store) {
+	b.t.Helper()
+	s.Inc("test.fold.asked")
+	b.flush(s)
+}
+
+// want compares totals with what they should be.
+func (b *bench) want(s *store.Store, want map[string]int64) {
+	b.t.Helper()
+	for name, n := range want {
+		got, err := s.Get(b.t.Context(), name)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		if got != n {
+			b.t.Errorf("%s = %d, want %d", name, got, n)
+		}
+	}
+}
+
+func (b *bench) totals(s *store.Store, q store.Query) map[string]int64 {
+	b.t.Helper()
+	counts, err := s.Totals(b.t.Context(), q)
+	if err != nil {
+		b.t.Fatalf("Totals(%+v): %v", q, err)
+	}
+	m := map[string]int64{}
+	for _, c := range counts {
+		m[c.Name] = c.N
+	}
+	return m
+}
+
+// batch puts one into the inbox, as a writer would.
+func (b *bench) batch(writer string, seq int64, opened time.Time, counts ...counter.Count) {
+	b.t.Helper()
+	b.payload(writer, seq, opened, counter.Batch{Opened: opened.UnixMilli(), Counts: counts}.Encode())
+}
+
+func (b *bench) payload(writer string, seq int64, opened time.Time, payload []byte) {
+	b.t.Helper()
+	b.exec(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 0) ON CONFLICT DO NOTHING`, writer, []byte{})
+	b.exec(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING`, writer, seq, opened.UnixMilli(), payload)
+}
+
+func (b *bench) exec(query string, args ...any) {
+	b.t.Helper()
+	if _, err := b.db.Exec(b.db.Rebind(query), args...); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bench) number(query string, args ...any) (n int64) {
+	b.t.Helper()
+	if err := b.db.Get(&n, b.db.Rebind(query), args...); err != nil {
+		b.t.Fatal(err)
+	}
+	return n
+}
+
+// logBuffer keeps what was logged.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logBuffer) count(text string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return bytes.Count(l.buf.Bytes(), []byte(text))
+}

@@ -1,0 +1,154 @@
+package conformance
+
+import (
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/store"
+)
+
+// Adds from many goroutines, sealed, sent and folded all the while.
+func concurrentAdds(t *testing.T, b *bench) {
+	cfg := b.config()
+	cfg.Interval = time.Millisecond
+	s := b.store(cfg)
+	const adders, each = 4, 5_000
+	var wg sync.WaitGroup
+	for range adders {
+		wg.Go(func() {
+			for i := range each {
+				s.Inc(fmt.Sprintf("feature.f%d.used", i%50))
+			}
+		})
+	}
+	wg.Wait()
+	b.flush(s)
+	want := map[string]int64{}
+	for i := range 50 {
+		want[fmt.Sprintf("feature.f%d.used", i)] = adders * each / 50
+	}
+	if got := b.totals(s, store.Query{Prefix: "feature."}); !maps.Equal(got, want) {
+		t.Errorf("totals %v, want %v", got, want)
+	}
+	if st := s.Stats(); st.Pending != 0 || st.Lost+st.Invalid+st.Overflow != 0 || st.Err != nil || st.FoldedThrough.IsZero() {
+		t.Errorf("Stats: %+v", st)
+	}
+}
+
+// Two stores count the same names, flush and fold at once.
+func twoStores(t *testing.T, b *bench) {
+	const rounds, each = 20, 50
+	cfg := b.config()
+	cfg.Interval = 5 * time.Millisecond
+	stores := []*store.Store{b.store(cfg), b.store(cfg), b.store(cfg)}
+	var wg sync.WaitGroup
+	for _, s := range stores {
+		wg.Go(func() {
+			for range rounds {
+				for i := range each {
+					s.Inc(fmt.Sprintf("user.%d.requests", i))
+				}
+				if err := s.Flush(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	got := b.totals(stores[0], store.Query{Prefix: "user.", Measure: "requests"})
+	for i := range each {
+		if name := fmt.Sprintf("user.%d.requests", i); got[name] != rounds*int64(len(stores)) {
+			t.Errorf("%s = %d, want %d", name, got[name], rounds*len(stores))
+		}
+	}
+	b.want(stores[0], map[string]int64{"user.active.daily": each})
+	if n := b.number(`SELECT COUNT(*) FROM usage_inbox`); n != 0 {
+		t.Errorf("%d rows left in the inbox", n)
+	}
+}
+
+func derived(t *testing.T, b *bench) {
+	s := b.store(b.config())
+	for _, name := range []string{"api.requests.total", "api.requests.today", "user.active.daily", "user.active.monthly"} {
+		s.Add(name, 100)
+	}
+	if st := s.Stats(); st.Invalid != 4 {
+		t.Errorf("Invalid = %d, want 4", st.Invalid)
+	}
+	if n := b.logs.count("derived counter"); n != 1 {
+		t.Errorf("%d log lines about derived counters, want 1", n)
+	}
+	for range 2 { // the second time, nobody is new
+		s.Add("api.GET /novels/{id}.requests", 3)
+		s.Add("api.(unmatched).requests", 2)
+		s.Add("api.requests.novels", 5) // an area: in no sum
+		s.Add("api.GET /novels/{id}.status_2xx", 3)
+		for _, user := range []string{"1", "2", "a.b", "active", "registrations", "((error)", "(error)", "(unmatched)", "(other)", "(invalid)"} {
+			s.Inc("user." + user + ".requests")
+		}
+		s.Inc("user.registrations")
+		s.Inc("user.requests") // nobody's
+		s.Inc("user.1.logins") // not a request
+		b.flush(s)
+	}
+	b.want(s, map[string]int64{
+		"api.requests.total": 10, "api.requests.today": 10, "api.requests.novels": 10,
+		"user.active.daily": 6, "user.active.monthly": 6,
+		"user.a.b.requests": 2, "user.registrations": 2, "never.counted": 0,
+	})
+	all := b.totals(s, store.Query{})
+	if all["api.requests.today"] != 10 || all["user.active.daily"] != 6 || all["user.active.monthly"] != 6 {
+		t.Errorf("Totals leave out the current ones: %v", all)
+	}
+	if n := b.number(`SELECT COUNT(*) FROM usage_metrics WHERE key LIKE 'user.active.%' AND key NOT LIKE '%.requests'`); n != 0 {
+		t.Errorf("%d gauges stand in usage_metrics", n)
+	}
+}
+
+// Whatever a client sends, every count is kept under some name, and no batch
+// sticks.
+func hostileNames(t *testing.T, b *bench) {
+	s := b.store(b.config())
+	long := strings.Repeat("x", 60_000)
+	users := []string{
+		"", ".", "..", "a\x00b", "\xff\xfe", "\u202egnp.exe", "a\r\nSet-Cookie: x", `'; DROP TABLE usage_metrics; --`, `"`, `\`, "%", "_", "?", "$1",
+		long + "1", long + "2", "(other)", "requests", "=cmd|' /C calc'!A0", "<script>alert(1)</script>", "\U0010FFFF", strings.Repeat("é", 500), "{}", `{"a":1}`, "NULL", "😀",
+	}
+	for _, u := range users {
+		s.Inc("user." + u + ".requests")
+	}
+	b.flush(s)
+	got := b.totals(s, store.Query{Prefix: "user.", Measure: "requests"})
+	sum := int64(0)
+	for _, n := range got {
+		sum += n
+	}
+	if sum != int64(len(users)) {
+		t.Errorf("%d of %d requests are in %d counters", sum, len(users), len(got))
+	}
+	for _, u := range []string{`'; DROP TABLE usage_metrics; --`, `\`, "%", "?", "<script>alert(1)</script>", "\U0010FFFF", "😀", long + "1", long + "2", "a\x00b"} {
+		b.want(s, map[string]int64{"user." + u + ".requests": 1}) // Get cleans as Add does
+	}
+}
+
+// Totals stay at 2^53−1, and fold on.
+func saturation(t *testing.T, b *bench) {
+	s := b.store(b.config())
+	for range 2 {
+		s.Add("feature.a.used", counter.Max)
+		s.Add("api.GET /a.requests", counter.Max)
+		s.Add("api.GET /b.requests", counter.Max)
+		s.Inc("feature.b.used")
+		b.flush(s)
+	}
+	b.want(s, map[string]int64{"feature.a.used": counter.Max, "api.requests.total": counter.Max, "feature.b.used": 2})
+	ranged := b.totals(s, store.Query{From: time.Now().Add(-48 * time.Hour)})
+	if ranged["feature.a.used"] != counter.Max || ranged["feature.b.used"] != 2 {
+		t.Errorf("in a range: %v", ranged)
+	}
+}

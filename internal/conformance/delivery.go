@@ -1,0 +1,247 @@
+package conformance
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"maps"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/store"
+)
+
+func one(name string) counter.Count { return counter.Count{Name: name, N: 1} }
+
+// The same batch again: before its fold, after it, and with other counts.
+func repeatedBatches(t *testing.T, b *bench) {
+	s := b.store(b.config())
+	now := time.Now()
+	for range 3 {
+		b.batch("w", 1, now, one("feature.a.used"))
+	}
+	b.fold(s)
+	for range 3 {
+		b.batch("w", 1, now, one("feature.a.used"))
+		b.fold(s)
+	}
+	b.want(s, map[string]int64{"feature.a.used": 1})
+	if n := b.logs.count("came again"); n != 0 {
+		t.Errorf("an honest repeat was reported %d times", n)
+	}
+	b.batch("w", 1, now, one("feature.b.used"))
+	b.fold(s)
+	b.want(s, map[string]int64{"feature.a.used": 1, "feature.b.used": 0})
+	if n := b.logs.count("came again"); n != 1 {
+		t.Errorf("a repeat with other counts was reported %d times, want 1", n)
+	}
+	if n := b.number(`SELECT COUNT(*) FROM usage_inbox`); n != 0 {
+		t.Errorf("%d rows left in the inbox", n)
+	}
+}
+
+// A batch that arrives after later ones were folded: it was folded before them.
+func lateBatches(t *testing.T, b *bench) {
+	s := b.store(b.config())
+	now := time.Now()
+	for seq := range int64(5) {
+		b.batch("w", seq+1, now, one("feature.a.used"))
+	}
+	b.fold(s)
+	for seq := range int64(4) {
+		b.batch("w", seq+1, now, one("feature.a.used"))
+		b.fold(s)
+	}
+	b.batch("w", 6, now, one("feature.a.used"))
+	b.batch("w", 2, now, one("feature.a.used"))
+	b.fold(s)
+	b.want(s, map[string]int64{"feature.a.used": 6})
+	if n := b.number(`SELECT COUNT(*) FROM usage_inbox`); n != 0 {
+		t.Errorf("%d rows left in the inbox", n)
+	}
+}
+
+func missingBatches(t *testing.T, b *bench) {
+	s := b.store(b.config())
+	b.batch("w", 1, time.Now(), one("feature.a.used"))
+	b.batch("w", 4, time.Now(), one("feature.a.used"))
+	b.fold(s)
+	b.want(s, map[string]int64{"feature.a.used": 2})
+	if b.logs.count("missing") != 1 || b.logs.count("from=2 to=3") != 1 {
+		t.Error("the gap was not reported")
+	}
+}
+
+// A batch that cannot be read is set aside and counted; all others fold.
+func undecodable(t *testing.T, b *bench) {
+	s := b.store(b.config())
+	now := time.Now()
+	good := counter.Batch{Opened: now.UnixMilli(), Counts: []counter.Count{one("feature.a.used")}}.Encode()
+	bad := bytes.Clone(good)
+	bad[3] ^= 1
+	b.payload("w", 1, now, good)
+	b.payload("w", 2, now, bad)
+	b.payload("w", 3, now, []byte{})
+	b.payload("w", 4, now, good)
+	b.payload("v", 1, now, good)
+	b.fold(s)
+	b.want(s, map[string]int64{"feature.a.used": 3, "usagekit.counts.dropped": 2})
+	if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name IN ('bad/w/2', 'bad/w/3')`); n != 2 {
+		t.Errorf("%d of 2 bad batches are kept", n)
+	}
+	if n := b.logs.count("cannot be counted"); n != 2 {
+		t.Errorf("reported %d times, want 2", n)
+	}
+	b.fold(s)
+	b.want(s, map[string]int64{"feature.a.used": 3, "usagekit.counts.dropped": 2})
+}
+
+// A batch that the database refuses is set aside in the end, alone.
+func poisonous(t *testing.T, b *bench) {
+	s := b.store(b.config())
+	if b.db.DriverName() == "postgres" {
+		b.exec(`CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+IF NEW.key = 'feature.poison.used' THEN RAISE EXCEPTION 'poison' USING ERRCODE = '23514'; END IF; RETURN NEW; END $$;
+CREATE TRIGGER poison BEFORE INSERT ON usage_metrics FOR EACH ROW EXECUTE FUNCTION poison()`)
+	} else {
+		b.exec(`CREATE TRIGGER poison BEFORE INSERT ON usage_metrics WHEN NEW.key = 'feature.poison.used' BEGIN SELECT RAISE(ABORT, 'poison'); END`)
+	}
+	now := time.Now()
+	for seq := range int64(9) {
+		name := "feature.a.used"
+		if seq == 6 {
+			name = "feature.poison.used"
+		}
+		b.batch("w", seq+1, now, one(name))
+	}
+	b.fold(s)
+	for b.number(`SELECT COUNT(*) FROM usage_inbox`) > 0 {
+		b.fold(s)
+	}
+	b.want(s, map[string]int64{"feature.a.used": 8, "usagekit.counts.dropped": 1})
+	if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name = 'bad/w/7'`); n != 1 {
+		t.Error("the batch was not kept")
+	}
+}
+
+// A payload that this release does not know waits, and its writer's later ones
+// with it; the others fold.
+func laterRelease(t *testing.T, b *bench) {
+	s := b.store(b.config())
+	now := time.Now()
+	good := counter.Batch{Opened: now.UnixMilli(), Counts: []counter.Count{one("feature.a.used")}}.Encode()
+	newer := append([]byte{99}, good[1:len(good)-counter.SumSize]...)
+	sum := sha256.Sum256(newer)
+	newer = append(newer, sum[:counter.SumSize]...)
+	b.payload("w", 1, now, good)
+	b.payload("w", 2, now, newer)
+	b.payload("w", 3, now, good)
+	b.payload("v", 1, now, good)
+	b.fold(s)
+	b.want(s, map[string]int64{"feature.a.used": 2, "usagekit.counts.dropped": 0})
+	if n := b.number(`SELECT COUNT(*) FROM usage_inbox WHERE writer = 'w'`); n != 2 {
+		t.Errorf("%d of 2 batches wait", n)
+	}
+	if n := b.logs.count("later release"); n == 0 {
+		t.Error("not reported")
+	}
+	if through := s.Stats().FoldedThrough; through.UnixMilli() != now.UnixMilli() {
+		t.Errorf("FoldedThrough is %v, though a batch of %v waits", through, now)
+	}
+}
+
+// A batch of a host whose clock is wrong counts as of now.
+func future(t *testing.T, b *bench) {
+	s := b.store(b.config())
+	b.batch("w", 1, time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC), one("feature.a.used"))
+	b.batch("w", 2, time.Date(1971, 1, 1, 0, 0, 0, 0, time.UTC), one("feature.a.used"))
+	b.fold(s)
+	history, err := s.History(t.Context(), store.Query{Name: "feature.a.used", Step: store.Month})
+	if err != nil || len(history) != 2 || history[0].Start.Year() != 1971 || time.Since(history[1].Start) > 32*24*time.Hour {
+		t.Errorf("History: %v, %v", history, err)
+	}
+	if b.logs.count("dated more than a day ahead") != 1 {
+		t.Error("the wrong date was not reported")
+	}
+}
+
+// A holder that died does not stop Flush, nor a fold once its lease ran out.
+func deadHolder(t *testing.T, b *bench) {
+	s := b.store(b.config())
+	b.exec(`UPDATE usage_meta SET value = ? WHERE name = 'lease'`, fmt.Sprintf("dead %d", time.Now().Add(time.Hour).UnixMilli()))
+	s.Inc("feature.a.used")
+	b.flush(s)
+	b.want(s, map[string]int64{"feature.a.used": 1})
+
+	b.exec(`UPDATE usage_meta SET value = ? WHERE name = 'lease'`, fmt.Sprintf("dead %d", time.Now().Add(-time.Hour).UnixMilli()))
+	cfg := b.config()
+	cfg.Interval = time.Millisecond
+	other := b.store(cfg)
+	other.Inc("feature.a.used") // no Flush: the store's own fold takes the lease
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		n, err := other.Get(t.Context(), "feature.a.used")
+		if err == nil && n == 2 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("feature.a.used = %d, %v after 30 s", n, err)
+		}
+	}
+}
+
+// Every operation of one flush and one fold fails in turn: before it took effect
+// and after, with an error of the network and with driver.ErrBadConn. What was
+// counted is in the totals once.
+func everyOperationFails(t *testing.T, b *bench) {
+	for _, after := range []bool{false, true} {
+		for _, err := range []error{errors.New("the network is gone"), driver.ErrBadConn} {
+			t.Run(fmt.Sprintf("after=%v, %v", after, err), func(t *testing.T) {
+				t.Parallel()
+				failInTurn(t, newBench(t, b.d), dbtest.Fault{Err: err, After: after, Break: errors.Is(err, driver.ErrBadConn)})
+			})
+		}
+	}
+}
+
+func failInTurn(t *testing.T, b *bench, fault dbtest.Fault) {
+	faults := &dbtest.Faults{}
+	s := b.storeOn(b.pool(faults), b.config())
+	want := map[string]int64{}
+	step := func() {
+		for _, name := range []string{"feature.a.used", "user.1.requests", "api.GET /x.requests"} {
+			s.Inc(name)
+			want[name]++
+		}
+		want["api.requests.total"]++
+		b.flush(s)
+	}
+	for i := 1; ; i++ {
+		var hit atomic.Pointer[dbtest.Op]
+		faults.Set(func(o dbtest.Op) dbtest.Fault {
+			if o.N == i && hit.CompareAndSwap(nil, &o) {
+				return fault
+			}
+			return dbtest.Fault{}
+		})
+		step()
+		faults.Set(nil)
+		op := hit.Load()
+		if op == nil { // one more than there are
+			if i < 15 {
+				t.Errorf("a flush and a fold are %d operations?", i-1)
+			}
+			break
+		}
+		got := b.totals(s, store.Query{Except: []string{"user.active.", "api.requests.today"}})
+		if !maps.Equal(got, want) {
+			t.Fatalf("%s %q failed:\n got %v\nwant %v", op.Kind, op.Query, got, want)
+		}
+	}
+	b.want(s, map[string]int64{"user.active.daily": 1, "user.active.monthly": 1})
+}

@@ -1,0 +1,178 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/store"
+)
+
+// down makes every operation fail.
+func down(dbtest.Op) dbtest.Fault {
+	return dbtest.Fault{Err: errors.New("connection refused")}
+}
+
+// A database that goes away costs freshness, and nothing else.
+func databaseAway(t *testing.T, b *bench) {
+	faults := &dbtest.Faults{}
+	cfg := b.config()
+	cfg.Interval = time.Millisecond
+	s := b.storeOn(b.pool(faults), cfg)
+	s.Inc("feature.a.used")
+	b.flush(s)
+
+	faults.Set(down)
+	s.Add("feature.a.used", 10)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := s.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("Flush: %v, want the deadline and ErrUnavailable", err)
+	}
+	if _, err := s.Get(t.Context(), "feature.a.used"); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("Get: %v, want ErrUnavailable", err)
+	}
+	if st := s.Stats(); st.Err == nil || st.Pending != 1 || st.Oldest.IsZero() {
+		t.Errorf("Stats while it is away: %+v", st)
+	}
+	s.Add("feature.a.used", 100)
+	if n := b.logs.count("level=WARN"); n != 1 {
+		t.Errorf("%d warnings while it was away, want 1", n)
+	}
+	faults.Set(nil)
+	b.flush(s)
+	b.want(s, map[string]int64{"feature.a.used": 111})
+	if st := s.Stats(); st.Pending != 0 || !st.Oldest.IsZero() {
+		t.Errorf("Stats after its return: %+v", st)
+	}
+}
+
+// Shutdown keeps to its context, and says by name what is lost.
+func shutdownUndelivered(t *testing.T, b *bench) {
+	faults := &dbtest.Faults{}
+	s, err := store.New(t.Context(), b.pool(faults), b.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	faults.Set(down)
+	s.Add("feature.a.used", 3)
+	flushing, cancelFlush := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancelFlush()
+	if err := s.Flush(flushing); err == nil {
+		t.Error("Flush: no error")
+	}
+	s.Add("feature.a.used", 4) // another generation
+	s.Inc("feature.b.used")
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	err = s.Shutdown(ctx)
+	var lost *store.UndeliveredError
+	if !errors.As(err, &lost) || len(lost.Counts) != 2 || lost.Counts[0].Name != "feature.a.used" || lost.Counts[0].N != 7 || lost.Counts[1].N != 1 {
+		t.Fatalf("Shutdown: %v, %+v", err, lost)
+	}
+	if !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the error does not say why: %v", err)
+	}
+	if again := s.Shutdown(t.Context()); !errors.Is(again, err) {
+		t.Errorf("the second Shutdown: %v", again)
+	}
+	s.Inc("feature.c.used")
+	if st := s.Stats(); st.Lost != 1 {
+		t.Errorf("Lost = %d, want 1", st.Lost)
+	}
+}
+
+// A pool of one connection is enough, and two are the most that a store takes.
+func poolOfOne(t *testing.T, b *bench) {
+	for _, limit := range []int{1, 0} {
+		db := b.pool(nil)
+		db.SetMaxOpenConns(limit)
+		cfg := b.config()
+		cfg.Interval = time.Millisecond
+		s := b.storeOn(db, cfg)
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for range 20 {
+					s.Inc("feature.a.used")
+					if _, err := s.Totals(t.Context(), store.Query{}); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		b.flush(s)
+		if open := db.Stats().OpenConnections; open > 2 {
+			t.Errorf("%d connections", open)
+		}
+	}
+}
+
+func manyStarts(t *testing.T, b *bench) {
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			db, err := b.open(nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer db.Close()
+			s, err := store.New(t.Context(), db, b.config())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			s.Inc("feature.a.used")
+			if err := s.Shutdown(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	b.want(b.store(b.config()), map[string]int64{"feature.a.used": 8})
+	if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name = 'id'`); n != 1 {
+		t.Errorf("%d database ids", n)
+	}
+}
+
+// The table that usagekit descends from is taken over with its rows.
+func adopts(t *testing.T, b *bench) {
+	b.exec(`CREATE TABLE usage_metrics (key VARCHAR(64) PRIMARY KEY, value INTEGER DEFAULT 0)`)
+	b.exec(`INSERT INTO usage_metrics (key, value) VALUES ('api.requests..novels.1', 7), ('api.requests.total', 40), ('feature.a.used', 5), ('feature.b.used', NULL), ('user.active.daily', 3)`)
+	s := b.store(b.config())
+	long := "user." + strings.Repeat("x", 100) + ".requests"
+	s.Inc(long)
+	s.Add("feature.a.used", 1<<40)
+	s.Add("api.GET /novels/{id}.requests", 2)
+	b.flush(s)
+	b.want(s, map[string]int64{
+		"api.requests..novels.1": 7, "api.requests.total": 42, "feature.a.used": 1<<40 + 5, "feature.b.used": 0, long: 1,
+		"user.active.daily": 1, "api.requests.today": 2,
+	})
+	again := b.store(b.config()) // finds it current
+	b.want(again, map[string]int64{"feature.a.used": 1<<40 + 5})
+}
+
+func otherZone(t *testing.T, b *bench) {
+	kathmandu, err := time.LoadLocation("Asia/Kathmandu")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := b.config()
+	cfg.Location = kathmandu
+	b.store(cfg)
+	if got := b.store(b.config()).Location().String(); got != "Asia/Kathmandu" {
+		t.Errorf("a store without Location uses %s", got)
+	}
+	cfg.Location = time.UTC
+	_, err = store.New(t.Context(), b.pool(nil), cfg)
+	if err == nil || !strings.Contains(err.Error(), "Config.Location") || !strings.Contains(err.Error(), "Asia/Kathmandu") || errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("another zone: %v", err)
+	}
+}

@@ -1,0 +1,135 @@
+package store
+
+import (
+	"errors"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/store/postgres"
+	"github.com/usagekit/usagekit/store/sqlite"
+)
+
+// Server is the tests' PostgreSQL; nil: there is none. TestMain of the external
+// tests, in the same program, starts it.
+var Server *dbtest.Server
+
+// Two leaders at once, each certain of its lease: both have merged the same
+// batches before either writes. The guard alone must keep one of them out; and
+// without the guard this very test must see the counts doubled, or it proves
+// nothing.
+func TestGuard(t *testing.T) {
+	if Server == nil {
+		t.Log("PostgreSQL was not tried; SQLite cannot have two folds at once")
+		return
+	}
+	t.Run("alone", func(t *testing.T) {
+		total, conflicts := twoLeaders(t, func(q string) string { return q })
+		if total != 3 || conflicts != 1 {
+			t.Errorf("counted %d, want 3, with %d conflicts, want 1", total, conflicts)
+		}
+	})
+	t.Run("removed", func(t *testing.T) {
+		total, conflicts := twoLeaders(t, func(q string) string {
+			return strings.ReplaceAll(q, " AND w.seq = v.guard", "")
+		})
+		if total != 6 || conflicts != 0 {
+			t.Errorf("without the guard: counted %d with %d conflicts; two folds did not meet, so this test cannot see double counting", total, conflicts)
+		}
+	})
+}
+
+// twoLeaders lets two stores fold the same batches at once, without a lease, and
+// with every statement changed by edit.
+func twoLeaders(t *testing.T, edit func(string) string) (total, conflicts int64) {
+	url := Server.NewDatabase(t)
+	var met sync.WaitGroup // both are about to advance the guards
+	met.Add(2)
+	var stores [2]*Store
+	for i := range stores {
+		db, err := postgres.Open(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		s, err := open(t.Context(), db, Config{}) // nothing folds but what is told to
+		if err != nil {
+			t.Fatal(err)
+		}
+		stores[i] = s
+	}
+	db := stores[0].db
+	db.MustExec(`INSERT INTO usage_writers VALUES ('w', 0, '', 0)`)
+	payload := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 1}}}.Encode()
+	for seq := range 3 {
+		db.MustExec(`INSERT INTO usage_inbox VALUES ('w', $1, 1, $2)`, seq+1, payload)
+	}
+	var folds sync.WaitGroup
+	for _, s := range stores {
+		var once sync.Once
+		s.sql.edit = func(q string) string {
+			if strings.HasPrefix(q, "UPDATE usage_writers") {
+				once.Do(func() { met.Done(); met.Wait() })
+			}
+			return edit(strings.ReplaceAll(q, " FOR UPDATE SKIP LOCKED", ""))
+		}
+		folds.Go(func() {
+			if _, err := s.fold(t.Context(), true); err != nil && !errors.Is(err, errConflict) {
+				t.Error(err)
+			}
+		})
+	}
+	folds.Wait()
+	total, err := stores[0].Get(t.Context(), "feature.a.used")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return total, stores[0].conflicts.Load() + stores[1].conflicts.Load()
+}
+
+// An attempt that the server never answers is abandoned; two of them at most
+// make room for another, and what they held comes back with them.
+func TestLaneOfAbandonedAttempts(t *testing.T) {
+	db, err := sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	s, err := New(t.Context(), db, Config{Interval: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Shutdown(t.Context())
+	hang, ended := make(chan struct{}), make(chan struct{}, 5)
+	var hanging atomic.Int32
+	for range 5 {
+		err := s.attempt(t.Context(), s.reads, 20*time.Millisecond, func(*sqlx.Tx) error {
+			hanging.Add(1)
+			<-hang
+			ended <- struct{}{}
+			return nil
+		})
+		if !errors.Is(err, ErrUnavailable) {
+			t.Errorf("attempt: %v, want ErrUnavailable", err)
+		}
+	}
+	if open := db.Stats().InUse; open > 3 {
+		t.Errorf("%d connections hang, want 3 at most", open)
+	}
+	close(hang)
+	for range hanging.Load() {
+		<-ended
+	}
+	for range 3 {
+		if _, err := s.Get(t.Context(), "a.b"); err != nil {
+			t.Errorf("after they returned: %v", err)
+		}
+	}
+}
