@@ -1,0 +1,265 @@
+package dashboard
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/usagekit/usagekit/store"
+)
+
+// decode asks for JSON and takes out what changes from day to day.
+func decode(t *testing.T, h http.Handler, target string) map[string]any {
+	t.Helper()
+	w := get(h, target)
+	var v map[string]any
+	if err := json.Unmarshal(w.Body.Bytes(), &v); err != nil || w.Code != 200 {
+		t.Fatalf("%s: %d %v %s", target, w.Code, err, w.Body)
+	}
+	for _, key := range []string{"as_of", "complete_through"} {
+		text, _ := v[key].(string)
+		at, err := time.Parse(time.RFC3339, text)
+		if err != nil || time.Since(at) > time.Minute || time.Until(at) > time.Minute {
+			t.Errorf("%s: %s is %q", target, key, text)
+		}
+		delete(v, key)
+	}
+	return v
+}
+
+func same(t *testing.T, got map[string]any, want string) {
+	t.Helper()
+	var v map[string]any
+	if err := json.Unmarshal([]byte(want), &v); err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, v) {
+		text, _ := json.Marshal(got)
+		t.Errorf("got %s, want %s", text, want)
+	}
+}
+
+func TestStats(t *testing.T) {
+	h := open(filled(t, map[string]int64{
+		"api.GET /novels/{id}.requests": 100, "api.GET /novels/{id}.status_2xx": 99, "api.GET /novels/{id}.latency_5ms": 100,
+		"api.POST /outlines.requests": 20, "api.requests.novels": 100,
+		"user.42.requests": 99, "user.7.5.requests": 1, "user.registrations": 2,
+		"feature.outline.generated": 3, "llm.gpt-4.tokens": 812, "error.llm.timeout": 1,
+		"mail.sent": 1<<53 - 1, "plain": 4, "apiary.bees": 5, "usagekit.counts.dropped": 6,
+	}))
+	same(t, decode(t, h, "/usage/api/stats"), `{
+		"zone": "UTC", "dropped": 6, "stale": false, "total_requests": 120, "requests_today": 120,
+		"api": {"api.requests.total": 120, "api.requests.today": 120, "api.requests.novels": 100,
+			"api.GET /novels/{id}.requests": 100, "api.POST /outlines.requests": 20},
+		"features": {"feature.outline.generated": 3},
+		"users": {"user.active.daily": 2, "user.active.monthly": 2, "user.registrations": 2, "user.42.requests": 99, "user.7.5.requests": 1},
+		"llm": {"llm.gpt-4.tokens": 812}, "errors": {"error.llm.timeout": 1},
+		"other": {"mail.sent": 9007199254740991, "plain": 4, "apiary.bees": 5, "usagekit.counts.dropped": 6},
+		"truncated": []}`)
+	same(t, decode(t, h, "/usage/api/stats?limit=4"), `{
+		"zone": "UTC", "dropped": 6, "stale": false, "total_requests": 120, "requests_today": 120,
+		"api": {"api.requests.total": 120, "api.requests.today": 120, "api.requests.novels": 100, "api.GET /novels/{id}.requests": 100},
+		"features": {"feature.outline.generated": 3},
+		"users": {"user.active.daily": 2, "user.active.monthly": 2, "user.registrations": 2, "user.42.requests": 99},
+		"llm": {"llm.gpt-4.tokens": 812}, "errors": {"error.llm.timeout": 1},
+		"other": {"mail.sent": 9007199254740991, "plain": 4, "apiary.bees": 5, "usagekit.counts.dropped": 6},
+		"truncated": ["api", "users"]}`)
+	same(t, decode(t, h, "/usage/api/stats?limit=1"), `{
+		"zone": "UTC", "dropped": 6, "stale": false, "total_requests": 120, "requests_today": 120,
+		"api": {"api.requests.total": 120, "api.requests.today": 120},
+		"features": {"feature.outline.generated": 3},
+		"users": {"user.active.daily": 2, "user.active.monthly": 2, "user.registrations": 2},
+		"llm": {"llm.gpt-4.tokens": 812}, "errors": {"error.llm.timeout": 1},
+		"other": {"mail.sent": 9007199254740991},
+		"truncated": ["api", "users", "other"]}`)
+}
+
+func TestStatsOfNothing(t *testing.T) {
+	same(t, decode(t, open(filled(t, nil)), "/usage/api/stats"), `{
+		"zone": "UTC", "dropped": 0, "stale": false, "total_requests": 0, "requests_today": 0,
+		"api": {"api.requests.total": 0, "api.requests.today": 0}, "features": {},
+		"users": {"user.active.daily": 0, "user.active.monthly": 0, "user.registrations": 0},
+		"llm": {}, "errors": {}, "other": {}, "truncated": []}`)
+}
+
+// Fixed names are among a group's largest although nearly everything is larger.
+func TestStatsOfManyUsers(t *testing.T) {
+	names := map[string]int64{"user.registrations": 1}
+	for i := range 300 {
+		names[fmt.Sprintf("user.%d.requests", i)] = int64(1000 + i)
+	}
+	v := decode(t, open(filled(t, names)), "/usage/api/stats")
+	users := v["users"].(map[string]any)
+	if len(users) != 100 || users["user.active.monthly"] != 300.0 || users["user.active.daily"] != 300.0 || users["user.registrations"] != 1.0 {
+		t.Errorf("%d: %v", len(users), users)
+	}
+	if users["user.299.requests"] != 1299.0 || users["user.203.requests"] != 1203.0 || users["user.202.requests"] != nil {
+		t.Errorf("not the largest: %v", users)
+	}
+	if !reflect.DeepEqual(v["truncated"], []any{"users"}) {
+		t.Errorf("truncated: %v", v["truncated"])
+	}
+}
+
+func TestTotalsRowsHistory(t *testing.T) {
+	h := open(filled(t, map[string]int64{
+		"api.GET /a.requests": 100, "api.GET /a.status_2xx": 90, "api.GET /a.status_5xx": 10, "api.GET /a.latency_10ms": 90, "api.GET /a.latency_100ms": 10,
+		"api.GET /b.requests": 200,
+		"feature.a.b":         3,
+	}))
+	today := time.Now().UTC().Format(time.DateOnly)
+	for target, want := range map[string]string{
+		"totals?measure=requests":                                     `{"counts":[{"name":"api.GET /b.requests","n":200},{"name":"api.GET /a.requests","n":100}]}`,
+		"totals?measure=requests&limit=1":                             `{"counts":[{"name":"api.GET /b.requests","n":200}]}`,
+		"totals?name=feature.a.b":                                     `{"counts":[{"name":"feature.a.b","n":3}]}`,
+		"totals?prefix=feature.&contains=A.B&from=" + today:           `{"counts":[{"name":"feature.a.b","n":3}]}`,
+		"totals?prefix=feature.&to=2020-01-01":                        `{"counts":[]}`,
+		"totals?name=nothing":                                         `{"counts":[]}`,
+		"totals?name=&prefix=feature.&measure=&contains=&from=&limit": `{"counts":[{"name":"feature.a.b","n":3}]}`,
+		"rows?prefix=nothing.":                                        `{"rows":[]}`,
+		"rows?prefix=api.&measure=requests": `{"rows":[
+			{"group":"api","subject":"GET /b","counts":{"requests":200},"p50_ms":null,"p95_ms":null,"p99_ms":null},
+			{"group":"api","subject":"GET /a","counts":{"requests":100,"status_2xx":90,"status_5xx":10,"latency_10ms":90,"latency_100ms":10},"p50_ms":7.8,"p95_ms":87.5,"p99_ms":97.5}]}`,
+		"history?name=feature.a.b": `{"step":"day","counts":[{"name":"feature.a.b","start":"` + today + `T00:00:00Z","n":3}]}`,
+		"history?prefix=feature.&step=month&from=" + today + "&to=" + today: `{"step":"month","counts":[{"name":"feature.a.b","start":"` + today[:8] + `01T00:00:00Z","n":3}]}`,
+		"history?prefix=feature.&to=2020-01-01&step=hour":                   `{"step":"hour","counts":[]}`,
+	} {
+		t.Run(target, func(t *testing.T) { same(t, decode(t, h, "/usage/api/"+target), want) })
+	}
+}
+
+func TestBadParameters(t *testing.T) {
+	h := open(filled(t, nil))
+	long := strings.Repeat("a", 513)
+	for target, want := range map[string]string{
+		"api/stats?limt=5":                          `unknown parameter "limt"; known here: limit`,
+		"api/stats?limit=0":                         `limit must be a number from 1 to 1000, not "0"`,
+		"api/stats?limit=1001":                      `limit must be`,
+		"api/stats?limit=-1":                        `limit must be`,
+		"api/stats?limit=1e2":                       `limit must be`,
+		"api/stats?limit=99999999999999999999":      `limit must be`,
+		"api/stats?limit=1&limit=2":                 `limit is given 2 times`,
+		"api/stats?prefix=api.":                     `unknown parameter "prefix"`,
+		"api/stats?limit=1;limit=2":                 `malformed query string`,
+		"api/stats?%zz":                             `malformed query string`,
+		"api/totals?limit=10001":                    `limit must be a number from 1 to 10000`,
+		"api/totals?step=day":                       `unknown parameter "step"`,
+		"api/totals?name=%ff":                       `name is not valid UTF-8`,
+		"api/totals?name=a%00":                      `name holds a control character`,
+		"api/totals?prefix=a%0A":                    `prefix holds a control character`,
+		"api/totals?contains=" + long:               `contains is longer than`,
+		"api/totals?from=yesterday":                 `from must be a date`,
+		"api/totals?to=2026-02-30":                  `to must be a date`,
+		"api/totals?from=2026-02-01T00:00:00":       `from must be a date`,
+		"api/totals?from=2026-02-01T00:00:00+01:00": `%2B for a plus`,
+		"api/totals?from=1969-12-31":                `from must not lie before 1970`,
+		"api/totals?to=0001-01-01T00:00:00Z":        `to must not lie before 1970`,
+		"api/totals?from=2026-02-02&to=2026-02-01":  `from must lie before to`,
+		"api/totals?from=2026-02-02T00:00:00Z&to=" + url.QueryEscape("2026-02-02T01:00:00+01:00"): `from must lie before to`,
+		"api/totals?" + long + "=1":                         `unknown parameter "aaaa`,
+		"api/totals?%ff=1":                                  `unknown parameter "\xff"`,
+		"api/totals?name=user.active.daily&from=2026-01-01": `cannot be summed`, // the store's own
+		"api/rows?name=a":                                   `unknown parameter "name"`,
+		"api/rows?limit=x":                                  `limit must be`,
+		"api/history?step=week":                             `step must be hour, day or month, not "week"`,
+		"api/history?step=hour&prefix=user.":                `hour is finer than kept`, // the store's own
+		"api/health?x=":                                     `unknown parameter "x"; known here: none`,
+		"?refresh=1":                                        `refresh must be a number from 5 to 3600`,
+		"?range=today":                                      `unknown parameter "range"`,
+	} {
+		w := get(h, "/usage/"+target)
+		message := w.Body.String()
+		if strings.HasPrefix(target, "api/") {
+			var v struct{ Error string }
+			if err := json.Unmarshal(w.Body.Bytes(), &v); err != nil {
+				t.Errorf("%s: %v", target, err)
+			}
+			message = v.Error
+		}
+		if w.Code != 400 || !strings.Contains(message, want) || len(message) > 250 {
+			t.Errorf("%s: %d %s, want %s", target, w.Code, message, want)
+		}
+	}
+}
+
+func TestRange(t *testing.T) {
+	zone := func(name string) *time.Location {
+		loc, err := time.LoadLocation(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return loc
+	}
+	for _, c := range []struct{ zone, from, to, wantFrom, wantTo string }{
+		{"UTC", "2026-03-01", "2026-03-01", "2026-03-01T00:00:00Z", "2026-03-02T00:00:00Z"},
+		{"UTC", "2026-02-28", "2026-12-31", "2026-02-28T00:00:00Z", "2027-01-01T00:00:00Z"},
+		{"UTC", "2026-03-01T10:20:30Z", "2026-03-01T10:20:30.5Z", "2026-03-01T10:20:30Z", "2026-03-01T10:20:30.5Z"},
+		{"Europe/Paris", "2026-03-29", "2026-03-29", "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z"},                // 23 hours
+		{"Europe/Paris", "2026-10-25", "2026-10-25", "2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z"},                // 25 hours
+		{"Asia/Kathmandu", "2026-03-01", "2026-03-01", "2026-02-28T18:15:00Z", "2026-03-01T18:15:00Z"},              // +5:45
+		{"America/Santiago", "2023-09-03", "2023-09-03", "2023-09-03T04:00:00Z", "2023-09-04T03:00:00Z"},            // no midnight
+		{"Africa/Cairo", "2024-04-26", "2024-04-26", "2024-04-25T22:00:00Z", "2024-04-26T21:00:00Z"},                // no midnight
+		{"America/Santiago", "2024-04-06", "2024-04-06", "2024-04-06T03:00:00Z", "2024-04-07T04:00:00Z"},            // 23:00 twice
+		{"America/St_Johns", "2006-10-29", "2006-10-29", "2006-10-29T02:30:00Z", "2006-10-30T03:30:00Z"},            // 0:00 twice
+		{"Pacific/Apia", "2011-12-29", "2011-12-31", "2011-12-29T10:00:00Z", "2011-12-31T10:00:00Z"},                // no 30th
+		{"Pacific/Kiritimati", "2026-03-01", "2026-03-01", "2026-02-28T10:00:00Z", "2026-03-01T10:00:00Z"},          // +14
+		{"Pacific/Pago_Pago", "2026-03-01T00:00:00Z", "2026-03-01", "2026-03-01T00:00:00Z", "2026-03-02T11:00:00Z"}, // −11
+	} {
+		p := &params{values: url.Values{"from": {c.from}, "to": {c.to}}, zone: zone(c.zone)}
+		q := p.query(1)
+		from, to := q.From.UTC().Format(time.RFC3339Nano), q.To.UTC().Format(time.RFC3339Nano)
+		if p.err != nil || from != c.wantFrom || to != c.wantTo {
+			t.Errorf("%s %s … %s: %s … %s, %v", c.zone, c.from, c.to, from, to, p.err)
+		}
+	}
+}
+
+func TestZone(t *testing.T) {
+	paris, err := time.LoadLocation("Europe/Paris")
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{zone: paris, state: store.Stats{FoldedThrough: time.Now()}, counts: []store.Count{{Name: "a.b", Start: time.Now(), N: 1}}}
+		got := get(open(f), "/usage/api/history?step=hour").Body.String()
+		want := `{"as_of":"2000-01-01T01:00:00+01:00","complete_through":"2000-01-01T01:00:00+01:00","step":"hour","counts":[{"name":"a.b","start":"2000-01-01T01:00:00+01:00","n":1}]}` + "\n"
+		if got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	})
+}
+
+func TestHistoryTooLong(t *testing.T) {
+	f := &fake{counts: slices.Repeat([]store.Count{{Name: "a.b", N: 1}}, maxPoints+1)}
+	if w := get(open(f), "/usage/api/history"); w.Code != 400 || !strings.Contains(w.Body.String(), "100001 points") {
+		t.Errorf("%d %.200s", w.Code, w.Body)
+	}
+}
+
+func TestHealth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := time.Now()
+		for _, c := range []struct {
+			state store.Stats
+			code  int
+			want  string
+		}{
+			{store.Stats{FoldedThrough: now}, 200,
+				`{"as_of":"2000-01-01T00:00:00Z","complete_through":"2000-01-01T00:00:00Z","status":"ok","reasons":[],"pending":0,"oldest":null,"lost":0,"overflow":0,"invalid":0}`},
+			{store.Stats{Pending: 3, Oldest: now, Lost: 1, Overflow: 2, Invalid: 4, Degraded: "the spool is full", Err: fmt.Errorf("dial postgres://app:secret@db")}, 503,
+				`{"as_of":"2000-01-01T00:00:00Z","complete_through":null,"status":"degraded","reasons":["the last write to the database failed; the log knows more","the spool is full"],"pending":3,"oldest":"2000-01-01T00:00:00Z","lost":1,"overflow":2,"invalid":4}`},
+		} {
+			w := get(open(&fake{state: c.state}), "/usage/api/health")
+			if w.Code != c.code || strings.TrimSpace(w.Body.String()) != c.want {
+				t.Errorf("%d %s", w.Code, w.Body)
+			}
+		}
+	})
+}
