@@ -253,6 +253,10 @@ func (s *Store) choose(tx *sqlx.Tx, size int) (list []waiting, more bool, err er
 	if err := tx.Select(&payloads, s.sql.text(strings.Replace(sqlPayloads, "%s", rows, 1)), args...); err != nil {
 		return nil, false, err
 	}
+	if len(payloads) < n { // another fold, which this one overlaps, took them
+		s.conflicts.Add(1)
+		return nil, false, errConflict
+	}
 	for _, p := range payloads {
 		chosen[at[p.name()]].Payload = p.Payload
 	}

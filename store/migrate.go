@@ -2,12 +2,13 @@ package store
 
 import (
 	"context"
-	"crypto/rand"
+	cryptorand "crypto/rand"
 	"database/sql"
 	"embed"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strconv"
 	"time"
 
@@ -23,23 +24,40 @@ const (
 	sqlNewMeta = `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING`
 )
 
+// startTimeout is how long New waits for other starts.
+const startTimeout = 30 * time.Second
+
 // prepare brings the tables up to date and returns the database's zone.
 func (s *Store) prepare(ctx context.Context, want *time.Location) (*time.Location, error) {
-	for try := 0; ; try++ {
+	for start := time.Now(); ; {
 		var loc *time.Location
 		err := s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) (err error) {
 			loc, err = s.migrate(ctx, tx, want)
 			return err
 		})
-		var state sqlState
-		if errors.As(err, &state) && state.SQLState() == "55P03" && try < 10 && ctx.Err() == nil {
-			continue // another start holds the lock
+		if err == nil {
+			return loc, nil
 		}
-		if err != nil {
+		if !locked(err) || time.Since(start) > startTimeout || ctx.Err() != nil {
 			return nil, fmt.Errorf("store: New: %w%s", err, advice(err))
 		}
-		return loc, nil
+		time.Sleep(rand.N(100 * time.Millisecond))
 	}
+}
+
+// locked tells whether another start stands in the way of this one.
+func locked(err error) bool {
+	var (
+		state sqlState
+		code  resultCode
+	)
+	switch {
+	case errors.As(err, &state):
+		return state.SQLState() == "55P03" // lock_not_available
+	case errors.As(err, &code):
+		return code.Code()&0xff == 5 // BUSY: at once, while another one turns the WAL on
+	}
+	return false
 }
 
 // migrate applies the migrations that the database has not seen, in the order of
@@ -143,7 +161,7 @@ func (s *Store) zone(ctx context.Context, tx *sqlx.Tx, want *time.Location) (*ti
 // newID returns 128 random bits in hexadecimal.
 func newID() string {
 	b := make([]byte, 16)
-	_, _ = rand.Read(b) // never fails (crypto/rand)
+	_, _ = cryptorand.Read(b) // never fails (crypto/rand)
 	return hex.EncodeToString(b)
 }
 

@@ -36,21 +36,22 @@ const (
 // sealLoop ends a generation every Interval, and at every quarter hour.
 func (s *Store) sealLoop() {
 	for s.pause(min(s.interval, time.Until(time.Now().Truncate(quarterHour).Add(quarterHour)))) {
-		s.mu.Lock()
-		// While a batch waits for the database, what comes later stays in one
-		// generation until the quarter hour ends: a backlog is bounded by names
-		// and quarter hours, not by traffic.
-		var batch counter.Batch
-		var ok bool
-		opened := s.live.Opened()
-		if len(s.queue) == 0 || !opened.Truncate(quarterHour).Equal(time.Now().Truncate(quarterHour)) {
-			batch, ok = s.seal()
-		}
-		s.mu.Unlock()
-		if ok {
+		if batch, ok := s.sealDue(); ok {
 			s.live.Prepare(batch)
 		}
 	}
+}
+
+// sealDue seals, except that while a batch waits for the database, what comes
+// later stays in one generation until the quarter hour ends: a backlog is bounded
+// by names and quarter hours, not by traffic.
+func (s *Store) sealDue() (counter.Batch, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.queue) > 0 && s.live.Opened().Truncate(quarterHour).Equal(time.Now().Truncate(quarterHour)) {
+		return counter.Batch{}, false
+	}
+	return s.seal()
 }
 
 // seal queues the current generation, if anything was counted in it. The caller
@@ -159,10 +160,10 @@ func (s *Store) send(tx *sqlx.Tx, b sealed) error {
 	if err := s.sql.begin(s.run, tx); err != nil {
 		return err
 	}
-	if b.seq == 1 {
-		if _, err := tx.Exec(s.sql.text(sqlRegister), s.writer, []byte{}, b.opened); err != nil {
-			return err
-		}
+	// With every batch: a database that was restored, or failed over to a replica
+	// that was behind, may have forgotten this writer, and folds what it knows.
+	if _, err := tx.Exec(s.sql.text(sqlRegister), s.writer, []byte{}, b.opened); err != nil {
+		return err
 	}
 	_, err := tx.Exec(s.sql.text(sqlSend), s.writer, b.seq, b.opened, b.payload)
 	return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -79,8 +80,9 @@ type Store struct {
 	calendar calendar
 	writer   string // random, of this Store alone
 	live     *counter.Set
-	reads    *lane
-	writes   *lane
+	reads    lane
+	writes   lane
+	reserve  chan struct{} // for those that take the place of an abandoned attempt
 
 	run    context.Context // ends the goroutines
 	cancel context.CancelFunc
@@ -117,9 +119,26 @@ func New(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
 		return nil, err
 	}
 	for _, loop := range []func(){s.sealLoop, s.sendLoop, s.foldLoop} {
-		s.wg.Go(loop)
+		s.wg.Go(func() {
+			for !s.survives(loop) {
+				s.pause(time.Second)
+			}
+		})
 	}
 	return s, nil
+}
+
+// survives runs a loop, and returns false when it panicked: a mistake of ours,
+// or in a Logger, must not end the application.
+func (s *Store) survives(loop func()) (ended bool) {
+	defer func() {
+		if v := recover(); v != nil {
+			defer func() { _ = recover() }()
+			s.log.Error("usagekit: a panic of its own; counting goes on", "panic", v, "stack", string(debug.Stack()))
+		}
+	}()
+	loop()
+	return true
 }
 
 // open is New without what goes on in the background.
@@ -137,7 +156,7 @@ func open(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
 	s := &Store{
 		db: db, sql: d, log: cfg.Logger, interval: cfg.Interval,
 		writer: newID(),
-		reads:  newLane(), writes: newLane(),
+		reads:  tokens(1), writes: tokens(1), reserve: tokens(2),
 		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1),
 		changed: make(chan struct{}), stopped: make(chan struct{}),
 	}
@@ -189,7 +208,9 @@ func (s *Store) Inc(name string) { s.live.Add(name, 1) }
 
 func (s *Store) refused(name string) {
 	s.derivedOnce.Do(func() {
-		s.log.Warn("usagekit: a derived counter cannot be added to; it is computed from user.<id>.requests and api.<route>.requests: count those", "name", name)
+		go s.survives(func() { // a request may be waiting
+			s.log.Warn("usagekit: a derived counter cannot be added to; it is computed from user.<id>.requests and api.<route>.requests: count those", "name", name)
+		})
 	})
 }
 

@@ -11,21 +11,20 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// lane lets one transaction through at a time: a Store has one for reads and one
-// for writes, hence two connections. An attempt that outlives its timer cannot
-// be stopped (a context does not bound lib/pq on a server that stands still); it
-// is abandoned, and up to two of those make room for the next.
-type lane struct {
-	free    chan struct{} // one token
-	reserve chan struct{} // two more, for those that take an abandoned one's place
-}
+// lane lets one transaction through at a time, with its one token: a Store has a
+// lane for reads and one for writes, hence two connections. An attempt that
+// outlives its timer cannot be stopped (a context does not bound lib/pq on a
+// server that stands still); it is abandoned, and as long as the Store's reserve
+// of two has a token, that one makes room for the next.
+type lane chan struct{}
 
-func newLane() *lane {
-	l := &lane{make(chan struct{}, 1), make(chan struct{}, 2)}
-	l.free <- struct{}{}
-	l.reserve <- struct{}{}
-	l.reserve <- struct{}{}
-	return l
+// tokens returns a channel that holds n.
+func tokens(n int) chan struct{} {
+	c := make(chan struct{}, n)
+	for range n {
+		c <- struct{}{}
+	}
+	return c
 }
 
 // panicError is a panic in a transaction of ours. It carries no stack of the
@@ -39,11 +38,11 @@ func (e panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
 // nothing about whether the transaction took place. Nothing else in this package
 // touches the pool: through PgBouncer, a statement outside a transaction may
 // reach another client's session.
-func (s *Store) attempt(ctx context.Context, l *lane, limit time.Duration, f func(*sqlx.Tx) error) error {
+func (s *Store) attempt(ctx context.Context, l lane, limit time.Duration, f func(*sqlx.Tx) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	select {
-	case <-l.free:
+	case <-l:
 	case <-ctx.Done():
 		return unavailable(ctx.Err())
 	}
@@ -52,9 +51,9 @@ func (s *Store) attempt(ctx context.Context, l *lane, limit time.Duration, f fun
 	go func() {
 		err := s.transact(ctx, l == s.writes, f)
 		if left.CompareAndSwap(false, true) {
-			l.free <- struct{}{}
+			l <- struct{}{}
 		} else {
-			l.reserve <- struct{}{}
+			s.reserve <- struct{}{}
 		}
 		done <- err
 	}()
@@ -64,11 +63,11 @@ func (s *Store) attempt(ctx context.Context, l *lane, limit time.Duration, f fun
 	case <-ctx.Done():
 	}
 	select {
-	case <-l.reserve:
+	case <-s.reserve:
 		if left.CompareAndSwap(false, true) {
-			l.free <- struct{}{}
+			l <- struct{}{}
 		} else {
-			l.reserve <- struct{}{}
+			s.reserve <- struct{}{}
 		}
 	default: // the lane stays closed until one of the abandoned returns
 	}
