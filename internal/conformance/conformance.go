@@ -95,6 +95,7 @@ func Run(t *testing.T, d Database) {
 		{"DatabaseAway", databaseAway},
 		{"ShutdownWithoutDatabase", shutdownUndelivered},
 		{"PoolOfOne", poolOfOne},
+		{"EverythingInTransactions", everythingInTransactions},
 		{"ManyStartsAtOnce", manyStarts},
 		{"AdoptsTheOriginalTable", adopts},
 		{"OtherZone", otherZone},

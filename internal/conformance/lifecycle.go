@@ -113,6 +113,49 @@ func poolOfOne(t *testing.T, b *bench) {
 	}
 }
 
+// Every statement stands between BEGIN and its end: a connection pooler may give
+// one outside to another client's session.
+func everythingInTransactions(t *testing.T, b *bench) {
+	faults := &dbtest.Faults{}
+	db := b.pool(faults)
+	db.SetMaxOpenConns(1)
+	var mu sync.Mutex
+	inside, statements := false, 0
+	faults.Set(func(op dbtest.Op) dbtest.Fault {
+		mu.Lock()
+		defer mu.Unlock()
+		switch op.Kind {
+		case dbtest.Begin:
+			inside = true
+		case dbtest.Commit, dbtest.Rollback:
+			inside = false
+		case dbtest.Exec, dbtest.Query:
+			statements++
+			if !inside {
+				t.Errorf("outside of a transaction: %s", op.Query)
+			}
+		}
+		return dbtest.Fault{}
+	})
+	s, err := store.New(t.Context(), db, b.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Inc("user.1.requests")
+	b.flush(s)
+	q := store.Query{Prefix: "user.", Limit: 5}
+	_, err1 := s.Totals(t.Context(), q)
+	_, err2 := s.Rows(t.Context(), q)
+	_, err3 := s.History(t.Context(), q)
+	_, err4 := s.Get(t.Context(), "user.active.daily")
+	if err := errors.Join(err1, err2, err3, err4, s.Shutdown(t.Context())); err != nil {
+		t.Error(err)
+	}
+	if statements < 20 {
+		t.Errorf("only %d statements were seen", statements)
+	}
+}
+
 func manyStarts(t *testing.T, b *bench) {
 	var wg sync.WaitGroup
 	for range 8 {

@@ -120,7 +120,13 @@ func (s *Server) initialize() error {
 	if err != nil {
 		return fmt.Errorf("initdb: %w: %s", err, out)
 	}
-	return nil
+	// Everybody is trusted, but for a role whose password a test wants asked for.
+	hba := filepath.Join(s.data(), "pg_hba.conf")
+	rules, err := os.ReadFile(hba)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(hba, append([]byte("host all with_password 127.0.0.1/32 scram-sha-256\n"), rules...), 0o600)
 }
 
 func unprivileged() (*syscall.Credential, error) {

@@ -1,0 +1,171 @@
+package store_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/store"
+	"github.com/usagekit/usagekit/store/postgres"
+	"github.com/usagekit/usagekit/store/sqlite"
+)
+
+const password = "hunter2-hunter2"
+
+func TestConfigNamesTheField(t *testing.T) {
+	db, err := sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for field, cfg := range map[string]store.Config{
+		"Interval":             {Interval: -1},
+		"MaxNames":             {MaxNames: -1},
+		"Schema":               {Schema: `a"b`},
+		"SQLite has no schema": {Schema: "app"},
+		"Location":             {Location: time.Local},
+		"Location \"here\"":    {Location: time.FixedZone("here", 3600)},
+	} {
+		s, err := store.New(t.Context(), db, cfg)
+		if err == nil || s != nil || !strings.Contains(err.Error(), field) {
+			t.Errorf("%+v: %v, want an error about %s", cfg, err, field)
+		}
+	}
+	if _, err := store.New(t.Context(), nil, store.Config{}); err == nil || !strings.Contains(err.Error(), "sqlite.Open") {
+		t.Errorf("no database: %v", err)
+	}
+	if _, err := store.New(t.Context(), sqlx.NewDb(&sql.DB{}, "mysql"), store.Config{}); err == nil || !strings.Contains(err.Error(), "mysql") {
+		t.Errorf("another database: %v", err)
+	}
+}
+
+func TestSQLiteErrorsSayWhatToDo(t *testing.T) {
+	dir := t.TempDir()
+	garbage := filepath.Join(dir, "garbage")
+	if err := os.WriteFile(garbage, []byte(strings.Repeat("no database ", 1000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		filepath.Join(dir, "missing", "usage.db"): "must exist and be writable",
+		dir:     "must exist and be writable",
+		garbage: "not a SQLite database",
+	} {
+		db, err := sqlite.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		if _, err := store.New(t.Context(), db, store.Config{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", path, err, want)
+		}
+	}
+	for _, path := range []string{"", ":memory:", "file:usage.db", "a\x00b"} {
+		if db, err := sqlite.Open(path); err == nil {
+			db.Close()
+			t.Errorf("sqlite.Open(%q) took it", path)
+		}
+	}
+}
+
+// A file's name is a name, whatever characters it has.
+func TestSQLitePathsAreNoURLs(t *testing.T) {
+	for _, name := range []string{"a b?c#d%41&.db", "ü.db"} {
+		path := filepath.Join(t.TempDir(), name)
+		db, err := sqlite.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := store.New(t.Context(), db, store.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(s.Shutdown(t.Context()), db.Close()); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestPostgresURLErrorsKeepThePassword(t *testing.T) {
+	for _, url := range []string{"", "postgres://app:" + password + "@[::1/x", "postgres://app:" + password + "%zz@localhost/x", "host=localhost password=" + password + " sslmode=sometimes"} {
+		db, err := postgres.Open(url)
+		if err == nil {
+			db.Close()
+			t.Errorf("%q was taken", url)
+		} else if strings.Contains(err.Error(), password) {
+			t.Errorf("the password stands in %q", err)
+		}
+	}
+}
+
+func TestPostgresErrorsSayWhatToDo(t *testing.T) {
+	closed := "postgres://app:" + password + "@127.0.0.1:1/usage?sslmode=disable"
+	cases := []struct {
+		url  string
+		cfg  store.Config
+		want string
+	}{{closed, store.Config{}, "does its address lead to it?"}}
+	if store.Server != nil && store.Server.Private() {
+		ours := store.Server.NewDatabase(t)
+		admin, err := postgres.Open(ours)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer admin.Close()
+		for _, q := range []string{
+			`CREATE ROLE with_password LOGIN PASSWORD '` + password + `'`, // dbtest's server asks this one for it
+			`REVOKE CREATE ON SCHEMA public FROM PUBLIC`,
+		} {
+			if _, err := admin.ExecContext(t.Context(), q); err != nil {
+				t.Fatal(err)
+			}
+		}
+		as := func(user *url.Userinfo, database string) string {
+			u, err := url.Parse(ours)
+			if err != nil {
+				t.Fatal(err)
+			}
+			u.User = user
+			if database != "" {
+				u.Path = "/" + database
+			}
+			return u.String()
+		}
+		cases = append(cases, []struct {
+			url  string
+			cfg  store.Config
+			want string
+		}{
+			{as(url.UserPassword("with_password", password+"-wrong"), ""), store.Config{}, "check the user and the password"},
+			{as(url.UserPassword("with_password", password), ""), store.Config{}, "needs CREATE"},
+			{as(url.User("postgres"), "no_such_database"), store.Config{}, "CREATE DATABASE"},
+			{ours, store.Config{Schema: "no_such_schema"}, "CREATE SCHEMA"},
+		}...)
+	}
+	for _, c := range cases {
+		db, err := postgres.Open(c.url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		s, err := store.New(ctx, db, c.cfg)
+		if err == nil {
+			_ = s.Shutdown(ctx)
+			t.Errorf("no error, want one with %q", c.want)
+		} else if !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), password) {
+			t.Errorf("%v, want %q, and no password", err, c.want)
+		}
+	}
+}

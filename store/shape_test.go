@@ -1,0 +1,184 @@
+package store
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/DATA-DOG/go-sqlmock"
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+
+	"github.com/usagekit/usagekit/internal/counter"
+)
+
+// scripted returns a Store, without its loops, on a server that does what the
+// script says and nothing else.
+func scripted(t *testing.T) (*Store, sqlmock.Sqlmock) {
+	t.Helper()
+	db, script, err := sqlmock.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	keep, err := db.Conn(t.Context()) // sqlmock forgets a database whose last connection is closed
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := newDialect("postgres", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Store{
+		db: sqlx.NewDb(db, "postgres"), sql: d, log: slog.New(slog.DiscardHandler), interval: time.Second, calendar: calendar{time.UTC}, writer: "w",
+		live:  counter.New(100, func(string) {}),
+		reads: tokens(1), writes: tokens(1), reserve: tokens(2),
+		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1), changed: make(chan struct{}), stopped: make(chan struct{}),
+	}
+	s.run, s.cancel = context.WithCancel(context.Background())
+	t.Cleanup(func() {
+		s.cancel()
+		if err := script.ExpectationsWereMet(); err != nil {
+			t.Error(err)
+		}
+		_ = keep.Close()
+		_ = db.Close()
+	})
+	return s, script
+}
+
+// A flush is one transaction that touches no row of anybody else. Whatever its
+// COMMIT says but "done", the same batch follows under the same number, and
+// later ones wait.
+func TestTheSameBatchUntilItsCommitIsCertain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, script := scripted(t)
+		var payloads []any
+		flush := func(seq int64, commit error) {
+			payload := captured{&payloads}
+			script.ExpectBegin()
+			script.ExpectExec(`SET LOCAL statement_timeout`).WillReturnResult(driver.ResultNoRows)
+			script.ExpectExec(`INSERT INTO usage_writers .* ON CONFLICT DO NOTHING`).WithArgs("w", []byte{}, sqlmock.AnyArg()).WillReturnResult(driver.RowsAffected(1))
+			script.ExpectExec(`INSERT INTO usage_inbox .* ON CONFLICT DO NOTHING`).WithArgs("w", seq, sqlmock.AnyArg(), payload).WillReturnResult(driver.RowsAffected(1))
+			c := script.ExpectCommit()
+			if commit != nil {
+				c.WillReturnError(commit)
+			}
+		}
+		failures := []error{
+			driver.ErrBadConn, io.EOF, net.ErrClosed, context.DeadlineExceeded, &pq.Error{Code: "08006"}, &pq.Error{Code: "40001"},
+			&pq.Error{Code: "57P01"}, &pq.Error{Code: "53100"}, &pq.Error{Code: "42501"}, errors.New("nobody knows"),
+		}
+		for _, err := range failures {
+			flush(1, err)
+		}
+		flush(1, nil)
+		flush(2, nil)
+
+		s.live.Add("feature.a.used", 5)
+		s.mu.Lock()
+		s.seal()
+		s.live.Add("feature.a.used", 7)
+		s.seal()
+		s.mu.Unlock()
+		start := time.Now()
+		go s.sendLoop()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		if err := s.acknowledged(ctx, 2); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took > time.Duration(len(failures))*maxBackoff {
+			t.Errorf("took %v", took)
+		}
+		if s.Stats().Err != nil || s.Stats().Pending != 0 {
+			t.Errorf("Stats: %+v", s.Stats())
+		}
+		s.cancel()
+		synctest.Wait()
+		for i, p := range payloads {
+			b, err := counter.Decode(p.([]byte))
+			want := int64(5)
+			if i > len(failures) {
+				want = 7
+			}
+			if err != nil || len(b.Counts) != 1 || b.Counts[0].N != want {
+				t.Errorf("flush %d carries %+v, %v", i, b, err)
+			}
+		}
+		if len(payloads) != len(failures)+2 {
+			t.Errorf("%d flushes, want %d", len(payloads), len(failures)+2)
+		}
+	})
+}
+
+// captured is a matcher that keeps what it is given.
+type captured struct{ into *[]any }
+
+func (c captured) Match(v driver.Value) bool { *c.into = append(*c.into, v); return true }
+
+// The guard's UPDATE reaches fewer rows than there are writers: another fold was
+// first, and this one is rolled back before it has written anything.
+func TestAGuardThatMovedRollsTheFoldBack(t *testing.T) {
+	s, script := scripted(t)
+	payload := counter.Batch{Opened: 1, Counts: []counter.Count{{Name: "feature.a.used", N: 1}}}.Encode()
+	script.ExpectBegin()
+	script.ExpectExec(`SET LOCAL`).WillReturnResult(driver.ResultNoRows)
+	script.ExpectQuery(`SELECT value, .* FOR UPDATE SKIP LOCKED`).WillReturnRows(script.NewRows([]string{"value", "now"}).AddRow(" 0", 1000))
+	script.ExpectQuery(`LATERAL`).WillReturnRows(script.NewRows([]string{"writer", "guard", "sum", "seq", "opened", "size"}).
+		AddRow("v", 4, []byte{}, 5, 1, len(payload)).AddRow("w", 0, []byte{}, 1, 1, len(payload)))
+	script.ExpectQuery(`SELECT i.writer, i.seq, i.payload`).WillReturnRows(script.NewRows([]string{"writer", "seq", "payload"}).
+		AddRow("v", 5, payload).AddRow("w", 1, payload))
+	script.ExpectExec(`UPDATE usage_writers AS w SET .* AND w.seq = v.guard`).WillReturnResult(driver.RowsAffected(1))
+	script.ExpectRollback()
+	if _, err := s.fold(t.Context(), true); !errors.Is(err, errConflict) {
+		t.Errorf("fold: %v, want errConflict", err)
+	}
+	if s.conflicts.Load() != 1 {
+		t.Errorf("%d conflicts counted", s.conflicts.Load())
+	}
+}
+
+// What an error means decides whether a batch waits or is set aside.
+func TestErrorsAreToldApart(t *testing.T) {
+	for _, c := range []struct {
+		err         error
+		unavailable bool // the same call may work later
+		poison      bool // this batch never will
+	}{
+		{errors.New("EOF"), true, false},
+		{driver.ErrBadConn, true, false},
+		{context.DeadlineExceeded, true, false},
+		{&pq.Error{Code: "08006"}, true, false},
+		{&pq.Error{Code: "25006"}, true, false}, // read-only
+		{&pq.Error{Code: "40001"}, true, false},
+		{&pq.Error{Code: "40P01"}, true, false},
+		{&pq.Error{Code: "53300"}, true, false},
+		{&pq.Error{Code: "55P03"}, true, false},
+		{&pq.Error{Code: "57014"}, true, false},
+		{&pq.Error{Code: "58030"}, true, false},
+		{&pq.Error{Code: "28P01"}, false, false},
+		{&pq.Error{Code: "42501"}, false, false},
+		{&pq.Error{Code: "42P01"}, false, false},
+		{&pq.Error{Code: "22021"}, false, true},
+		{&pq.Error{Code: "23514"}, false, true},
+		{&pq.Error{Code: "54000"}, false, true},
+		{panicError{"index out of range"}, false, true},
+		{errConflict, false, false},
+	} {
+		if got := errors.Is(unavailable(c.err), ErrUnavailable); got != c.unavailable {
+			t.Errorf("%v: unavailable is %v", c.err, got)
+		}
+		if got := poison(unavailable(c.err)); got != c.poison {
+			t.Errorf("%v: poison is %v", c.err, got)
+		}
+		if !errors.Is(unavailable(c.err), c.err) {
+			t.Errorf("%v is lost", c.err)
+		}
+	}
+}
