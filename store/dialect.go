@@ -55,7 +55,7 @@ func (d dialect) txOptions(write bool) *sql.TxOptions {
 	if d.sqlite {
 		return &sql.TxOptions{ReadOnly: !write}
 	}
-	return &sql.TxOptions{Isolation: sql.LevelReadCommitted}
+	return &sql.TxOptions{Isolation: sql.LevelReadCommitted, ReadOnly: !write}
 }
 
 // begin bounds a writing transaction on the server, and makes its COMMIT

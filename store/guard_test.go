@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -92,6 +93,41 @@ func twoLeaders(t *testing.T, edit func(string) string) (total, conflicts int64)
 		t.Fatal(err)
 	}
 	return total, stores[0].conflicts.Load() + stores[1].conflicts.Load()
+}
+
+// A lease saves the others work: while it lasts, they leave the fold to its
+// holder, but for what they are asked to.
+func TestLeaseIsLeftToItsHolder(t *testing.T) {
+	if Server == nil {
+		t.Log("PostgreSQL was not tried; on SQLite the lease is everybody's")
+		return
+	}
+	db, err := postgres.Open(Server.NewDatabase(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	s, err := open(t.Context(), db, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		holder string
+		left   time.Duration
+		force  bool
+		busy   bool
+	}{
+		{"another", time.Hour, false, true},
+		{"another", time.Hour, true, false},
+		{"another", -time.Second, false, false},
+		{s.writer, time.Hour, false, false},
+	} {
+		db.MustExec(`UPDATE usage_meta SET value = $1 WHERE name = 'lease'`, fmt.Sprintf("%s %d", c.holder, time.Now().Add(c.left).UnixMilli()))
+		f, err := s.fold(t.Context(), c.force)
+		if err != nil || f.busy != c.busy {
+			t.Errorf("%+v: busy is %v, %v", c, f.busy, err)
+		}
+	}
 }
 
 // An attempt that the server never answers is abandoned; two of them at most

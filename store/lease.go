@@ -118,12 +118,17 @@ func (s *Store) look(ctx context.Context) (holder string, left time.Duration, wo
 	if err != nil {
 		return "", 0, false, err
 	}
-	holder, until := parseLease(row.Value)
+	holder, until := s.parseLease(row.Value)
 	return holder, time.Duration(until-row.Now) * time.Millisecond, row.Waiting > 0, err
 }
 
-// A lease is its holder, a space, and when it ends: Unix milliseconds.
-func parseLease(value string) (holder string, until int64) {
+// A lease is its holder, a space, and when it ends: Unix milliseconds. A SQLite
+// file has its instances on one host, most often one, and locks as a whole: there
+// it is everybody's, and what a killed process left is folded at once.
+func (s *Store) parseLease(value string) (holder string, until int64) {
+	if s.sql.sqlite {
+		return s.writer, 0
+	}
 	holder, end, _ := strings.Cut(value, " ")
 	until, _ = strconv.ParseInt(end, 10, 64)
 	return holder, until
@@ -169,6 +174,6 @@ func (s *Store) lockLease(tx *sqlx.Tx) (now int64, holder string, until int64, e
 	if len(rows) == 0 {
 		return 0, "busy", 1 << 62, nil
 	}
-	holder, until = parseLease(rows[0].Value)
+	holder, until = s.parseLease(rows[0].Value)
 	return rows[0].Now, holder, until, nil
 }

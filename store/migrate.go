@@ -101,7 +101,13 @@ func (s *Store) migrate(ctx context.Context, tx *sqlx.Tx, want *time.Location) (
 			return nil, err
 		}
 	}
-	return s.zone(ctx, tx, want)
+	loc, err := s.zone(ctx, tx, want)
+	if err != nil {
+		return nil, err
+	}
+	// A file or server that cannot be written to shows it now.
+	_, err = tx.ExecContext(ctx, s.sql.text(sqlRegister), s.writer, []byte{}, time.Now().UnixMilli())
+	return loc, err
 }
 
 // schemaVersion is how many migrations the database has seen.
@@ -191,6 +197,8 @@ func advice(err error) string {
 		return ": make the database (CREATE DATABASE), or correct its name"
 	case state.SQLState() == "3F000":
 		return ": make the schema (CREATE SCHEMA), or correct Config.Schema"
+	case state.SQLState() == "25006", state.SQLState() == "0A000":
+		return ": the server is read-only: is it a standby?"
 	case state.SQLState() == "42501":
 		return ": the user needs CREATE on the schema at a release's first start, and SELECT, INSERT, UPDATE, DELETE on the usage_ tables (GRANT)"
 	}

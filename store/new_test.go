@@ -53,6 +53,25 @@ func TestSQLiteErrorsSayWhatToDo(t *testing.T) {
 	if err := os.WriteFile(garbage, []byte(strings.Repeat("no database ", 1000)), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	readOnly := filepath.Join(dir, "read-only.db")
+	ready, err := sqlx.Open("sqlite", readOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := store.New(t.Context(), ready, store.Config{}); err != nil {
+		t.Fatal(err)
+	} else if err := errors.Join(s.Shutdown(t.Context()), ready.Close()); err != nil {
+		t.Fatal(err)
+	}
+	// Not by its mode, which root may ignore.
+	db, err := sqlx.Open("sqlite", "file:"+readOnly+"?mode=ro")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := store.New(t.Context(), db, store.Config{}); err == nil || !strings.Contains(err.Error(), "must exist and be writable") {
+		t.Errorf("read-only: %v", err)
+	}
 	for path, want := range map[string]string{
 		filepath.Join(dir, "missing", "usage.db"): "must exist and be writable",
 		dir:     "must exist and be writable",

@@ -133,9 +133,6 @@ func (s *Store) sendLoop() {
 			}
 		}
 		err := s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) error { return s.send(tx, head) })
-		if s.run.Err() != nil {
-			return
-		}
 		s.report(&s.sendErr, err)
 		if err != nil {
 			if !s.pause(rand.N(backoff) + time.Millisecond) {
@@ -172,6 +169,9 @@ func (s *Store) send(tx *sqlx.Tx, b sealed) error {
 // report keeps the outcome of the last attempt, and logs when it changed from
 // working to failing or back.
 func (s *Store) report(last *error, err error) {
+	if s.run.Err() != nil {
+		return // it is the end that made the attempt fail
+	}
 	s.mu.Lock()
 	*last = err
 	now := s.sendErr != nil || s.foldErr != nil

@@ -96,6 +96,7 @@ func Run(t *testing.T, d Database) {
 		{"ShutdownWithoutDatabase", shutdownUndelivered},
 		{"PoolOfOne", poolOfOne},
 		{"EverythingInTransactions", everythingInTransactions},
+		{"NoConnectionAfterAnError", noConnectionAfterAnError},
 		{"ManyStartsAtOnce", manyStarts},
 		{"AdoptsTheOriginalTable", adopts},
 		{"OtherZone", otherZone},

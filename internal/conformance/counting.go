@@ -83,7 +83,8 @@ func derived(t *testing.T, b *bench) {
 	for range 2 { // the second time, nobody is new
 		s.Add("api.GET /novels/{id}.requests", 3)
 		s.Add("api.(unmatched).requests", 2)
-		s.Add("api.requests.novels", 5) // an area: in no sum
+		s.Add("api.requests.novels", 5)   // an area: in no sum
+		s.Add("api.requests.requests", 5) // nor is this one
 		s.Add("api.GET /novels/{id}.status_2xx", 3)
 		for _, user := range []string{"1", "2", "a.b", "active", "registrations", "((error)", "(error)", "(unmatched)", "(other)", "(invalid)"} {
 			s.Inc("user." + user + ".requests")

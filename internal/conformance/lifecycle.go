@@ -156,6 +156,36 @@ func everythingInTransactions(t *testing.T, b *bench) {
 	}
 }
 
+// A connection that gave an error is not used again: a driver may take it for
+// sound although it is not.
+func noConnectionAfterAnError(t *testing.T, b *bench) {
+	faults := &dbtest.Faults{}
+	db := b.pool(faults)
+	db.SetMaxOpenConns(1) // no other one stands by
+	s := b.storeOn(db, b.config())
+	if _, err := s.Get(t.Context(), "a.b"); err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	failed, connected := false, false
+	faults.Set(func(op dbtest.Op) dbtest.Fault {
+		mu.Lock()
+		defer mu.Unlock()
+		connected = connected || failed && op.Kind == dbtest.Connect
+		if op.Kind == dbtest.Query && !failed {
+			failed = true
+			return dbtest.Fault{Err: errors.New("something odd")}
+		}
+		return dbtest.Fault{}
+	})
+	_, _ = s.Get(t.Context(), "a.b") // it may be another's query that failed
+	_, err := s.Get(t.Context(), "a.b")
+	faults.Set(nil)
+	if err != nil || !connected {
+		t.Errorf("Get: %v; a new connection: %v", err, connected)
+	}
+}
+
 func manyStarts(t *testing.T, b *bench) {
 	var wg sync.WaitGroup
 	for range 8 {

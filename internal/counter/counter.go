@@ -135,7 +135,8 @@ func (s *Set) Seal() (Batch, bool) {
 	if next == nil {
 		next = newGeneration(0)
 	}
-	return s.current.Swap(next).seal(), true
+	b := s.current.Swap(next).seal()
+	return b, len(b.Counts) > 0 // none, if the first Add is on its way still
 }
 
 // Prepare makes the next generation ahead, off the request path: with the names
@@ -170,7 +171,7 @@ func (s *Set) Close() (Batch, bool) {
 		return Batch{}, false
 	}
 	b := g.seal()
-	return b, b.Opened != 0
+	return b, len(b.Counts) > 0
 }
 
 // generation is a set of counters that is sealed as one batch.

@@ -251,3 +251,18 @@ func FuzzClean(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkAdd(b *testing.B) {
+	s := New(100_000, func(string) {})
+	names := make([]string, 100)
+	for i := range names {
+		names[i] = fmt.Sprintf("api.GET /r%d.requests", i)
+		s.Add(names[i], 1)
+	}
+	b.ReportAllocs()
+	b.RunParallel(func(p *testing.PB) {
+		for i := 0; p.Next(); i++ {
+			s.Add(names[i%len(names)], 1)
+		}
+	})
+}

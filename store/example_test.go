@@ -1,0 +1,143 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/usagekit/usagekit/dashboard"
+	"github.com/usagekit/usagekit/middleware"
+	"github.com/usagekit/usagekit/store"
+	"github.com/usagekit/usagekit/store/sqlite"
+	"github.com/usagekit/usagekit/store/storetest"
+)
+
+// A whole program.
+func Example() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+
+	db, err := sqlite.Open("usage.db") // or postgres.Open(os.Getenv("DATABASE_URL")), or your own pool
+	if err != nil {
+		log.Fatal(err)
+	}
+	usage, err := store.New(ctx, db, store.Config{}) // makes its tables, starts counting
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	mux := http.NewServeMux() // the application's routes
+	mux.HandleFunc("POST /outlines", func(w http.ResponseWriter, r *http.Request) {
+		usage.Inc("feature.outline.generated")
+	})
+	mux.Handle("GET /usage/", dashboard.New(usage, dashboard.Config{
+		Auth: dashboard.BasicAuth("admin", os.Getenv("USAGE_PASSWORD")),
+	}))
+
+	count := middleware.New(usage, middleware.Config{
+		User: func(r *http.Request) string { return r.Header.Get("X-User") }, // however you know who it is
+		Skip: []string{"/usage/"},
+	})
+	srv := &http.Server{Addr: ":8080", Handler: count(mux)}
+	go func() { log.Print(srv.ListenAndServe()) }()
+
+	<-ctx.Done() // on the way out: the requests, then the counts, then the database
+	last, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := errors.Join(srv.Shutdown(last), usage.Shutdown(last), db.Close()); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// All routes with their requests, errors and p95.
+func ExampleStore_Rows() {
+	ctx, usage, done := exampleStore()
+	defer done()
+	usage.Add("api.GET /novels/{id}.requests", 100)
+	usage.Add("api.GET /novels/{id}.status_5xx", 1)
+	usage.Add("api.GET /novels/{id}.latency_25ms", 100)
+	usage.Add("api.POST /novels.requests", 20)
+	usage.Add("api.POST /novels.latency_5ms", 20)
+	if err := usage.Flush(ctx); err != nil {
+		log.Fatal(err)
+	}
+
+	rows, err := usage.Rows(ctx, store.Query{Prefix: "api.", Measure: "requests", From: time.Now().AddDate(0, 0, -7)})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, r := range rows {
+		fmt.Println(r.Subject, r.Counts["requests"], r.Counts["status_5xx"], r.Quantile(0.95))
+	}
+	// Output:
+	// GET /novels/{id} 100 1 24.25ms
+	// POST /novels 20 0 4.75ms
+}
+
+// A user's days, the users of a range, a feature by hour.
+func ExampleStore_History() {
+	ctx, usage, done := exampleStore()
+	defer done()
+	usage.Add("user.42.requests", 3)
+	usage.Add("feature.chapter.written", 2)
+	if err := usage.Flush(ctx); err != nil {
+		log.Fatal(err)
+	}
+
+	week := time.Now().AddDate(0, 0, -7)
+	days, err := usage.History(ctx, store.Query{Name: "user.42.requests", From: week})
+	if err != nil {
+		log.Fatal(err)
+	}
+	top, err := usage.Totals(ctx, store.Query{Prefix: "user.", Measure: "requests", From: week, Limit: 10})
+	if err != nil {
+		log.Fatal(err)
+	}
+	hours, err := usage.History(ctx, store.Query{Prefix: "feature.", Step: store.Hour, From: week})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(days[0].N, top[0].Name, hours[0].N)
+	// Output: 3 user.42.requests 2
+}
+
+func exampleStore() (context.Context, *store.Store, func()) {
+	ctx := context.Background()
+	dir, err := os.MkdirTemp("", "usagekit-example-")
+	if err != nil {
+		log.Fatal(err)
+	}
+	db, err := sqlite.Open(filepath.Join(dir, "usage.db"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	usage, err := store.New(ctx, db, store.Config{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	return ctx, usage, func() {
+		if err := errors.Join(usage.Shutdown(ctx), db.Close(), os.RemoveAll(dir)); err != nil {
+			log.Fatal(err)
+		}
+	}
+}
+
+// An application's own test, as README shows it.
+func TestOutline(t *testing.T) {
+	usage := storetest.New(t) // a SQLite file in t.TempDir
+	usage.Inc("feature.outline.generated")
+	if err := usage.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := usage.Get(t.Context(), "feature.outline.generated"); n != 1 || err != nil {
+		t.Error(n, err)
+	}
+}
