@@ -2,10 +2,12 @@
 
 GO         ?= go
 GOFILES     = $(shell git ls-files -co --exclude-standard '*.go')
-staticcheck = $(GO) tool -modfile=internal/tools/go.mod staticcheck
+MODULES     = . internal/routers
+each        = for m in $(MODULES); do echo "$(1): $$m"; (cd $$m && $(1)) || exit 1; done
+staticcheck = $(GO) tool -modfile="$(CURDIR)/internal/tools/go.mod" staticcheck
 
 .DEFAULT_GOAL := help
-.PHONY: help run test race lint postgresql
+.PHONY: help run test race lint fuzz postgresql
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,16 +16,20 @@ run: ## serve the example with demo traffic on SQLite (ADDR, DB and ARGS change 
 	$(GO) run ./example -addr $(or $(ADDR),127.0.0.1:8080) -db $(or $(DB),usage.db) -demo $(ARGS)
 
 test: postgresql ## all tests, on SQLite and on a private PostgreSQL
-	USAGEKIT_PG=require $(GO) test -parallel=4 -shuffle=on ./...
+	@export USAGEKIT_PG=require; $(call each,$(GO) test -parallel=4 -shuffle=on ./...)
 
 race: postgresql ## all tests under the race detector
-	USAGEKIT_PG=require $(GO) test -race -parallel=4 -shuffle=on ./...
+	@export USAGEKIT_PG=require; $(call each,$(GO) test -race -parallel=4 -shuffle=on ./...)
 
 lint: ## gofmt, vet, staticcheck, go mod tidy
 	@unformatted="$$(gofmt -l $(GOFILES))"; [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
-	$(GO) vet ./...
-	$(staticcheck) ./...
-	$(GO) mod tidy -diff
+	@$(call each,$(GO) vet ./...)
+	@$(call each,$(staticcheck) ./...)
+	@$(call each,$(GO) mod tidy -diff)
+
+fuzz: ## each fuzz target for 30 s
+	$(GO) test -run '^$$' -fuzz FuzzClean -fuzztime 30s ./internal/counter
+	$(GO) test -run '^$$' -fuzz FuzzDecode -fuzztime 30s ./internal/counter
 
 # The tests start a PostgreSQL of their own and need its programs for that.
 postgresql:

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"bytes"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// testFiles returns the test files below a directory, as text.
+func testFiles(t *testing.T, dir string) (texts []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if strings.HasSuffix(path, "_test.go") || strings.Contains(path, filepath.Join("internal", "conformance")) && strings.HasSuffix(path, ".go") {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			texts = append(texts, string(text))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return texts
+}
+
+// dedent takes the indentation of the first line from every line.
+func dedent(text string) string {
+	first := text[:len(text)-len(strings.TrimLeft(text, "\t"))]
+	lines := strings.Split(text, "\n")
+	for i, l := range lines {
+		lines[i] = strings.TrimPrefix(l, first)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Every piece of Go in README stands, character by character, in a test or an
+// example; the first is a whole one's body.
+func TestReadmeIsTested(t *testing.T) {
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tests []string
+	for _, text := range testFiles(t, "..") {
+		for _, indent := range []string{"\t", "\t\t", "\t\t\t"} {
+			tests = append(tests, strings.ReplaceAll(text, "\n"+indent, "\n"))
+		}
+	}
+	snippets := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(readme), -1)
+	if len(snippets) < 8 {
+		t.Fatalf("%d snippets found", len(snippets))
+	}
+	for _, s := range snippets {
+		if !slices.ContainsFunc(tests, func(text string) bool { return strings.Contains(text, "\n"+s[1]) }) {
+			t.Errorf("in no test:\n%s", s[1])
+		}
+	}
+	example, err := os.ReadFile("../store/example_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, body, found := strings.Cut(string(example), "func Example() {\n")
+	body, _, ended := strings.Cut(body, "\n}\n")
+	if !found || !ended || dedent(body)+"\n" != snippets[0][1] {
+		t.Error("README's program is not the body of store's Example")
+	}
+}
+
+// Every test that README names, by its whole name or by its case (…/Case), is
+// there.
+func TestReadmeNamesItsTests(t *testing.T) {
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := strings.Join(testFiles(t, ".."), "\n")
+	names := regexp.MustCompile("`(Test\\w+|…)(?:/(\\w+))?`").FindAllStringSubmatch(string(readme), -1)
+	if len(names) < 15 {
+		t.Fatalf("%d names found", len(names))
+	}
+	for _, n := range names {
+		if n[1] != "…" && !strings.Contains(all, "func "+n[1]+"(t *testing.T)") {
+			t.Errorf("README names %s, which is not there", n[1])
+		}
+		if n[2] != "" && !strings.Contains(all, `{"`+n[2]+`", `) {
+			t.Errorf("README names the case %s, which is not there", n[2])
+		}
+	}
+	promises := regexp.MustCompile(`(?s)\n## Promises\n.*?\n## `).Find(readme)
+	for line := range strings.Lines(string(promises)) {
+		if strings.HasPrefix(line, "|") && !strings.Contains(line, "|---") && !strings.Contains(line, "shown by") && !strings.Contains(line, "`Test") && !strings.Contains(line, "`…/") {
+			t.Errorf("a promise without a test: %s", line)
+		}
+	}
+}
+
+// What may import what, so that a user of one package does not get another's
+// dependencies.
+func TestImportArrows(t *testing.T) {
+	const module = "github.com/usagekit/usagekit"
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`, module+"/...").CombinedOutput()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, out)
+	}
+	allowed := map[string][]string{
+		"/middleware":           nil,
+		"/internal/counter":     {"github.com/puzpuzpuz/xsync/v4"},
+		"/store":                {module + "/internal/counter", "github.com/jmoiron/sqlx", "github.com/lib/pq"},
+		"/store/postgres":       {"github.com/jmoiron/sqlx", "github.com/lib/pq"},
+		"/store/sqlite":         {"github.com/jmoiron/sqlx", "modernc.org/sqlite"},
+		"/store/storetest":      {module + "/store", module + "/store/sqlite"},
+		"/dashboard":            {module + "/store"},
+		"/example":              {module + "/middleware", module + "/dashboard", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
+		"/internal/dbtest":      {"github.com/lib/pq"}, // only tests import these two
+		"/internal/conformance": {module + "/internal/counter", module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
+	}
+	seen := 0
+	for line := range bytes.Lines(out) {
+		fields := strings.Fields(string(line))
+		pkg := strings.TrimPrefix(fields[0], module)
+		want, ok := allowed[pkg]
+		if !ok {
+			t.Errorf("%s is not in the list: what may it import?", fields[0])
+			continue
+		}
+		seen++
+		for _, imported := range fields[1:] {
+			if strings.Contains(imported, ".") && !slices.Contains(want, imported) {
+				t.Errorf("%s imports %s", fields[0], imported)
+			}
+		}
+	}
+	if seen != len(allowed) {
+		t.Errorf("%d packages seen, %d in the list", seen, len(allowed))
+	}
+}
