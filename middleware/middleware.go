@@ -14,7 +14,10 @@
 //	error.panic                of handlers
 //
 // It knows net/http and a Recorder, nothing else. A Recorder in trouble, or a
-// callback that panics, never delays, fails or changes a response.
+// callback that panics, never delays, fails or changes a response. The one thing
+// that a wrapped ResponseWriter cannot pass on: http.MaxBytesReader closes the
+// connection after a body that was too large, and does not inside of this
+// middleware. http.MaxBytesHandler around it does.
 //
 // The route is known to a middleware around the router as long as nobody in
 // between copies the request (http.TimeoutHandler, http.StripPrefix and most
@@ -103,7 +106,7 @@ func (m *middleware) serve(next http.Handler, w http.ResponseWriter, r *http.Req
 		}
 	}
 	c, wrapped := wrap(w)
-	c.ResponseWriter, c.in, c.since = w, m, time.Now()
+	c.inner, c.in, c.since = w, m, time.Now()
 	c.enter(r, m.cfg)
 	returned := false
 	defer func() {

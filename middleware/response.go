@@ -3,6 +3,7 @@ package middleware
 import (
 	"iter"
 	"net/http"
+	"path"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -15,9 +16,9 @@ const (
 	failed    = "(error)" // a callback panicked
 )
 
-// response counts one request, and wraps its ResponseWriter for that.
+// response counts one request.
 type response struct {
-	http.ResponseWriter // the inner one
+	inner http.ResponseWriter
 
 	in      *middleware
 	request *http.Request // the innermost one seen
@@ -48,8 +49,6 @@ func responses(w http.ResponseWriter) iter.Seq[*response] {
 	}
 }
 
-func (c *response) counts() *response { return c }
-
 // enter notes the request of a middleware: routers set Pattern on the request
 // that they are given, and code between two middlewares may have copied it.
 func (c *response) enter(r *http.Request, cfg Config) {
@@ -73,7 +72,7 @@ func (c *response) start(status int) {
 	defer func() { _ = recover() }() // a Recorder's: never the request's
 	add := c.in.rec.Add
 	c.name = "api." + c.routeOf() + "."
-	c.stream = c.stream || strings.HasPrefix(strings.ToLower(c.Header().Get("Content-Type")), "text/event-stream")
+	c.stream = c.stream || strings.HasPrefix(strings.ToLower(c.inner.Header().Get("Content-Type")), "text/event-stream")
 	add(c.name+"requests", 1)
 	add(c.name+statusClass(status), 1)
 	if area := c.areaOf(); area != "" {
@@ -143,7 +142,7 @@ func (c *response) routeOf() string {
 			return failed
 		}
 	}
-	if p := c.request.Pattern; route == "" && (p != "/" || c.entry != "/") {
+	if p := c.request.Pattern; route == "" && (p != "/" || c.entry != "/") && !isRedirect(c.request) {
 		// A root mux leaves "/" on every request for the router behind it.
 		route = p
 	}
@@ -151,13 +150,20 @@ func (c *response) routeOf() string {
 		return unmatched
 	}
 	method, pattern := knownMethod(c.request.Method), route
-	if m, rest, ok := strings.Cut(route, " "); ok && m != "" && strings.Trim(m, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") == "" {
-		method, pattern = m, strings.TrimLeft(rest, " \t")
+	if i := strings.IndexAny(route, " \t"); i > 0 && strings.Trim(route[:i], "ABCDEFGHIJKLMNOPQRSTUVWXYZ") == "" {
+		method, pattern = route[:i], strings.TrimLeft(route[i:], " \t")
 	}
 	if i := strings.IndexByte(pattern, '/'); i > 0 {
 		pattern = pattern[i:] // without its host
 	}
 	return method + " " + pattern
+}
+
+// isRedirect tells whether r's Pattern is no pattern: where ServeMux redirects a
+// CONNECT to its path with a slash, it leaves that path there.
+func isRedirect(r *http.Request) bool {
+	p := r.URL.Path
+	return r.Method == http.MethodConnect && !strings.HasSuffix(p, "/") && r.Pattern == path.Clean(p)+"/"
 }
 
 func escape(subject string) string {

@@ -39,691 +39,886 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 		has |= 1 << 8
 	}
 	switch has {
+	default:
+		var v struct {
+			r response
+			writer
+		}
+		c := &v.r
+		v.writer.c = c
+		return c, &v
 	case 1:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 		}
-		c.flusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		return c, &v
 	case 2:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 		}
-		c.errorFlusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		return c, &v
 	case 3:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		return c, &v
 	case 4:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 		}
-		c.closeNotifier.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		return c, &v
 	case 5:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		return c, &v
 	case 6:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		return c, &v
 	case 7:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		return c, &v
 	case 8:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 		}
-		c.hijacker.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		return c, &v
 	case 9:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		return c, &v
 	case 10:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		return c, &v
 	case 11:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		return c, &v
 	case 12:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		return c, &v
 	case 13:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		return c, &v
 	case 14:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		return c, &v
 	case 15:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			hijacker
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		return c, &v
 	case 16:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			readerFrom
 		}
-		c.readerFrom.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.readerFrom.c = c
+		return c, &v
 	case 17:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			readerFrom
 		}
-		c.flusher.c = &c.response
-		c.readerFrom.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.readerFrom.c = c
+		return c, &v
 	case 18:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			readerFrom
 		}
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		return c, &v
 	case 19:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			readerFrom
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		return c, &v
 	case 20:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			readerFrom
 		}
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		return c, &v
 	case 21:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			readerFrom
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		return c, &v
 	case 22:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			readerFrom
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		return c, &v
 	case 23:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			readerFrom
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		return c, &v
 	case 24:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			readerFrom
 		}
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		return c, &v
 	case 25:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			readerFrom
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		return c, &v
 	case 26:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			readerFrom
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		return c, &v
 	case 27:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
 			readerFrom
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		return c, &v
 	case 28:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			readerFrom
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		return c, &v
 	case 29:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
 			readerFrom
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		return c, &v
 	case 30:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
 			readerFrom
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		return c, &v
 	case 31:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			hijacker
 			readerFrom
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		return c, &v
 	case 32:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			deadlines
 		}
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 33:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			deadlines
 		}
-		c.flusher.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 34:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			deadlines
 		}
-		c.errorFlusher.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 35:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			deadlines
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 36:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			deadlines
 		}
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 37:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			deadlines
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 38:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			deadlines
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 39:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			deadlines
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 40:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			deadlines
 		}
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 41:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			deadlines
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 42:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			deadlines
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 43:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
 			deadlines
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 44:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			deadlines
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 45:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
 			deadlines
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 46:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
 			deadlines
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 47:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			hijacker
 			deadlines
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 48:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			readerFrom
 			deadlines
 		}
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 49:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			readerFrom
 			deadlines
 		}
-		c.flusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 50:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			readerFrom
 			deadlines
 		}
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 51:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			readerFrom
 			deadlines
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 52:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			readerFrom
 			deadlines
 		}
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 53:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			readerFrom
 			deadlines
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 54:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			readerFrom
 			deadlines
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 55:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			readerFrom
 			deadlines
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 56:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			readerFrom
 			deadlines
 		}
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 57:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			readerFrom
 			deadlines
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 58:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			readerFrom
 			deadlines
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 59:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
 			readerFrom
 			deadlines
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 60:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			readerFrom
 			deadlines
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 61:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
 			readerFrom
 			deadlines
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 62:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
 			readerFrom
 			deadlines
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 63:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -731,383 +926,479 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			readerFrom
 			deadlines
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		return c, &v
 	case 64:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			fullDuplex
 		}
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 65:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 66:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			fullDuplex
 		}
-		c.errorFlusher.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 67:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 68:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			fullDuplex
 		}
-		c.closeNotifier.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 69:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 70:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			fullDuplex
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 71:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 72:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			fullDuplex
 		}
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 73:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 74:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			fullDuplex
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 75:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 76:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			fullDuplex
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 77:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 78:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
 			fullDuplex
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 79:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			hijacker
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 80:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			readerFrom
 			fullDuplex
 		}
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 81:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			readerFrom
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 82:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			readerFrom
 			fullDuplex
 		}
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 83:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			readerFrom
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 84:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			readerFrom
 			fullDuplex
 		}
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 85:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			readerFrom
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 86:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			readerFrom
 			fullDuplex
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 87:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			readerFrom
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 88:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			readerFrom
 			fullDuplex
 		}
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 89:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			readerFrom
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 90:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			readerFrom
 			fullDuplex
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 91:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
 			readerFrom
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 92:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			readerFrom
 			fullDuplex
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 93:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
 			readerFrom
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 94:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
 			readerFrom
 			fullDuplex
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 95:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -1115,207 +1406,255 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			readerFrom
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 96:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			deadlines
 			fullDuplex
 		}
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 97:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			deadlines
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 98:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			deadlines
 			fullDuplex
 		}
-		c.errorFlusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 99:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			deadlines
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 100:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			deadlines
 			fullDuplex
 		}
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 101:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			deadlines
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 102:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			deadlines
 			fullDuplex
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 103:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			deadlines
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 104:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			deadlines
 			fullDuplex
 		}
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 105:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			deadlines
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 106:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			deadlines
 			fullDuplex
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 107:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
 			deadlines
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 108:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			deadlines
 			fullDuplex
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 109:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
 			deadlines
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 110:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
 			deadlines
 			fullDuplex
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 111:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -1323,111 +1662,135 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 112:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			readerFrom
 			deadlines
 			fullDuplex
 		}
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 113:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			readerFrom
 			deadlines
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 114:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			readerFrom
 			deadlines
 			fullDuplex
 		}
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 115:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			readerFrom
 			deadlines
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 116:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			readerFrom
 			deadlines
 			fullDuplex
 		}
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 117:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			readerFrom
 			deadlines
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 118:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			readerFrom
 			deadlines
 			fullDuplex
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 119:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -1435,59 +1798,71 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 120:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			readerFrom
 			deadlines
 			fullDuplex
 		}
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 121:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			readerFrom
 			deadlines
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 122:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			readerFrom
 			deadlines
 			fullDuplex
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 123:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
@@ -1495,31 +1870,37 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 124:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			readerFrom
 			deadlines
 			fullDuplex
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 125:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
@@ -1527,16 +1908,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 126:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
@@ -1544,16 +1928,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			fullDuplex
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 127:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -1562,384 +1949,480 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			fullDuplex
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		return c, &v
 	case 128:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			pusher
 		}
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.pusher.c = c
+		return c, &v
 	case 129:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.pusher.c = c
+		return c, &v
 	case 130:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.pusher.c = c
+		return c, &v
 	case 131:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.pusher.c = c
+		return c, &v
 	case 132:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			pusher
 		}
-		c.closeNotifier.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.pusher.c = c
+		return c, &v
 	case 133:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.pusher.c = c
+		return c, &v
 	case 134:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.pusher.c = c
+		return c, &v
 	case 135:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.pusher.c = c
+		return c, &v
 	case 136:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			pusher
 		}
-		c.hijacker.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.pusher.c = c
+		return c, &v
 	case 137:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.pusher.c = c
+		return c, &v
 	case 138:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.pusher.c = c
+		return c, &v
 	case 139:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.pusher.c = c
+		return c, &v
 	case 140:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			pusher
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.pusher.c = c
+		return c, &v
 	case 141:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.pusher.c = c
+		return c, &v
 	case 142:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.pusher.c = c
+		return c, &v
 	case 143:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			hijacker
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.pusher.c = c
+		return c, &v
 	case 144:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			readerFrom
 			pusher
 		}
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		return c, &v
 	case 145:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			readerFrom
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		return c, &v
 	case 146:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			readerFrom
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		return c, &v
 	case 147:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			readerFrom
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		return c, &v
 	case 148:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			readerFrom
 			pusher
 		}
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		return c, &v
 	case 149:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			readerFrom
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		return c, &v
 	case 150:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			readerFrom
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		return c, &v
 	case 151:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			readerFrom
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		return c, &v
 	case 152:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			readerFrom
 			pusher
 		}
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		return c, &v
 	case 153:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			readerFrom
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		return c, &v
 	case 154:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			readerFrom
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		return c, &v
 	case 155:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
 			readerFrom
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		return c, &v
 	case 156:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			readerFrom
 			pusher
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		return c, &v
 	case 157:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
 			readerFrom
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		return c, &v
 	case 158:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
 			readerFrom
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		return c, &v
 	case 159:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -1947,207 +2430,255 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			readerFrom
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		return c, &v
 	case 160:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			deadlines
 			pusher
 		}
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 161:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			deadlines
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 162:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			deadlines
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 163:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			deadlines
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 164:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			deadlines
 			pusher
 		}
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 165:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			deadlines
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 166:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			deadlines
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 167:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			deadlines
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 168:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			deadlines
 			pusher
 		}
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 169:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			deadlines
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 170:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			deadlines
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 171:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
 			deadlines
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 172:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			deadlines
 			pusher
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 173:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
 			deadlines
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 174:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
 			deadlines
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 175:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -2155,111 +2686,135 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 176:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			readerFrom
 			deadlines
 			pusher
 		}
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 177:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			readerFrom
 			deadlines
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 178:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			readerFrom
 			deadlines
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 179:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			readerFrom
 			deadlines
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 180:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			readerFrom
 			deadlines
 			pusher
 		}
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 181:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			readerFrom
 			deadlines
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 182:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			readerFrom
 			deadlines
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 183:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -2267,59 +2822,71 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 184:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			readerFrom
 			deadlines
 			pusher
 		}
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 185:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			readerFrom
 			deadlines
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 186:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			readerFrom
 			deadlines
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 187:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
@@ -2327,31 +2894,37 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 188:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			readerFrom
 			deadlines
 			pusher
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 189:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
@@ -2359,16 +2932,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 190:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
@@ -2376,16 +2952,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 191:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -2394,208 +2973,256 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		return c, &v
 	case 192:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			fullDuplex
 			pusher
 		}
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 193:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 194:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			fullDuplex
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 195:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 196:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			fullDuplex
 			pusher
 		}
-		c.closeNotifier.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 197:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 198:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			fullDuplex
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 199:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 200:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			fullDuplex
 			pusher
 		}
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 201:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 202:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			fullDuplex
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 203:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 204:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			fullDuplex
 			pusher
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 205:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 206:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
 			fullDuplex
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 207:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -2603,111 +3230,135 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 208:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			readerFrom
 			fullDuplex
 			pusher
 		}
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 209:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			readerFrom
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 210:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			readerFrom
 			fullDuplex
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 211:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			readerFrom
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 212:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			readerFrom
 			fullDuplex
 			pusher
 		}
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 213:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			readerFrom
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 214:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			readerFrom
 			fullDuplex
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 215:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -2715,59 +3366,71 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 216:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			readerFrom
 			fullDuplex
 			pusher
 		}
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 217:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			readerFrom
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 218:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			readerFrom
 			fullDuplex
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 219:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
@@ -2775,31 +3438,37 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 220:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			readerFrom
 			fullDuplex
 			pusher
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 221:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
@@ -2807,16 +3476,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 222:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
@@ -2824,16 +3496,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 223:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -2842,112 +3517,136 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 224:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			deadlines
 			fullDuplex
 			pusher
 		}
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 225:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			deadlines
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 226:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			deadlines
 			fullDuplex
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 227:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			deadlines
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 228:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			deadlines
 			fullDuplex
 			pusher
 		}
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 229:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			deadlines
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 230:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			deadlines
 			fullDuplex
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 231:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -2955,59 +3654,71 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 232:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			deadlines
 			fullDuplex
 			pusher
 		}
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 233:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			deadlines
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 234:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			deadlines
 			fullDuplex
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 235:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
@@ -3015,31 +3726,37 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 236:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			deadlines
 			fullDuplex
 			pusher
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 237:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
@@ -3047,16 +3764,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 238:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
@@ -3064,16 +3784,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 239:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -3082,60 +3805,72 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 240:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			readerFrom
 			deadlines
 			fullDuplex
 			pusher
 		}
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 241:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			readerFrom
 			deadlines
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 242:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			readerFrom
 			deadlines
 			fullDuplex
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 243:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			readerFrom
@@ -3143,31 +3878,37 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 244:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			readerFrom
 			deadlines
 			fullDuplex
 			pusher
 		}
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 245:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			readerFrom
@@ -3175,16 +3916,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 246:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			readerFrom
@@ -3192,16 +3936,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 247:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -3210,32 +3957,38 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 248:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			readerFrom
 			deadlines
 			fullDuplex
 			pusher
 		}
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 249:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			readerFrom
@@ -3243,16 +3996,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 250:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			readerFrom
@@ -3260,16 +4016,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 251:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
@@ -3278,17 +4037,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 252:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			readerFrom
@@ -3296,16 +4058,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 253:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
@@ -3314,17 +4079,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 254:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
@@ -3333,17 +4101,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 255:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -3353,385 +4124,481 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			pusher
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		return c, &v
 	case 256:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			stringWriter
 		}
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 257:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 258:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 259:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 260:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 261:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 262:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 263:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 264:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			stringWriter
 		}
-		c.hijacker.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 265:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 266:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 267:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 268:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 269:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 270:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 271:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			hijacker
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 272:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			readerFrom
 			stringWriter
 		}
-		c.readerFrom.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.readerFrom.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 273:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			readerFrom
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.readerFrom.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 274:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			readerFrom
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 275:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			readerFrom
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 276:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			readerFrom
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 277:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			readerFrom
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 278:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			readerFrom
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 279:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			readerFrom
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 280:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			readerFrom
 			stringWriter
 		}
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 281:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			readerFrom
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 282:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			readerFrom
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 283:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
 			readerFrom
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 284:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			readerFrom
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 285:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
 			readerFrom
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 286:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
 			readerFrom
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 287:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -3739,207 +4606,255 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			readerFrom
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 288:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			deadlines
 			stringWriter
 		}
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 289:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			deadlines
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 290:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			deadlines
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 291:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			deadlines
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 292:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			deadlines
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 293:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			deadlines
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 294:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			deadlines
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 295:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			deadlines
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 296:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			deadlines
 			stringWriter
 		}
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 297:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			deadlines
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 298:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			deadlines
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 299:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
 			deadlines
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 300:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			deadlines
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 301:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
 			deadlines
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 302:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
 			deadlines
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 303:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -3947,111 +4862,135 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 304:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			readerFrom
 			deadlines
 			stringWriter
 		}
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 305:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			readerFrom
 			deadlines
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 306:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			readerFrom
 			deadlines
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 307:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			readerFrom
 			deadlines
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 308:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			readerFrom
 			deadlines
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 309:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			readerFrom
 			deadlines
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 310:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			readerFrom
 			deadlines
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 311:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -4059,59 +4998,71 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 312:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			readerFrom
 			deadlines
 			stringWriter
 		}
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 313:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			readerFrom
 			deadlines
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 314:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			readerFrom
 			deadlines
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 315:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
@@ -4119,31 +5070,37 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 316:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			readerFrom
 			deadlines
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 317:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
@@ -4151,16 +5108,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 318:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
@@ -4168,16 +5128,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 319:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -4186,208 +5149,256 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			deadlines
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 320:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			fullDuplex
 			stringWriter
 		}
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 321:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 322:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			fullDuplex
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 323:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 324:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			fullDuplex
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 325:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 326:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			fullDuplex
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 327:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 328:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			fullDuplex
 			stringWriter
 		}
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 329:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 330:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			fullDuplex
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 331:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 332:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			fullDuplex
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 333:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 334:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
 			fullDuplex
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 335:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -4395,111 +5406,135 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 336:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			readerFrom
 			fullDuplex
 			stringWriter
 		}
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 337:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			readerFrom
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 338:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			readerFrom
 			fullDuplex
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 339:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			readerFrom
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 340:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			readerFrom
 			fullDuplex
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 341:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			readerFrom
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 342:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			readerFrom
 			fullDuplex
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 343:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -4507,59 +5542,71 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 344:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			readerFrom
 			fullDuplex
 			stringWriter
 		}
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 345:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			readerFrom
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 346:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			readerFrom
 			fullDuplex
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 347:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
@@ -4567,31 +5614,37 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 348:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			readerFrom
 			fullDuplex
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 349:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
@@ -4599,16 +5652,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 350:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
@@ -4616,16 +5672,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 351:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -4634,112 +5693,136 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 352:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			deadlines
 			fullDuplex
 			stringWriter
 		}
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 353:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			deadlines
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 354:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			deadlines
 			fullDuplex
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 355:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			deadlines
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 356:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			deadlines
 			fullDuplex
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 357:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			deadlines
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 358:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			deadlines
 			fullDuplex
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 359:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -4747,59 +5830,71 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 360:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			deadlines
 			fullDuplex
 			stringWriter
 		}
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 361:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			deadlines
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 362:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			deadlines
 			fullDuplex
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 363:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
@@ -4807,31 +5902,37 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 364:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			deadlines
 			fullDuplex
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 365:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
@@ -4839,16 +5940,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 366:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
@@ -4856,16 +5960,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 367:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -4874,60 +5981,72 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 368:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			readerFrom
 			deadlines
 			fullDuplex
 			stringWriter
 		}
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 369:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			readerFrom
 			deadlines
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 370:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			readerFrom
 			deadlines
 			fullDuplex
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 371:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			readerFrom
@@ -4935,31 +6054,37 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 372:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			readerFrom
 			deadlines
 			fullDuplex
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 373:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			readerFrom
@@ -4967,16 +6092,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 374:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			readerFrom
@@ -4984,16 +6112,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 375:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -5002,32 +6133,38 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 376:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			readerFrom
 			deadlines
 			fullDuplex
 			stringWriter
 		}
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 377:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			readerFrom
@@ -5035,16 +6172,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 378:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			readerFrom
@@ -5052,16 +6192,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 379:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
@@ -5070,17 +6213,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 380:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			readerFrom
@@ -5088,16 +6234,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 381:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
@@ -5106,17 +6255,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 382:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
@@ -5125,17 +6277,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 383:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -5145,209 +6300,257 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			fullDuplex
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 384:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			pusher
 			stringWriter
 		}
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 385:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 386:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 387:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 388:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			pusher
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 389:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 390:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 391:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 392:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			pusher
 			stringWriter
 		}
-		c.hijacker.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 393:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 394:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 395:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 396:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			pusher
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 397:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 398:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 399:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -5355,111 +6558,135 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 400:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			readerFrom
 			pusher
 			stringWriter
 		}
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 401:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			readerFrom
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 402:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			readerFrom
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 403:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			readerFrom
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 404:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			readerFrom
 			pusher
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 405:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			readerFrom
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 406:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			readerFrom
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 407:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -5467,59 +6694,71 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 408:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			readerFrom
 			pusher
 			stringWriter
 		}
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 409:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			readerFrom
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 410:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			readerFrom
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 411:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
@@ -5527,31 +6766,37 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 412:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			readerFrom
 			pusher
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 413:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
@@ -5559,16 +6804,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 414:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
@@ -5576,16 +6824,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 415:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -5594,112 +6845,136 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 416:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			deadlines
 			pusher
 			stringWriter
 		}
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 417:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			deadlines
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 418:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			deadlines
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 419:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			deadlines
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 420:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			deadlines
 			pusher
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 421:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			deadlines
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 422:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			deadlines
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 423:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -5707,59 +6982,71 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 424:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			deadlines
 			pusher
 			stringWriter
 		}
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 425:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			deadlines
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 426:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			deadlines
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 427:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
@@ -5767,31 +7054,37 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 428:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			deadlines
 			pusher
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 429:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
@@ -5799,16 +7092,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 430:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
@@ -5816,16 +7112,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 431:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -5834,60 +7133,72 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 432:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			readerFrom
 			deadlines
 			pusher
 			stringWriter
 		}
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 433:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			readerFrom
 			deadlines
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 434:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			readerFrom
 			deadlines
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 435:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			readerFrom
@@ -5895,31 +7206,37 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 436:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			readerFrom
 			deadlines
 			pusher
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 437:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			readerFrom
@@ -5927,16 +7244,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 438:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			readerFrom
@@ -5944,16 +7264,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 439:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -5962,32 +7285,38 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 440:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			readerFrom
 			deadlines
 			pusher
 			stringWriter
 		}
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 441:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			readerFrom
@@ -5995,16 +7324,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 442:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			readerFrom
@@ -6012,16 +7344,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 443:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
@@ -6030,17 +7365,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 444:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			readerFrom
@@ -6048,16 +7386,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 445:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
@@ -6066,17 +7407,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 446:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
@@ -6085,17 +7429,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 447:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -6105,113 +7452,137 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 448:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 449:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 450:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 451:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 452:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 453:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 454:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 455:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -6219,59 +7590,71 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 456:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 457:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 458:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 459:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
@@ -6279,31 +7662,37 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 460:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 461:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
@@ -6311,16 +7700,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 462:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
@@ -6328,16 +7720,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 463:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -6346,60 +7741,72 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 464:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			readerFrom
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 465:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			readerFrom
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 466:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			readerFrom
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 467:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			readerFrom
@@ -6407,31 +7814,37 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 468:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			readerFrom
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 469:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			readerFrom
@@ -6439,16 +7852,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 470:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			readerFrom
@@ -6456,16 +7872,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 471:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -6474,32 +7893,38 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 472:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			readerFrom
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 473:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			readerFrom
@@ -6507,16 +7932,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 474:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			readerFrom
@@ -6524,16 +7952,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 475:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
@@ -6542,17 +7973,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 476:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			readerFrom
@@ -6560,16 +7994,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 477:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
@@ -6578,17 +8015,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 478:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
@@ -6597,17 +8037,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 479:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -6617,61 +8060,73 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 480:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			deadlines
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 481:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			deadlines
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 482:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			deadlines
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 483:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			deadlines
@@ -6679,31 +8134,37 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 484:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			deadlines
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 485:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			deadlines
@@ -6711,16 +8172,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 486:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			deadlines
@@ -6728,16 +8192,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 487:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -6746,32 +8213,38 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 488:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			deadlines
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 489:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			deadlines
@@ -6779,16 +8252,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 490:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			deadlines
@@ -6796,16 +8272,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 491:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
@@ -6814,17 +8293,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 492:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			deadlines
@@ -6832,16 +8314,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 493:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
@@ -6850,17 +8335,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 494:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
@@ -6869,17 +8357,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 495:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -6889,33 +8380,39 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 496:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			readerFrom
 			deadlines
 			fullDuplex
 			pusher
 			stringWriter
 		}
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 497:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			readerFrom
 			deadlines
@@ -6923,16 +8420,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 498:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			readerFrom
 			deadlines
@@ -6940,16 +8440,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 499:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			readerFrom
@@ -6958,17 +8461,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 500:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			readerFrom
 			deadlines
@@ -6976,16 +8482,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 501:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			readerFrom
@@ -6994,17 +8503,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 502:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			readerFrom
@@ -7013,17 +8525,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 503:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -7033,18 +8548,21 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 504:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			hijacker
 			readerFrom
 			deadlines
@@ -7052,16 +8570,19 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 505:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			hijacker
 			readerFrom
@@ -7070,17 +8591,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 506:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			hijacker
 			readerFrom
@@ -7089,17 +8613,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 507:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			hijacker
@@ -7109,18 +8636,21 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 508:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			closeNotifier
 			hijacker
 			readerFrom
@@ -7129,17 +8659,20 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 509:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			closeNotifier
 			hijacker
@@ -7149,18 +8682,21 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 510:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			errorFlusher
 			closeNotifier
 			hijacker
@@ -7170,18 +8706,21 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	case 511:
-		var c struct {
-			response
+		var v struct {
+			r response
+			writer
 			flusher
 			errorFlusher
 			closeNotifier
@@ -7192,17 +8731,17 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 			pusher
 			stringWriter
 		}
-		c.flusher.c = &c.response
-		c.errorFlusher.c = &c.response
-		c.closeNotifier.c = &c.response
-		c.hijacker.c = &c.response
-		c.readerFrom.c = &c.response
-		c.deadlines.c = &c.response
-		c.fullDuplex.c = &c.response
-		c.pusher.c = &c.response
-		c.stringWriter.c = &c.response
-		return &c.response, &c
+		c := &v.r
+		v.writer.c = c
+		v.flusher.c = c
+		v.errorFlusher.c = c
+		v.closeNotifier.c = c
+		v.hijacker.c = c
+		v.readerFrom.c = c
+		v.deadlines.c = c
+		v.fullDuplex.c = c
+		v.pusher.c = c
+		v.stringWriter.c = c
+		return c, &v
 	}
-	c := new(response)
-	return c, c
 }

@@ -1,0 +1,50 @@
+package middleware_test
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+
+	"github.com/usagekit/usagekit/middleware"
+)
+
+// A service counts with a *store.Store. Whatever has Add will do.
+type tally map[string]int64
+
+func (t tally) Add(name string, n int64) { t[name] += n }
+
+func ExampleNew() {
+	usage := tally{}
+	count := middleware.New(usage, middleware.Config{
+		User: func(r *http.Request) string { return r.Header.Get("X-User") },
+		Skip: []string{"/healthz"},
+	})
+
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /novels/{id}", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintln(w, "novel", r.PathValue("id"))
+	})
+	handler := count(mux)
+
+	for _, path := range []string{"/novels/1", "/novels/2", "/poems/1", "/healthz"} {
+		r := httptest.NewRequest("GET", path, nil)
+		r.Header.Set("X-User", "42")
+		handler.ServeHTTP(httptest.NewRecorder(), r)
+	}
+
+	for _, name := range []string{
+		"api.GET /novels/{id}.requests",
+		"api.GET /novels/{id}.status_2xx",
+		"api.(unmatched).requests",
+		"api.(unmatched).status_4xx",
+		"user.42.requests",
+	} {
+		fmt.Println(name, usage[name])
+	}
+	// Output:
+	// api.GET /novels/{id}.requests 2
+	// api.GET /novels/{id}.status_2xx 2
+	// api.(unmatched).requests 1
+	// api.(unmatched).status_4xx 1
+	// user.42.requests 3
+}

@@ -1,0 +1,257 @@
+package middleware
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/felixge/httpsnoop"
+)
+
+// full is a ResponseWriter with all the optional interfaces, which writes down what
+// reaches it.
+type full struct{ log []string }
+
+var (
+	errFull = errors.New("from inside")
+	closed  = make(<-chan bool)
+)
+
+func (w *full) call(format string, args ...any) error {
+	w.log = append(w.log, fmt.Sprintf(format, args...))
+	return errFull
+}
+
+func (w *full) Header() http.Header                      { return http.Header{} }
+func (w *full) WriteHeader(status int)                   { w.call("WriteHeader %d", status) }
+func (w *full) Write(p []byte) (int, error)              { return 1, w.call("Write %s", p) }
+func (w *full) WriteString(s string) (int, error)        { return 2, w.call("WriteString %s", s) }
+func (w *full) Flush()                                   { w.call("Flush") }
+func (w *full) FlushError() error                        { return w.call("FlushError") }
+func (w *full) EnableFullDuplex() error                  { return w.call("EnableFullDuplex") }
+func (w *full) SetReadDeadline(at time.Time) error       { return w.call("SetReadDeadline %d", at.Unix()) }
+func (w *full) SetWriteDeadline(at time.Time) error      { return w.call("SetWriteDeadline %d", at.Unix()) }
+func (w *full) Push(s string, o *http.PushOptions) error { return w.call("Push %s %v", s, o) }
+
+func (w *full) ReadFrom(src io.Reader) (int64, error) {
+	text, _ := io.ReadAll(src)
+	return 3, w.call("ReadFrom %s", text)
+}
+
+func (w *full) CloseNotify() <-chan bool {
+	w.call("CloseNotify")
+	return closed
+}
+
+func (w *full) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	w.call("Hijack")
+	return nil, new(bufio.ReadWriter), nil
+}
+
+// exercise calls the methods of w that has has, too, and returns their results.
+func exercise(w, has http.ResponseWriter) (results []string) {
+	result := func(values ...any) { results = append(results, fmt.Sprint(values...)) }
+	w.WriteHeader(http.StatusTeapot)
+	result(w.Write([]byte("bytes")))
+	if _, ok := has.(http.Flusher); ok {
+		w.(http.Flusher).Flush()
+	}
+	if _, ok := has.(flushError); ok {
+		result(w.(flushError).FlushError())
+	}
+	if _, ok := has.(notifier); ok {
+		result(w.(notifier).CloseNotify() == closed)
+	}
+	if _, ok := has.(http.Hijacker); ok {
+		_, rw, err := w.(http.Hijacker).Hijack()
+		result(rw != nil, err)
+	}
+	if _, ok := has.(io.ReaderFrom); ok {
+		result(w.(io.ReaderFrom).ReadFrom(strings.NewReader("source")))
+	}
+	if _, ok := has.(deadliner); ok {
+		w := w.(deadliner)
+		result(w.SetReadDeadline(time.Unix(1, 0)), w.SetWriteDeadline(time.Unix(2, 0)))
+	}
+	if _, ok := has.(fullDuplexer); ok {
+		result(w.(fullDuplexer).EnableFullDuplex())
+	}
+	if _, ok := has.(http.Pusher); ok {
+		result(w.(http.Pusher).Push("/style.css", &http.PushOptions{Method: "HEAD"}))
+	}
+	if _, ok := has.(io.StringWriter); ok {
+		result(w.(io.StringWriter).WriteString("text"))
+	}
+	return results
+}
+
+// writers are ResponseWriters with each combination of the optional interfaces:
+// structs that embed them, made at run time (512 more types would take half a minute
+// to compile). reflect gives such a struct the methods, but no bodies: type assertions
+// find them, and nobody may call them. The order is that of the methods' names,
+// or they are not found.
+func writers(yield func(http.ResponseWriter) bool) {
+	type head interface{ Header() http.Header }
+	type write interface {
+		Write([]byte) (int, error)
+		WriteHeader(int)
+	}
+	parts := []reflect.Type{
+		reflect.TypeFor[notifier](), reflect.TypeFor[fullDuplexer](), reflect.TypeFor[http.Flusher](),
+		reflect.TypeFor[flushError](), reflect.TypeFor[head](), reflect.TypeFor[http.Hijacker](),
+		reflect.TypeFor[http.Pusher](), reflect.TypeFor[io.ReaderFrom](), reflect.TypeFor[deadliner](),
+		reflect.TypeFor[write](), reflect.TypeFor[io.StringWriter](),
+	}
+	const required = 1<<4 | 1<<9 // head and write
+	for has := range 1 << len(parts) {
+		if has&required != required {
+			continue
+		}
+		var fields []reflect.StructField
+		for i, part := range parts {
+			if has&(1<<i) != 0 {
+				fields = append(fields, reflect.StructField{Name: fmt.Sprint("Part", i), Type: part, Anonymous: true})
+			}
+		}
+		if w := reflect.Zero(reflect.StructOf(fields)); !yield(w.Interface().(http.ResponseWriter)) {
+			return
+		}
+	}
+}
+
+// methods are the exported ones of w, with their signatures: all that a type
+// assertion can find.
+func methods(w http.ResponseWriter) []string {
+	v := reflect.ValueOf(w)
+	var all []string
+	for i := range v.NumMethod() {
+		all = append(all, v.Type().Method(i).Name+v.Method(i).Type().String())
+	}
+	return all
+}
+
+func TestWriterHasExactlyTheInterfacesOfTheInnerOne(t *testing.T) {
+	combinations := map[string]bool{}
+	for inner := range writers {
+		want := methods(httpsnoop.Wrap(inner, httpsnoop.Hooks{}))
+		combinations[fmt.Sprint(want)] = true
+		c, w := wrap(inner)
+		if got := methods(w); !slices.Equal(got, want) {
+			t.Errorf("has   %v\nneeds %v", got, want)
+		}
+		if n := testing.AllocsPerRun(10, func() { wrap(inner) }); n != 1 {
+			t.Errorf("%v: %v allocations, want 1", want, n)
+		}
+
+		// What it has it also does, on a writer that can do everything.
+		direct, through := new(full), new(full)
+		c.inner, c.in, c.request = through, &middleware{rec: tally{}}, httptest.NewRequest("GET", "/", nil)
+		results := exercise(direct, w)
+		if got := exercise(w, w); !slices.Equal(got, results) || !slices.Equal(through.log, direct.log) {
+			t.Errorf("%v:\ncalls %q and returns %q,\nnot   %q and %q", want, through.log, got, direct.log, results)
+		}
+	}
+	if len(combinations) != 512 {
+		t.Errorf("saw %d combinations, want 512", len(combinations))
+	}
+}
+
+// Counted first, answered then: a crash in between may count what nobody saw, but
+// no answer is missing. A hijack counts when it has happened, a copy when there is
+// something to copy: after one that fails at once the status is still open.
+func TestAnsweredIsCounted(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		call func(w fullWriter)
+		want string
+	}{
+		{"WriteHeader", func(w fullWriter) { w.WriteHeader(404) }, "status_4xx, WriteHeader 404"},
+		{"WriteHeader twice", func(w fullWriter) { w.WriteHeader(404); w.WriteHeader(500) }, "status_4xx, WriteHeader 404, WriteHeader 500"},
+		{"WriteHeader 103", func(w fullWriter) { w.WriteHeader(103) }, "WriteHeader 103"},
+		{"WriteHeader 101", func(w fullWriter) { w.WriteHeader(101) }, "status_1xx, WriteHeader 101"},
+		{"Write", func(w fullWriter) { w.Write(nil) }, "status_2xx, Write "},
+		{"WriteString", func(w fullWriter) { w.WriteString("") }, "status_2xx, WriteString "},
+		{"Flush", func(w fullWriter) { w.Flush() }, "status_2xx, Flush"},
+		{"FlushError", func(w fullWriter) { w.FlushError() }, "status_2xx, FlushError"},
+		{"Hijack", func(w fullWriter) { w.Hijack() }, "Hijack, status_1xx"},
+		{"ReadFrom", func(w fullWriter) { w.ReadFrom(strings.NewReader("a")) }, "status_2xx, ReadFrom a"},
+		{"ReadFrom nothing", func(w fullWriter) { w.ReadFrom(strings.NewReader("")) }, "ReadFrom "},
+		{"CloseNotify", func(w fullWriter) { w.CloseNotify() }, "CloseNotify"},
+		{"Push", func(w fullWriter) { w.Push("/", nil) }, "Push / <nil>"},
+		{"ResponseController", func(w fullWriter) {
+			c := http.NewResponseController(w)
+			c.SetReadDeadline(time.Unix(1, 0))
+			c.SetWriteDeadline(time.Unix(2, 0))
+			c.EnableFullDuplex()
+			c.Flush()
+			c.Hijack()
+		}, "SetReadDeadline 1, SetWriteDeadline 2, EnableFullDuplex, status_2xx, FlushError, Hijack"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inner := new(full)
+			rec := recorderFunc(func(name string, n int64) {
+				if i := strings.Index(name, "status_"); i > 0 {
+					inner.call("%s", name[i:])
+				}
+			})
+			var got string // before the handler returns
+			New(rec, Config{})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				tt.call(w.(fullWriter))
+				got = strings.Join(inner.log, ", ")
+			})).ServeHTTP(inner, httptest.NewRequest("GET", "/", nil))
+			if got != tt.want {
+				t.Errorf("%s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+type fullWriter interface {
+	http.ResponseWriter
+	http.Flusher
+	flushError
+	notifier
+	http.Hijacker
+	io.ReaderFrom
+	deadliner
+	fullDuplexer
+	http.Pusher
+	io.StringWriter
+}
+
+func TestGeneratedFileIsUpToDate(t *testing.T) {
+	generator, err := filepath.Abs("generate.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), "go", "run", generator)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	want, err := os.ReadFile(filepath.Join(dir, "wrap_generated.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile("wrap_generated.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("wrap_generated.go is not what generate.go writes: run go generate")
+	}
+}
