@@ -13,7 +13,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## serve the example with demo traffic on SQLite (ADDR, DB and ARGS change that)
-	$(GO) run ./example -addr $(or $(ADDR),127.0.0.1:8080) -db $(or $(DB),usage.db) -demo $(ARGS)
+	@$(GO) run ./example -addr '$(or $(ADDR),127.0.0.1:8080)' -db '$(or $(DB),usage.db)' -demo $(ARGS)
 
 test: postgresql ## all tests, on SQLite and on a private PostgreSQL
 	@export USAGEKIT_PG=require; $(call each,$(GO) test -parallel=4 -shuffle=on ./...)
@@ -33,7 +33,10 @@ fuzz: ## each fuzz target for 30 s
 
 # The tests start a PostgreSQL of their own and need its programs for that.
 postgresql:
-	@if command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb /opt/homebrew/opt/postgresql*/bin/initdb >/dev/null 2>&1; then exit 0; fi; \
+	@if command -v initdb >/dev/null; then exit 0; fi; \
+	for f in /usr/lib/postgresql/*/bin/initdb /usr/pgsql-*/bin/initdb /opt/homebrew/opt/postgresql*/bin/initdb /usr/local/opt/postgresql*/bin/initdb; do \
+		if [ -x "$$f" ]; then exit 0; fi; \
+	done; \
 	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends postgresql; \
 	else \

@@ -91,7 +91,7 @@ func (h *handler) view(ctx context.Context) (*view, error) {
 	}
 	v := &view{stats: s, Troubles: troubles(h.store.Stats())}
 	if s.Dropped > 0 {
-		v.Troubles = append(v.Troubles, "counts that were dropped, of all time: "+digits(s.Dropped))
+		v.Troubles = append(v.Troubles, "counts that were dropped, of all time, at least: "+digits(s.Dropped))
 	}
 	v.Headline = []cell{
 		{Label: "Requests, all time", Text: digits(s.TotalRequests)},

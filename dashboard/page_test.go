@@ -34,7 +34,7 @@ func TestPage(t *testing.T) {
 	got := text(w.Body.String())
 	for _, want := range []string{
 		"Requests, all time 1,234,587 Requests today 1,234,587 Active users today 1 Active users this month 1 Registrations 2",
-		"counts that were dropped, of all time: 6",
+		"counts that were dropped, of all time, at least: 6",
 		"Route Requests 4xx Errors p50 p95 GET /novels/{id} 1,234,567 1,000 12 25 ms ≥ 10 s POST /outlines 20 0 0 – –",
 		"Area Requests novels 1,234,000",
 		"User Requests 42 99",

@@ -419,6 +419,8 @@ func TestRoutes(t *testing.T) {
 	}
 	for _, tt := range []test{
 		{name: "mux in a mux", request: "GET /novels/42", build: around(Config{}, mux("/novels/", novels)), want: counted("GET /novels/{id}", ok)},
+		{name: "a route without a slash is whole", request: "POST /x",
+			build: around(Config{Route: func(*http.Request) string { return "pkg.Service/Method" }}, all), want: counted("POST pkg.Service/Method", ok)},
 		{name: "mux in a mux, 404", request: "GET /novels/", build: around(Config{}, mux("/novels/", novels)),
 			want: counted("(unmatched)", "status_4xx latency")},
 		{name: "StripPrefix hides the inner mux", request: "GET /api/novels/42",

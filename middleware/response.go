@@ -142,9 +142,10 @@ func (c *response) routeOf() string {
 			return failed
 		}
 	}
+	host := false
 	if p := c.request.Pattern; route == "" && (p != "/" || c.entry != "/") && !isRedirect(c.request) {
 		// A root mux leaves "/" on every request for the router behind it.
-		route = p
+		route, host = p, true
 	}
 	if route == "" {
 		return unmatched
@@ -153,8 +154,8 @@ func (c *response) routeOf() string {
 	if i := strings.IndexAny(route, " \t"); i > 0 && strings.Trim(route[:i], "ABCDEFGHIJKLMNOPQRSTUVWXYZ") == "" {
 		method, pattern = route[:i], strings.TrimLeft(route[i:], " \t")
 	}
-	if i := strings.IndexByte(pattern, '/'); i > 0 {
-		pattern = pattern[i:] // without its host
+	if i := strings.IndexByte(pattern, '/'); host && i > 0 {
+		pattern = pattern[i:] // ServeMux has patterns of a host: [METHOD ][HOST]/[PATH]
 	}
 	return method + " " + pattern
 }

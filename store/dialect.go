@@ -75,7 +75,7 @@ func (d dialect) clock() string {
 	if d.sqlite {
 		return strconv.FormatInt(time.Now().UnixMilli(), 10) // it runs in this process
 	}
-	return `CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)`
+	return `CAST(EXTRACT(EPOCH FROM statement_timestamp()) * 1000 AS BIGINT)` // before the statement's snapshot
 }
 
 // lockLease ends the query that takes the lease: no row when another has it.

@@ -47,12 +47,20 @@ func Example() {
 		Skip: []string{"/usage/"},
 	})
 	srv := &http.Server{Addr: ":8080", Handler: count(mux)}
-	go func() { log.Print(srv.ListenAndServe()) }()
+	go func() {
+		log.Print(srv.ListenAndServe())
+		stop()
+	}()
 
 	<-ctx.Done() // on the way out: the requests, then the counts, then the database
-	last, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	soon, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	if err := errors.Join(srv.Shutdown(last), usage.Shutdown(last), db.Close()); err != nil {
+	if err := srv.Shutdown(soon); err != nil {
+		srv.Close() // a stream, perhaps
+	}
+	soon, cancel = context.WithTimeout(context.Background(), 10*time.Second) // of their own
+	defer cancel()
+	if err := errors.Join(usage.Shutdown(soon), db.Close()); err != nil {
 		log.Fatal(err)
 	}
 }

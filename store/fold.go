@@ -21,23 +21,27 @@ import (
 )
 
 const (
-	foldTimeout = 20 * time.Second
-	foldBytes   = 8 << 20 // of payload in one fold
-	foldDepth   = 64      // batches of one writer in one fold
-	badKept     = 100
+	foldTimeout    = 20 * time.Second
+	maxFoldTimeout = 10 * time.Minute // of one batch that took longer and longer
+	foldBytes      = 8 << 20          // of payload in one fold
+	foldDepth      = 64               // batches of one writer in one fold
+	badKept        = 100
 )
 
 const (
-	sqlGuard = `SELECT COALESCE((SELECT seq FROM usage_writers WHERE writer = ?), 0)`
+	// How far a writer is folded, and how many of its batches up to one wait.
+	sqlOwn = `SELECT COALESCE((SELECT seq FROM usage_writers WHERE writer = ?), 0) AS guard,
+	(SELECT COUNT(*) FROM usage_inbox WHERE writer = ? AND seq <= ?) AS waiting`
 
 	// What waits at or above each writer's guard: at the guard stands a repeat.
 	sqlWaiting = `SELECT w.writer, w.seq AS guard, w.sum, i.seq, i.opened, i.size
 FROM usage_writers w, LATERAL (
 	SELECT seq, opened, length(payload) AS size FROM usage_inbox WHERE writer = w.writer AND seq >= w.seq ORDER BY seq LIMIT ?) i
 ORDER BY w.writer, i.seq`
-	sqlWaitingLite = `SELECT w.writer, w.seq AS guard, w.sum, i.seq, i.opened, length(i.payload) AS size
-FROM usage_inbox i JOIN usage_writers w ON w.writer = i.writer AND i.seq >= w.seq AND i.seq <= w.seq + ?
-ORDER BY w.writer, i.seq`
+	sqlWaitingLite = `SELECT writer, guard, sum, seq, opened, size FROM (
+	SELECT w.writer, w.seq AS guard, w.sum, i.seq, i.opened, length(i.payload) AS size, ROW_NUMBER() OVER (PARTITION BY i.writer ORDER BY i.seq) AS nth
+	FROM usage_inbox i JOIN usage_writers w ON w.writer = i.writer AND i.seq >= w.seq)
+WHERE nth <= ? ORDER BY writer, seq`
 
 	sqlPayloads = `SELECT i.writer, i.seq, i.payload FROM %s JOIN usage_inbox i ON i.writer = v.writer AND i.seq = v.seq`
 
@@ -48,10 +52,12 @@ ORDER BY w.writer, i.seq`
 	sqlBadCount = `SELECT COUNT(*) FROM usage_meta WHERE name >= 'bad/' AND name < 'bad0'`
 )
 
-// folding is what a Store remembers between its folds.
-type folding struct {
-	size    int    // bytes of the next fold; 0: foldBytes
-	suspect string // the batch that made a fold of it alone fail
+// foldMemory is what a Store remembers between its folds.
+type foldMemory struct {
+	size    int           // bytes of the next fold; 0: foldBytes
+	limit   time.Duration // of the next fold; 0: foldTimeout
+	suspect string        // the batch that made a fold of it alone fail
+	newer   string        // the batch of a later release that was reported
 }
 
 // waiting is a batch in the inbox, and where its writer's guard stands.
@@ -67,18 +73,28 @@ type waiting struct {
 
 func (w waiting) name() string { return w.Writer + "/" + strconv.FormatInt(w.Seq, 10) }
 
-// folded is what came of a fold.
-type folded struct {
+// foldResult is what came of a fold.
+type foldResult struct {
 	busy    bool          // another one folds, or has the lease
 	batches int           // how many were merged
 	more    bool          // others wait still
-	newer   bool          // a batch waits for a later release
+	newer   string        // a batch that waits for a later release
 	upserts time.Duration // what apply took
+	reports []report      // to be logged once it is certain
+}
+
+// report is a line for the log.
+type report struct {
+	message string
+	args    []any
 }
 
 // errConflict says that the guard of a writer moved while its batches were
 // merged: another fold has counted them, and this one is undone.
 const errConflict = fault("store: two folds met; the guard kept one")
+
+// errGone says that a batch was acknowledged and is in no table.
+const errGone = fault("the database lost counts that it had acknowledged: was it restored, or failed over to a replica that was behind?")
 
 // foldThrough waits until this store's batch seq is folded, by whomever; it
 // folds itself without asking for the lease.
@@ -87,25 +103,29 @@ func (s *Store) foldThrough(ctx context.Context, seq int64) error {
 		return nil
 	}
 	for {
-		var guard int64
+		var own struct{ Guard, Waiting int64 }
 		err := s.attempt(ctx, s.reads, readTimeout, func(tx *sqlx.Tx) error {
-			return tx.Get(&guard, s.sql.text(sqlGuard), s.writer)
+			return tx.Get(&own, s.sql.text(sqlOwn), s.writer, s.writer, seq)
 		})
-		if err == nil && guard >= seq {
+		switch {
+		case err == nil && own.Guard >= seq:
 			return nil
+		case err == nil && own.Waiting == 0:
+			s.log.Error("usagekit: " + string(errGone))
+			return errGone
 		}
-		wait := rand.N(20*time.Millisecond) + time.Millisecond
+		wait := time.Duration(0)
 		if err == nil {
-			var f folded
-			if f, err = s.fold(ctx, true); err == nil && !f.busy {
-				wait = 0
+			var f foldResult
+			if f, err = s.fold(ctx, true); f.busy || f.batches == 0 {
+				wait = rand.N(20*time.Millisecond) + time.Millisecond
 			}
 		}
 		if err != nil {
+			if s.run.Err() != nil {
+				return err // there is no later
+			}
 			wait = rand.N(minBackoff) + minBackoff
-		}
-		if wait == 0 {
-			continue
 		}
 		select {
 		case <-time.After(wait):
@@ -121,36 +141,45 @@ func (s *Store) foldThrough(ctx context.Context, seq int64) error {
 // fold merges what waits into totals and history, in one transaction: a batch
 // is counted, its writer's guard advanced and its inbox row gone, all or
 // nothing. force folds although another has the lease.
-func (s *Store) fold(ctx context.Context, force bool) (folded, error) {
+func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
 	s.mu.Lock()
 	memory := s.folding
 	s.mu.Unlock()
-	if memory.size == 0 {
-		memory.size = foldBytes
-	}
-	var f folded
+	memory.size, memory.limit = cmp.Or(memory.size, foldBytes), cmp.Or(memory.limit, foldTimeout)
+	var f foldResult
 	var tried atomic.Pointer[[]waiting]
-	err := s.attempt(ctx, s.writes, foldTimeout, func(tx *sqlx.Tx) (err error) {
+	err := s.attempt(ctx, s.writes, memory.limit, func(tx *sqlx.Tx) (err error) {
 		f, err = s.foldTx(tx, force, memory, &tried)
 		return err
 	})
 	if err == nil {
-		memory = folding{size: min(2*memory.size, foldBytes)}
+		for _, r := range f.reports {
+			s.log.Error("usagekit: "+r.message, r.args...)
+		}
+		memory = foldMemory{size: min(2*memory.size, foldBytes), newer: f.newer}
 	} else if list := tried.Load(); list != nil && !errors.Is(err, errConflict) && ctx.Err() == nil {
 		memory.size, memory.suspect = 0, ""
 		for _, w := range *list {
 			memory.size += w.Size
 		}
 		memory.size = max(1, memory.size/2)
-		if len(*list) == 1 && poison(err) {
+		switch {
+		case len(*list) > 1:
+		case poison(err):
 			memory.suspect = (*list)[0].name()
+		case timedOut(err): // it cannot be less, so it may take longer
+			memory.limit = min(2*memory.limit, maxFoldTimeout)
 		}
 	}
 	s.mu.Lock()
+	known := memory.newer == s.folding.newer
 	s.folding = memory
 	s.mu.Unlock()
 	if err != nil {
-		return folded{}, err
+		return foldResult{}, err
+	}
+	if !known && f.newer != "" {
+		s.log.Warn("usagekit: a batch was written by a later release, and waits for an instance of that one", "batch", f.newer)
 	}
 	return f, nil
 }
@@ -174,39 +203,56 @@ func poison(err error) bool {
 	return errors.As(err, &p)
 }
 
-func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory folding, tried *atomic.Pointer[[]waiting]) (folded, error) {
+// timedOut tells whether err says that something took too long.
+func timedOut(err error) bool {
+	var (
+		state sqlState
+		code  resultCode
+	)
+	return errors.Is(err, context.DeadlineExceeded) ||
+		errors.As(err, &state) && state.SQLState() == "57014" || // query_canceled
+		errors.As(err, &code) && code.Code()&0xff == 9 // INTERRUPT
+}
+
+func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic.Pointer[[]waiting]) (foldResult, error) {
 	now, holder, until, err := s.lockLease(tx)
 	if err != nil {
-		return folded{}, err
+		return foldResult{}, err
 	}
-	if holder == "busy" || !force && holder != s.writer && until > now {
-		return folded{busy: true}, nil
+	leased := holder != s.writer && until > now // to another
+	if holder == "busy" || leased && !force {
+		return foldResult{busy: true}, nil
 	}
 	list, more, err := s.choose(tx, memory.size)
 	if err != nil {
-		return folded{}, err
+		return foldResult{}, err
 	}
 	tried.Store(&list)
-	f := folded{batches: len(list), more: more}
-	m := merge{sums: newSums(s.calendar), now: now, guards: map[string]*guard{}, suspect: memory.suspect}
+	m := merging{sums: newSums(s.calendar), now: now, guards: map[string]*guard{}, suspect: memory.suspect}
 	for _, w := range list {
 		if err := s.merge(tx, &m, w); err != nil {
-			return folded{}, err
+			return foldResult{}, err
 		}
 	}
-	f.newer = m.newer
 	if err := s.advance(tx, &m); err != nil {
-		return folded{}, err
+		return foldResult{}, err
 	}
 	start := time.Now()
 	if err := s.apply(tx, m.sums); err != nil {
-		return folded{}, err
+		return foldResult{}, err
 	}
-	f.upserts = time.Since(start)
+	f := foldResult{batches: m.batches, more: more, newer: m.newer, upserts: time.Since(start), reports: m.reports}
 	if _, err := tx.Exec(s.sql.text(sqlFolded)); err != nil {
-		return folded{}, err
+		return foldResult{}, err
 	}
-	_, err = tx.Exec(s.sql.text(sqlSetLease), s.leaseUntil(now))
+	if !more && f.newer == "" { // all that had arrived by now is in
+		if _, err := tx.Exec(s.sql.text(sqlSetMeta), "folded", strconv.FormatInt(now, 10)); err != nil {
+			return foldResult{}, err
+		}
+	}
+	if !leased {
+		_, err = tx.Exec(s.sql.text(sqlSetLease), s.leaseUntil(now))
+	}
 	return f, err
 }
 
@@ -224,7 +270,8 @@ func (s *Store) choose(tx *sqlx.Tx, size int) (list []waiting, more bool, err er
 	rank, last := make([]int, len(list)), 0
 	order := make([]int, len(list))
 	for i := range list {
-		if order[i] = i; i > 0 && list[i].Writer == list[i-1].Writer {
+		order[i] = i
+		if i > 0 && list[i].Writer == list[i-1].Writer {
 			rank[i] = rank[i-1] + 1
 		}
 		last = max(last, rank[i]+1)
@@ -263,13 +310,19 @@ func (s *Store) choose(tx *sqlx.Tx, size int) (list []waiting, more bool, err er
 	return chosen, more, nil
 }
 
-// merge is what a fold gathers before it writes.
-type merge struct {
+// merging is what a fold gathers before it writes.
+type merging struct {
 	sums    *sums
 	now     int64 // the database's time, Unix ms
 	guards  map[string]*guard
 	suspect string
-	newer   bool
+	batches int
+	newer   string
+	reports []report
+}
+
+func (m *merging) report(message string, args ...any) {
+	m.reports = append(m.reports, report{message, args})
 }
 
 // guard is how far a writer's batches are folded: before, and by this fold.
@@ -280,7 +333,7 @@ type guard struct {
 }
 
 // merge adds one batch, the next of its writer.
-func (s *Store) merge(tx *sqlx.Tx, m *merge, w waiting) error {
+func (s *Store) merge(tx *sqlx.Tx, m *merging, w waiting) error {
 	g := m.guards[w.Writer]
 	if g == nil {
 		g = &guard{was: w.Guard, seq: w.Guard, sum: w.Sum}
@@ -292,31 +345,35 @@ func (s *Store) merge(tx *sqlx.Tx, m *merge, w waiting) error {
 	sum := counter.Sum(w.Payload)
 	if w.Seq <= g.was {
 		if !bytes.Equal(sum, g.sum) {
-			s.log.Error("usagekit: a batch came again with other counts, and was not counted: do two processes send the same counts?", "writer", w.Writer, "seq", w.Seq)
+			m.report("a batch came again with other counts, and was not counted: do two processes send the same counts?", "batch", w.name())
 		}
 		return nil
 	}
 	batch, err := decode(w.Payload)
-	switch {
-	case errors.Is(err, counter.ErrVersion):
-		g.stopped, m.newer = true, true
-		s.log.Warn("usagekit: a batch was written by a later release, and waits for an instance of that one", "writer", w.Writer, "seq", w.Seq)
+	if errors.Is(err, counter.ErrVersion) {
+		g.stopped, m.newer = true, w.name()
 		return nil
-	case err == nil && w.name() == m.suspect:
-		err = errors.New("folding it failed")
 	}
 	if w.Seq > g.seq+1 {
-		s.log.Error("usagekit: batches are missing: was the database restored, or failed over to a replica that was behind?", "writer", w.Writer, "from", g.seq+1, "to", w.Seq-1)
+		m.report("batches are missing: was the database restored, or failed over to a replica that was behind?", "writer", w.Writer, "from", g.seq+1, "to", w.Seq-1)
 	}
 	g.seq, g.sum = w.Seq, sum
+	m.batches++
+	dropped := int64(1) // at least
+	if err == nil && w.name() == m.suspect {
+		err = errors.New("folding it failed")
+		dropped = 0
+		for _, c := range batch.Counts {
+			dropped = addCapped(dropped, c.N)
+		}
+	}
 	if err != nil {
-		s.log.Error("usagekit: a batch cannot be counted; it is kept in usage_meta", "name", "bad/"+w.name(), "error", err)
-		m.sums.add(m.now, "usagekit.counts.dropped", 1)
-		return s.setAside(tx, w)
+		m.sums.add(m.now, "usagekit.counts.dropped", dropped)
+		return s.setAside(tx, m, w, err)
 	}
 	at := batch.Opened
 	if at > m.now+24*time.Hour.Milliseconds() {
-		s.log.Error("usagekit: a batch is dated more than a day ahead, and counts as of now: check the clock of its host", "writer", w.Writer, "seq", w.Seq, "dated", time.UnixMilli(at))
+		m.report("a batch is dated more than a day ahead, and counts as of now: check the clock of its host", "batch", w.name(), "dated", time.UnixMilli(at))
 		at = m.now
 	}
 	for _, c := range batch.Counts {
@@ -336,18 +393,23 @@ func decode(payload []byte) (b counter.Batch, err error) {
 }
 
 // setAside keeps a batch that cannot be counted where somebody can look at it.
-func (s *Store) setAside(tx *sqlx.Tx, w waiting) error {
+func (s *Store) setAside(tx *sqlx.Tx, m *merging, w waiting, why error) error {
 	var kept int
-	if err := tx.Get(&kept, s.sql.text(sqlBadCount)); err != nil || kept >= badKept {
+	if err := tx.Get(&kept, s.sql.text(sqlBadCount)); err != nil {
 		return err
 	}
+	if kept >= badKept {
+		m.report("a batch cannot be counted, and is dropped: usage_meta has as many as are kept", "batch", w.name(), "error", why)
+		return nil
+	}
+	m.report("a batch cannot be counted; it is kept in usage_meta", "name", "bad/"+w.name(), "error", why)
 	_, err := tx.Exec(s.sql.text(sqlNewMeta), "bad/"+w.name(), base64.StdEncoding.EncodeToString(w.Payload))
 	return err
 }
 
 // advance moves the guards, each from where it was read: compare and set. It is
 // what makes a batch count once, whoever folds, however often.
-func (s *Store) advance(tx *sqlx.Tx, m *merge) error {
+func (s *Store) advance(tx *sqlx.Tx, m *merging) error {
 	var writers, sums []string
 	var was, seqs []int64
 	for _, w := range slices.Sorted(maps.Keys(m.guards)) {

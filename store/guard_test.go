@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -127,6 +128,51 @@ func TestLeaseIsLeftToItsHolder(t *testing.T) {
 		if err != nil || f.busy != c.busy {
 			t.Errorf("%+v: busy is %v, %v", c, f.busy, err)
 		}
+		holder, _, _, err := s.look(t.Context())
+		if want := c.holder == "another" && c.left > 0; err != nil || (holder == "another") != want {
+			t.Errorf("%+v: afterwards the lease is %s's, %v", c, holder, err)
+		}
+	}
+}
+
+// A batch that takes longer to fold than a fold may gets more time: it must not
+// keep everybody's from being folded.
+func TestASlowBatchGetsMoreTime(t *testing.T) {
+	db, err := sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	s, err := open(t.Context(), db, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 1}}}.Encode()
+	for seq := range 2 {
+		db.MustExec(`INSERT INTO usage_writers VALUES ('w', 0, x'', 0) ON CONFLICT DO NOTHING`)
+		db.MustExec(`INSERT INTO usage_inbox VALUES ('w', ?, 1, ?)`, seq+1, payload)
+	}
+	s.folding.limit = 20 * time.Millisecond
+	s.sql.edit = func(q string) string {
+		if strings.Contains(q, "usage_history AS h") {
+			time.Sleep(100 * time.Millisecond) // a slow server
+		}
+		return q
+	}
+	for range 20 {
+		f, err := s.fold(t.Context(), true)
+		if err == nil && f.batches == 1 && !f.more {
+			break
+		}
+		if err != nil && !errors.Is(err, ErrUnavailable) {
+			t.Fatal(err)
+		}
+	}
+	if n, err := s.Get(t.Context(), "feature.a.used"); n != 2 || err != nil {
+		t.Errorf("%d of 2 counts folded, %v", n, err)
+	}
+	if s.folding.limit != 0 || s.folding.size != 2*len(payload) && s.folding.size > 4*len(payload) {
+		t.Errorf("afterwards: %+v", s.folding)
 	}
 }
 
@@ -146,7 +192,9 @@ func TestLaneOfAbandonedAttempts(t *testing.T) {
 	hang, ended := make(chan struct{}), make(chan struct{}, 5)
 	var hanging atomic.Int32
 	for range 5 {
-		err := s.attempt(t.Context(), s.reads, 20*time.Millisecond, func(*sqlx.Tx) error {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond) // with the wait for the lane
+		defer cancel()
+		err := s.attempt(ctx, s.reads, 20*time.Millisecond, func(*sqlx.Tx) error {
 			hanging.Add(1)
 			<-hang
 			ended <- struct{}{}

@@ -68,7 +68,7 @@ func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
 	}
 	f, err := s.fold(s.run, false)
 	if errors.Is(err, errConflict) {
-		f, err = folded{busy: true}, nil
+		f, err = foldResult{busy: true}, nil
 	}
 	s.report(&s.foldErr, err)
 	switch {
@@ -77,7 +77,7 @@ func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
 	case f.busy:
 		*leader = false
 		return max(s.interval, time.Second) + rand.N(time.Second), false
-	case f.newer:
+	case f.newer != "":
 		s.release(s.run)
 		*leader = false
 		return standAside, false

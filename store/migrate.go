@@ -72,6 +72,15 @@ func (s *Store) migrate(ctx context.Context, tx *sqlx.Tx, want *time.Location) (
 	if err := s.sql.begin(ctx, tx); err != nil {
 		return nil, err
 	}
+	if !s.sql.sqlite {
+		var encoding string
+		if err := tx.GetContext(ctx, &encoding, `SELECT current_setting('server_encoding')`); err != nil {
+			return nil, err
+		}
+		if encoding != "UTF8" { // it would refuse whole batches for one name
+			return nil, fault("the database's encoding is " + encoding + ", want UTF8: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0")
+		}
+	}
 	version, err := s.schemaVersion(ctx, tx)
 	if err != nil {
 		return nil, err
@@ -197,8 +206,10 @@ func advice(err error) string {
 		return ": make the database (CREATE DATABASE), or correct its name"
 	case state.SQLState() == "3F000":
 		return ": make the schema (CREATE SCHEMA), or correct Config.Schema"
-	case state.SQLState() == "25006", state.SQLState() == "0A000":
+	case state.SQLState() == "25006":
 		return ": the server is read-only: is it a standby?"
+	case state.SQLState() == "0A000":
+		return ": a standby cannot be written to; and a view on usage_metrics has to go (DROP VIEW) before that table can be taken over"
 	case state.SQLState() == "42501":
 		return ": the user needs CREATE on the schema at a release's first start, and SELECT, INSERT, UPDATE, DELETE on the usage_ tables (GRANT)"
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,9 +17,11 @@ import (
 const readTimeout = 5 * time.Second
 
 const (
-	// Read before the data: every batch that reached the database before then
-	// is in it.
-	sqlComplete = `SELECT MIN(opened) AS oldest, %s AS now FROM usage_inbox`
+	// Read before the data. Where nothing waits, every batch that reached the
+	// database before now is in it; else every one before the last fold that left
+	// nothing behind. No clock but the database's is asked.
+	sqlComplete = `SELECT %s AS now, (SELECT COUNT(*) FROM (SELECT 1 FROM usage_inbox LIMIT 1) AS i) AS waiting,
+COALESCE((SELECT value FROM usage_meta WHERE name = 'folded'), '0') AS folded`
 
 	sqlExtent = `SELECT MIN(bucket) AS first, MAX(bucket) AS last FROM usage_history WHERE step = 2`
 
@@ -36,10 +39,12 @@ UNION ALL SELECT key, value FROM usage_history WHERE step = 3 AND bucket = ? AND
 
 // read runs f in a transaction, after it has noted how complete the answer is.
 func (s *Store) read(ctx context.Context, f func(tx *sqlx.Tx, now time.Time) error) error {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout) // with the wait for the lane
+	defer cancel()
 	err := s.attempt(ctx, s.reads, readTimeout, func(tx *sqlx.Tx) error {
 		var c struct {
-			Oldest *int64
-			Now    int64
+			Now, Waiting int64
+			Folded       string
 		}
 		if err := tx.GetContext(ctx, &c, s.sql.text(strings.Replace(sqlComplete, "%s", s.sql.clock(), 1))); err != nil {
 			return err
@@ -47,11 +52,16 @@ func (s *Store) read(ctx context.Context, f func(tx *sqlx.Tx, now time.Time) err
 		if err := f(tx, time.UnixMilli(c.Now)); err != nil {
 			return err
 		}
-		if c.Oldest != nil {
-			c.Now = min(c.Now, *c.Oldest)
+		through := c.Now
+		if c.Waiting > 0 {
+			through, _ = strconv.ParseInt(c.Folded, 10, 64) // 0: not yet
 		}
-		s.foldedThrough.Store(c.Now)
-		return nil
+		for {
+			before := s.foldedThrough.Load()
+			if before >= through || s.foldedThrough.CompareAndSwap(before, through) {
+				return nil
+			}
+		}
 	})
 	if err != nil {
 		return fmt.Errorf("store: read: %w", err)
@@ -196,7 +206,7 @@ func (s *Store) measures(ctx context.Context, tx *sqlx.Tx, q Query, subjects []s
 			at[key] = len(rows)
 			rows = append(rows, Row{Group: key[0], Subject: subject, Counts: map[string]int64{}})
 		}
-		if subject == "" {
+		if strings.Count(p, ".") < 2 {
 			bare = true // its range would be its whole group's
 			continue
 		}
@@ -242,7 +252,7 @@ func (s *Store) History(ctx context.Context, q Query) ([]Count, error) {
 		}
 		where := s.condition(&q, "h.key")
 		if q.Limit > 0 {
-			from := s.selected(&q, spans)
+			from := s.counts(spans, where)
 			var names []string
 			err := tx.SelectContext(ctx, &names, s.sql.text("SELECT key FROM "+from.text+" ORDER BY n DESC, key LIMIT ?"), append(from.args, q.Limit)...)
 			if err != nil || len(names) == 0 {

@@ -168,7 +168,7 @@ type Store struct {
 	foldErr error
 	failing time.Time // since when; zero: it works
 
-	folding folding
+	folding foldMemory
 
 	stopOnce sync.Once
 	stopped  chan struct{}
@@ -317,7 +317,8 @@ func (s *Store) Stats() Stats {
 }
 
 // Flush brings all that was added before into the database, folded: Get,
-// Totals, Rows and History see it when Flush returns nil.
+// Totals, Rows and History see it when Flush returns nil. It tries until ctx ends
+// or the store has stopped.
 func (s *Store) Flush(ctx context.Context) error {
 	seq, err := s.deliver(ctx)
 	if err == nil {
@@ -365,6 +366,7 @@ func (s *Store) stop(ctx context.Context) error {
 	}
 	s.cancel()
 	s.wg.Wait() // the loops hold nothing that can hang: each attempt has a goroutine of its own
+	s.settle(ctx)
 	if err == nil {
 		return nil
 	}
@@ -389,6 +391,19 @@ func (s *Store) stop(ctx context.Context) error {
 	}
 	sortCounts(u.Counts)
 	return u
+}
+
+// settle waits until no attempt has a connection of the pool, unless a server
+// that stands still keeps it for longer than ctx.
+func (s *Store) settle(ctx context.Context) {
+	for _, c := range []chan struct{}{s.reads, s.writes, s.reserve, s.reserve} {
+		select {
+		case <-c:
+			defer func() { c <- struct{}{} }()
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // addCapped adds two counts; it saturates as every count does.

@@ -34,18 +34,18 @@ type panicError struct{ value any }
 func (e panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
 
 // attempt runs f in one explicit transaction on a connection of its own, and
-// returns after limit or when ctx ends, whatever the server does. An error says
-// nothing about whether the transaction took place. Nothing else in this package
-// touches the pool: through PgBouncer, a statement outside a transaction may
-// reach another client's session.
+// returns after limit, from when it has its lane, or when ctx ends, whatever the
+// server does. An error says nothing about whether the transaction took place.
+// Nothing else in this package touches the pool: through PgBouncer, a statement
+// outside a transaction may reach another client's session.
 func (s *Store) attempt(ctx context.Context, l lane, limit time.Duration, f func(*sqlx.Tx) error) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
 	select {
 	case <-l:
 	case <-ctx.Done():
 		return unavailable(ctx.Err())
 	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	done := make(chan error, 1)
 	var left atomic.Bool // by whoever comes first: the end of f, or the timer
 	go func() {

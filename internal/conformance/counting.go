@@ -99,6 +99,13 @@ func derived(t *testing.T, b *bench) {
 		"user.active.daily": 6, "user.active.monthly": 6,
 		"user.a.b.requests": 2, "user.registrations": 2, "never.counted": 0,
 	})
+	for name, want := range map[string]int64{"user.active.daily": 6, "user.active.monthly": 6} {
+		for _, limit := range []int{0, 1} {
+			if h, err := s.History(t.Context(), store.Query{Name: name, Limit: limit}); err != nil || len(h) != 1 || h[0].N != want {
+				t.Errorf("History of %s, Limit %d: %v, %v", name, limit, h, err)
+			}
+		}
+	}
 	if n := b.logs.count("derived counter"); n != 1 {
 		t.Errorf("%d log lines about derived counters, want 1", n)
 	}

@@ -91,6 +91,7 @@ func poolOfOne(t *testing.T, b *bench) {
 	for _, limit := range []int{1, 0} {
 		db := b.pool(nil)
 		db.SetMaxOpenConns(limit)
+		db.SetMaxIdleConns(100) // so that none is closed that was ever open
 		cfg := b.config()
 		cfg.Interval = time.Millisecond
 		s := b.storeOn(db, cfg)
@@ -111,6 +112,68 @@ func poolOfOne(t *testing.T, b *bench) {
 			t.Errorf("%d connections", open)
 		}
 	}
+}
+
+// A Flush that comes too late says so, and does not try for ever.
+func flushAfterShutdown(t *testing.T, b *bench) {
+	db := b.pool(nil)
+	s := b.storeOn(db, b.config())
+	s.Inc("feature.a.used")
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Flush(t.Context()); err != nil {
+		t.Errorf("with nothing left to do: %v", err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := s.Flush(ctx); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("without a database: %v", err)
+	}
+}
+
+// What is counted while the store stops is in the database, or counted as lost;
+// and a store leaves nothing behind.
+func startAndStop(t *testing.T, b *bench) {
+	db := b.pool(nil)
+	var added, lost int64
+	for range 50 {
+		s, err := store.New(t.Context(), db, b.config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var half, all sync.WaitGroup
+		half.Add(3)
+		for range 3 {
+			all.Go(func() {
+				for i := range 200 {
+					s.Inc("feature.a.used")
+					if i == 50 {
+						half.Done()
+						half.Wait()
+					}
+				}
+			})
+		}
+		half.Wait()
+		for range 2 {
+			all.Go(func() {
+				if err := s.Shutdown(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		added, lost = added+600, lost+s.Stats().Lost
+	}
+	if open := db.Stats().InUse; open != 0 {
+		t.Errorf("%d connections are kept", open)
+	}
+	b.want(b.store(b.config()), map[string]int64{"feature.a.used": added - lost})
+	t.Logf("%d of %d came after the end", lost, added)
 }
 
 // Every statement stands between BEGIN and its end: a connection pooler may give

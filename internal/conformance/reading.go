@@ -76,6 +76,7 @@ func rows(t *testing.T, b *bench) {
 	s.Add("api.GET /r19.latency_100ms", 10)
 	s.Add("api.requests.novels", 1000)
 	s.Add("user.a.requests", 5)
+	s.Add("error..timeouts", 6) // no subject, with two dots
 	s.Add("user.a.b.requests", 7)
 	s.Add("user.a.b.logins", 1)
 	s.Add("user.registrations", 9)
@@ -104,7 +105,7 @@ func rows(t *testing.T, b *bench) {
 			{"user", "a.b", map[string]int64{"requests": 7, "logins": 1}},
 			{"user", "a", map[string]int64{"requests": 5}},
 		}},
-		{store.Query{Except: []string{"api.", "user."}}, []result{{"other", "", map[string]int64{"x": 3, "y": 4}}}},
+		{store.Query{Except: []string{"api.", "user."}}, []result{{"error", "", map[string]int64{"timeouts": 6}}, {"other", "", map[string]int64{"x": 3, "y": 4}}}},
 		{store.Query{Name: "user.a.b.logins"}, []result{{"user", "a.b", map[string]int64{"requests": 7, "logins": 1}}}},
 		{store.Query{Prefix: "nobody."}, nil},
 	} {

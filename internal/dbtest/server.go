@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -99,8 +100,13 @@ func findPrograms() (string, error) {
 	if len(found) == 0 {
 		return "", errors.New("PostgreSQL's initdb is neither on PATH nor where packages put it: install PostgreSQL 14 or later (Debian: apt-get install postgresql)")
 	}
-	slices.Sort(found)
-	return filepath.Dir(found[len(found)-1]), nil
+	version := regexp.MustCompile(`\d+`)
+	newest := slices.MaxFunc(found, func(a, b string) int {
+		va, _ := strconv.Atoi(version.FindString(a))
+		vb, _ := strconv.Atoi(version.FindString(b))
+		return va - vb
+	})
+	return filepath.Dir(newest), nil
 }
 
 func (s *Server) initialize() error {
@@ -224,9 +230,9 @@ func (s *Server) URL(database string) string {
 	return u.String()
 }
 
-// NewDatabase makes an empty database for the length of a test, and returns its
-// URL.
-func (s *Server) NewDatabase(t testing.TB) string {
+// NewDatabase makes an empty database for the length of a test, with options of
+// CREATE DATABASE, and returns its URL.
+func (s *Server) NewDatabase(t testing.TB, options ...string) string {
 	t.Helper()
 	admin := s.dsn
 	if s.Private() {
@@ -237,7 +243,7 @@ func (s *Server) NewDatabase(t testing.TB) string {
 		t.Fatal(err)
 	}
 	name := "test_" + strings.ToLower(rand.Text())
-	if _, err := db.Exec("CREATE DATABASE " + pq.QuoteIdentifier(name)); err != nil {
+	if _, err := db.Exec("CREATE DATABASE " + pq.QuoteIdentifier(name) + " " + strings.Join(options, " ")); err != nil {
 		t.Fatalf("a database for the test: %v", err)
 	}
 	t.Cleanup(func() {

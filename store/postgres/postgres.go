@@ -28,6 +28,9 @@ const (
 // connection string of libpq. It dials nothing yet; what is wrong with the
 // address or the password is an error of store.New. Its own error never holds
 // the url, as that may hold a password.
+//
+// An application may use the pool, too; a statement of its own during which the
+// server says nothing for 30 s fails.
 func Open(url string) (*sqlx.DB, error) {
 	if url == "" {
 		return nil, errors.New("postgres: the database's URL is empty: want postgres://user:password@host:port/database")

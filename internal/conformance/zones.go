@@ -1,0 +1,147 @@
+package conformance
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/store"
+)
+
+const quarter = 15 * time.Minute
+
+// Counts of every quarter hour around each change of the clock of 2026, in zones
+// that are off by half and quarter hours, change by half an hour, or skip
+// midnight, against a reference that knows only what local clocks show.
+func zones(t *testing.T, b *bench) {
+	for _, name := range []string{
+		"UTC", "Asia/Kolkata", "Asia/Kathmandu", "Australia/Lord_Howe", "America/New_York", "America/Santiago", "Africa/Cairo",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			zone, err := time.LoadLocation(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			aroundChanges(t, newBench(t, b.d), zone)
+		})
+	}
+}
+
+func aroundChanges(t *testing.T, b *bench, zone *time.Location) {
+	cfg := b.config()
+	cfg.Location = zone
+	s := b.store(cfg)
+
+	var quarters []time.Time
+	around := func(change time.Time) {
+		for at := change.Add(-13 * time.Hour); at.Before(change.Add(13 * time.Hour)); at = at.Add(quarter) {
+			quarters = append(quarters, at)
+		}
+	}
+	year := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).In(zone)
+	for at := year; ; {
+		_, change := at.ZoneBounds()
+		if change.IsZero() || change.Year() > 2026 {
+			break
+		}
+		around(change)
+		at = change
+	}
+	around(time.Date(2026, 7, 31, 21, 0, 0, 0, time.UTC)) // a month's end, in all of them
+
+	want := map[store.Step]map[time.Time]int64{store.Hour: {}, store.Day: {}, store.Month: {}}
+	daily, monthly := map[time.Time]map[string]bool{}, map[time.Time]map[string]bool{}
+	for i, at := range quarters {
+		n := int64(i%7 + 1)
+		user := strconv.Itoa(i % 11)
+		b.batch(fmt.Sprintf("w%d", i%40), int64(i/40+1), at.Add(7*time.Minute),
+			counter.Count{Name: "feature.a.used", N: n}, counter.Count{Name: "user." + user + ".requests", N: 1})
+		for step := range want {
+			want[step][shownSince(step, at, zone)] += n
+		}
+		for step, active := range map[store.Step]map[time.Time]map[string]bool{store.Day: daily, store.Month: monthly} {
+			start := shownSince(step, at, zone)
+			if active[start] == nil {
+				active[start] = map[string]bool{}
+			}
+			active[start][user] = true
+		}
+	}
+	b.fold(s)
+	for b.number(`SELECT COUNT(*) FROM usage_inbox`) > 0 {
+		b.fold(s)
+	}
+
+	history := func(q store.Query) map[time.Time]int64 {
+		t.Helper()
+		counts, err := s.History(t.Context(), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[time.Time]int64{}
+		for _, c := range counts {
+			got[c.Start.UTC()] = c.N
+		}
+		return got
+	}
+	for step, w := range want {
+		if got := history(store.Query{Name: "feature.a.used", Step: step}); !maps.Equal(got, w) {
+			t.Errorf("by %v:\n got %v\nwant %v", step, got, w)
+		}
+	}
+	for name, active := range map[string]map[time.Time]map[string]bool{"user.active.daily": daily, "user.active.monthly": monthly} {
+		w := map[time.Time]int64{}
+		for start, users := range active {
+			w[start] = int64(len(users))
+		}
+		if got := history(store.Query{Name: name}); !maps.Equal(got, w) {
+			t.Errorf("%s:\n got %v\nwant %v", name, got, w)
+		}
+	}
+	// Each day as a range, and from each day to the end.
+	days := slices.SortedFunc(maps.Keys(want[store.Day]), time.Time.Compare)
+	rest := int64(0)
+	for i := len(days) - 1; i >= 0; i-- {
+		q := store.Query{Name: "feature.a.used", From: days[i], To: days[i].Add(time.Second)}
+		q.Step = store.Day // widened to it
+		rest += want[store.Day][days[i]]
+		if got := b.totals(s, q)["feature.a.used"]; got != want[store.Day][days[i]] {
+			t.Errorf("the day of %v: %d, want %d", days[i].In(zone), got, want[store.Day][days[i]])
+		}
+		if got := b.totals(s, store.Query{Name: "feature.a.used", From: days[i]})["feature.a.used"]; got != rest {
+			t.Errorf("from %v on: %d, want %d", days[i].In(zone), got, rest)
+		}
+	}
+	// Today begins at the local midnight.
+	now := time.Now()
+	midnight := shownSince(store.Day, now.Truncate(quarter), zone)
+	b.batch("today", 1, midnight.Add(-time.Second), counter.Count{Name: "api.GET /x.requests", N: 5}, counter.Count{Name: "user.yesterday.requests", N: 1})
+	b.batch("today", 2, midnight, counter.Count{Name: "api.GET /x.requests", N: 3}, counter.Count{Name: "user.today.requests", N: 1})
+	b.fold(s)
+	if shownSince(store.Day, time.Now().Truncate(quarter), zone).Equal(midnight) { // or it is tomorrow by now
+		b.want(s, map[string]int64{"api.requests.today": 3, "user.active.daily": 1})
+	}
+}
+
+// shownSince is the first quarter hour of those up to at on which a clock of zone
+// shows the hour, day or month that it shows at at.
+func shownSince(step store.Step, at time.Time, zone *time.Location) time.Time {
+	shows := func(t time.Time) string {
+		switch t = t.In(zone); step {
+		case store.Hour:
+			return t.Format("2006-01-02 15 Z07:00") // the hour that comes twice is two
+		case store.Day:
+			return t.Format("2006-01-02")
+		}
+		return t.Format("2006-01")
+	}
+	for shown := shows(at); shows(at.Add(-quarter)) == shown; {
+		at = at.Add(-quarter)
+	}
+	return at.UTC()
+}
