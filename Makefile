@@ -40,6 +40,6 @@ postgresql:
 	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends postgresql; \
 	else \
-		echo "The tests need PostgreSQL's server programs (14 or later):" >&2; \
+		echo "The tests need PostgreSQL's server programs (15 or later):" >&2; \
 		echo "  Debian, Ubuntu: sudo apt-get install postgresql    macOS: brew install postgresql@17" >&2; exit 1; \
 	fi

@@ -123,7 +123,7 @@ func TestImportArrows(t *testing.T) {
 		"/dashboard":            {module + "/store"},
 		"/example":              {module + "/middleware", module + "/dashboard", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
 		"/internal/dbtest":      {"github.com/lib/pq"}, // only tests import these two
-		"/internal/conformance": {module + "/internal/counter", module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
+		"/internal/conformance": {module + "/internal/counter", module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx", "github.com/lib/pq"},
 	}
 	seen := 0
 	for line := range bytes.Lines(out) {

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"fmt"
 	"os"
 	"testing"
 
@@ -9,7 +10,16 @@ import (
 	"github.com/usagekit/usagekit/store"
 )
 
-func TestMain(m *testing.M) { os.Exit(dbtest.Main(m, &store.Server)) }
+func TestMain(m *testing.M) {
+	if url := os.Getenv(startEnv); url != "" {
+		if err := startOnce(url); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(dbtest.Main(m, &store.Server))
+}
 
 func TestSQLite(t *testing.T) { conformance.Run(t, conformance.SQLite()) }
 
@@ -19,4 +29,12 @@ func TestPostgreSQL(t *testing.T) {
 		return
 	}
 	conformance.Run(t, conformance.PostgreSQL(store.Server))
+}
+
+func TestPostgreSQLElsewhere(t *testing.T) {
+	if store.Server == nil {
+		t.Log("PostgreSQL was not tried: make test does")
+		return
+	}
+	conformance.Run(t, conformance.Elsewhere(store.Server))
 }

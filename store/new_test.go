@@ -142,6 +142,7 @@ func TestPostgresErrorsSayWhatToDo(t *testing.T) {
 		}
 		defer admin.Close()
 		for _, q := range []string{
+			`DROP ROLE IF EXISTS with_password`,
 			`CREATE ROLE with_password LOGIN PASSWORD '` + password + `'`, // dbtest's server asks this one for it
 			`REVOKE CREATE ON SCHEMA public FROM PUBLIC`,
 		} {

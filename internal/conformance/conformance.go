@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
 
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
@@ -24,7 +25,8 @@ import (
 
 // Database makes empty databases of one kind.
 type Database struct {
-	Name string
+	Name   string
+	Schema string // of the stores' Config, and their tables'; "": none
 	// New makes one, and returns how a pool on it is opened. With faults, its
 	// operations go through them.
 	New func(t testing.TB) func(faults *dbtest.Faults) (*sqlx.DB, error)
@@ -32,7 +34,7 @@ type Database struct {
 
 // SQLite is a file in a temporary directory.
 func SQLite() Database {
-	return Database{"sqlite", func(t testing.TB) func(*dbtest.Faults) (*sqlx.DB, error) {
+	return Database{Name: "sqlite", New: func(t testing.TB) func(*dbtest.Faults) (*sqlx.DB, error) {
 		path := filepath.Join(t.TempDir(), "usage.db")
 		return func(faults *dbtest.Faults) (*sqlx.DB, error) {
 			if faults == nil {
@@ -44,10 +46,18 @@ func SQLite() Database {
 	}}
 }
 
-// PostgreSQL is a database on server.
-func PostgreSQL(server *dbtest.Server) Database {
-	return Database{"postgres", func(t testing.TB) func(*dbtest.Faults) (*sqlx.DB, error) {
-		url := server.NewDatabase(t)
+// Elsewhere is PostgreSQL as others have it: its collation is a language's, and
+// usagekit's tables stand in a schema of their own, which has a difficult name.
+func Elsewhere(server *dbtest.Server) Database {
+	d := PostgreSQL(server, "ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE 'en-US' LOCALE 'C.UTF-8' TEMPLATE template0")
+	d.Schema = `App's usage.v1`
+	return d
+}
+
+// PostgreSQL is a database on server, with options of CREATE DATABASE.
+func PostgreSQL(server *dbtest.Server, options ...string) Database {
+	return Database{Name: "postgres", New: func(t testing.TB) func(*dbtest.Faults) (*sqlx.DB, error) {
+		url := server.NewDatabase(t, options...)
 		return func(faults *dbtest.Faults) (*sqlx.DB, error) {
 			if faults == nil {
 				return postgres.Open(url)
@@ -95,6 +105,7 @@ func Run(t *testing.T, d Database) {
 		{"LostBatch", lostBatch},
 		{"LeaseOfADeadHolder", deadHolder},
 		{"EveryOperationFails", everyOperationFails},
+		{"RandomOperations", randomOperations},
 		{"DatabaseAway", databaseAway},
 		{"ShutdownWithoutDatabase", shutdownUndelivered},
 		{"PoolOfOne", poolOfOne},
@@ -125,6 +136,11 @@ type bench struct {
 func newBench(t *testing.T, d Database) *bench {
 	b := &bench{t: t, d: d, open: d.New(t), logs: &logBuffer{}}
 	b.db = b.pool(nil)
+	if d.Schema != "" {
+		b.db.SetMaxOpenConns(1) // so that the path stays
+		b.exec(`CREATE SCHEMA ` + pq.QuoteIdentifier(d.Schema))
+		b.exec(`SET search_path TO ` + pq.QuoteIdentifier(d.Schema))
+	}
 	return b
 }
 
@@ -140,7 +156,7 @@ func (b *bench) pool(faults *dbtest.Faults) *sqlx.DB {
 
 // config has an Interval so long that nothing happens but what a case asks for.
 func (b *bench) config() store.Config {
-	return store.Config{Interval: time.Hour, Logger: slog.New(slog.NewTextHandler(b.logs, nil))}
+	return store.Config{Interval: time.Hour, Schema: b.d.Schema, Logger: slog.New(slog.NewTextHandler(b.logs, nil))}
 }
 
 // store starts one on a pool of its own, shut down with the case.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -314,4 +315,94 @@ func failInTurn(t *testing.T, b *bench, fault dbtest.Fault) {
 		}
 	}
 	b.want(s, map[string]int64{"user.active.daily": 1, "user.active.monthly": 1})
+}
+
+// Two stores on one database add, flush, restart, and fail at random; a map knows
+// what must have been counted.
+func randomOperations(t *testing.T, b *bench) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, seed))
+	type instance struct {
+		*store.Store
+		faults *dbtest.Faults
+		db     *sqlx.DB
+	}
+	start := func(i *instance) {
+		s, err := store.New(t.Context(), i.db, b.config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		i.Store = s
+	}
+	var instances []*instance
+	for range 2 {
+		i := &instance{faults: &dbtest.Faults{}}
+		i.db = b.pool(i.faults)
+		start(i)
+		instances = append(instances, i)
+	}
+	names := []string{
+		"api.GET /a.requests", "api.POST /b.requests", "api.(unmatched).requests", "api.requests.novels", "api.GET /a.status_2xx",
+		"user.1.requests", "user.2.requests", "user.a.b.requests", "user.(other).requests", "feature.f.used", "x", "a\x00b.c", "user.\xff.requests", "..", "g.s.",
+	}
+	model := map[string]int64{}
+	add := func(name string, n int64) {
+		model[name] = min(model[name]+n, counter.Max)
+		if group, subject, measure := counter.Split(name); group == "api" && subject != "requests" && measure == "requests" {
+			model["api.requests.total"] = min(model["api.requests.total"]+n, counter.Max)
+		}
+	}
+	for step := range 150 {
+		i := instances[r.IntN(len(instances))]
+		switch what := r.IntN(20); {
+		case what < 14:
+			name, n := names[r.IntN(len(names))], r.Int64N(100)+1
+			if r.IntN(50) == 0 {
+				n = counter.Max - r.Int64N(3)
+			}
+			i.Add(name, n)
+			add(counter.Clean(name), n)
+		case what < 16: // a flush, some of whose operations fail
+			failures := r.IntN(3)
+			at, after := 1+r.IntN(20), r.IntN(2) == 0
+			i.faults.Set(func(op dbtest.Op) dbtest.Fault {
+				if op.N < at || op.N >= at+failures {
+					return dbtest.Fault{}
+				}
+				return dbtest.Fault{Err: errors.New("the network is gone"), After: after}
+			})
+			b.flush(i.Store)
+			i.faults.Set(nil)
+		case what < 17:
+			if err := i.Shutdown(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			start(i)
+		default:
+			b.flush(i.Store)
+		}
+		if step%10 < 9 {
+			continue
+		}
+		for _, i := range instances {
+			b.flush(i.Store)
+		}
+		got := b.totals(i.Store, store.Query{Except: []string{"user.active.", "api.requests.today"}})
+		if !maps.Equal(got, model) {
+			t.Fatalf("seed %d, step %d:\n got %v\nwant %v", seed, step, got, model)
+		}
+	}
+	users := int64(0)
+	for name := range model {
+		if group, subject, measure := counter.Split(name); group == "user" && measure == "requests" && !counter.Reserved(subject) {
+			users++
+		}
+	}
+	b.want(instances[0].Store, map[string]int64{"user.active.daily": users, "user.active.monthly": users})
+	for _, i := range instances {
+		if err := i.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
 }

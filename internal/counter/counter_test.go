@@ -222,6 +222,7 @@ func TestClean(t *testing.T) {
 		{strings.Repeat("g", 65) + ".s.m", "other.(invalid).m"},
 		{"g.s." + strings.Repeat("m", 65), "g.(invalid).(invalid)"},
 		{strings.Repeat("m", 65), "other.(invalid).(invalid)"},
+		{"api.requests." + strings.Repeat("m", 65), "api.requests.(invalid)"},
 	} {
 		if got := Clean(c.name); got != c.want {
 			t.Errorf("Clean(%.80q) = %q, want %q", c.name, got, c.want)
@@ -234,6 +235,26 @@ func TestClean(t *testing.T) {
 	if got := Clean("user." + strings.Repeat("é", 400) + ".requests"); len(got) > maxName || Clean(got) != got {
 		t.Errorf("a long subject of two-byte letters: %q", got)
 	}
+}
+
+// A name is its group, subject and measure, and they tell where its dots are.
+func FuzzSplit(f *testing.F) {
+	for _, s := range []string{"x", "a.b", "user.42.requests", "user.a.b.requests", "..", ".", "", "a..b", "api.GET /{a}.requests"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		group, subject, measure := Split(name)
+		joined := group + "." + subject + "." + measure
+		switch strings.Count(name, ".") {
+		case 0:
+			joined = measure
+		case 1:
+			joined = group + "." + measure
+		}
+		if joined != name || strings.Contains(group, ".") || strings.Contains(measure, ".") {
+			t.Errorf("Split(%q) = %q, %q, %q", name, group, subject, measure)
+		}
+	})
 }
 
 func FuzzClean(f *testing.F) {

@@ -78,7 +78,10 @@ func Clean(name string) string {
 			measure = Invalid
 		}
 	case !validMeasure(measure):
-		subject, measure = Invalid, Invalid
+		if group != "api" || subject != "requests" { // there the measure is an area, and stays among them
+			subject = Invalid
+		}
+		measure = Invalid
 	case len(name) <= maxName:
 		return name
 	default:

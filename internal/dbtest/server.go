@@ -98,7 +98,7 @@ func findPrograms() (string, error) {
 		found = append(found, paths...)
 	}
 	if len(found) == 0 {
-		return "", errors.New("PostgreSQL's initdb is neither on PATH nor where packages put it: install PostgreSQL 14 or later (Debian: apt-get install postgresql)")
+		return "", errors.New("PostgreSQL's initdb is neither on PATH nor where packages put it: install PostgreSQL 15 or later (Debian: apt-get install postgresql)")
 	}
 	version := regexp.MustCompile(`\d+`)
 	newest := slices.MaxFunc(found, func(a, b string) int {
