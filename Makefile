@@ -28,6 +28,7 @@ lint: ## gofmt, vet, staticcheck, go mod tidy
 	@$(call each,$(GO) mod tidy -diff)
 
 fuzz: ## each fuzz target for 30 s
+	$(GO) test -run '^$$' -fuzz FuzzSplit -fuzztime 30s ./internal/counter
 	$(GO) test -run '^$$' -fuzz FuzzClean -fuzztime 30s ./internal/counter
 	$(GO) test -run '^$$' -fuzz FuzzDecode -fuzztime 30s ./internal/counter
 

@@ -165,7 +165,7 @@ func (s *Store) addHistory(tx *sqlx.Tx, rows []bucket, n map[bucket]int64, first
 			return err
 		}
 		for _, r := range now {
-			if r.Value == n[r.bucket] {
+			if r.Value == n[r.bucket] && r.Value < counter.Max { // a full counter may be old
 				first(r.bucket)
 			}
 		}

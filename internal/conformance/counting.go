@@ -151,12 +151,22 @@ func saturation(t *testing.T, b *bench) {
 		s.Add("feature.a.used", counter.Max)
 		s.Add("api.GET /a.requests", counter.Max)
 		s.Add("api.GET /b.requests", counter.Max)
+		s.Add("user.1.requests", counter.Max)
+		s.Inc("user.2.requests")
 		s.Inc("feature.b.used")
 		b.flush(s)
 	}
+	if daily, err := s.Get(t.Context(), "user.active.daily"); err != nil || daily != 1 { // not the full one
+		t.Errorf("user.active.daily = %d, %v: a full counter was news again", daily, err)
+	}
 	b.want(s, map[string]int64{"feature.a.used": counter.Max, "api.requests.total": counter.Max, "feature.b.used": 2})
+	for seq := range int64(2) { // both in one fold
+		b.batch("w", seq+1, time.Now(), counter.Count{Name: "feature.c.used", N: counter.Max}, one("feature.b.used"))
+	}
+	b.fold(s)
+	b.want(s, map[string]int64{"feature.c.used": counter.Max, "feature.b.used": 4})
 	ranged := b.totals(s, store.Query{From: time.Now().Add(-48 * time.Hour)})
-	if ranged["feature.a.used"] != counter.Max || ranged["feature.b.used"] != 2 {
+	if ranged["feature.a.used"] != counter.Max || ranged["feature.c.used"] != counter.Max || ranged["feature.b.used"] != 4 {
 		t.Errorf("in a range: %v", ranged)
 	}
 }

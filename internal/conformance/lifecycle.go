@@ -302,7 +302,9 @@ func otherZone(t *testing.T, b *bench) {
 	}
 	cfg := b.config()
 	cfg.Location = kathmandu
-	b.store(cfg)
+	first := b.store(cfg)
+	first.Inc("feature.a.used")
+	b.flush(first)
 	if got := b.store(b.config()).Location().String(); got != "Asia/Kathmandu" {
 		t.Errorf("a store without Location uses %s", got)
 	}
@@ -310,5 +312,15 @@ func otherZone(t *testing.T, b *bench) {
 	_, err = store.New(t.Context(), b.pool(nil), cfg)
 	if err == nil || !strings.Contains(err.Error(), "Config.Location") || !strings.Contains(err.Error(), "Asia/Kathmandu") || errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("another zone: %v", err)
+	}
+	// As README says that it is changed.
+	b.exec(`DELETE FROM usage_history`)
+	b.exec(`UPDATE usage_meta SET value = 'UTC' WHERE name = 'zone'`)
+	s := b.store(cfg)
+	s.Inc("feature.a.used")
+	b.flush(s)
+	b.want(s, map[string]int64{"feature.a.used": 2})
+	if h, err := s.History(t.Context(), store.Query{Name: "feature.a.used", Step: store.Day}); err != nil || len(h) != 1 || h[0].N != 1 || h[0].Start.Unix()%86400 != 0 {
+		t.Errorf("History: %v, %v", h, err)
 	}
 }
