@@ -2,8 +2,9 @@
 
 GO         ?= go
 GOFILES     = $(shell git ls-files -co --exclude-standard '*.go')
-MODULES     = . internal/routers
-each        = for m in $(MODULES); do echo "$(1): $$m"; (cd $$m && $(1)) || exit 1; done
+MODULES     = . internal/routers internal/pools
+RACING      = . internal/routers # pools runs the same cases again
+each        = for m in $(1); do echo "$(2): $$m"; (cd $$m && $(2)) || exit 1; done
 staticcheck = $(GO) tool -modfile="$(CURDIR)/internal/tools/go.mod" staticcheck
 
 .DEFAULT_GOAL := help
@@ -16,31 +17,35 @@ run: ## serve the example with demo traffic on SQLite (ADDR, DB and ARGS change 
 	@$(GO) run ./example -addr '$(or $(ADDR),127.0.0.1:8080)' -db '$(or $(DB),usage.db)' -demo $(ARGS)
 
 test: postgresql ## all tests, on SQLite and on a private PostgreSQL
-	@export USAGEKIT_PG=require; $(call each,$(GO) test -parallel=4 -shuffle=on ./...)
+	@export USAGEKIT_PG=require; $(call each,$(MODULES),$(GO) test -parallel=8 -shuffle=on ./...)
 
 race: postgresql ## all tests under the race detector
-	@export USAGEKIT_PG=require; $(call each,$(GO) test -race -parallel=4 -shuffle=on ./...)
+	@export USAGEKIT_PG=require; $(call each,$(RACING),$(GO) test -race -parallel=4 -shuffle=on ./...)
 
 lint: ## gofmt, vet, staticcheck, go mod tidy
 	@unformatted="$$(gofmt -l $(GOFILES))"; [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
-	@$(call each,$(GO) vet ./...)
-	@$(call each,$(staticcheck) ./...)
-	@$(call each,$(GO) mod tidy -diff)
+	@$(call each,$(MODULES),$(GO) vet ./...)
+	@$(call each,$(MODULES),$(staticcheck) ./...)
+	@$(call each,$(MODULES),$(GO) mod tidy -diff)
 
 fuzz: ## each fuzz target for 30 s
 	$(GO) test -run '^$$' -fuzz FuzzSplit -fuzztime 30s ./internal/counter
 	$(GO) test -run '^$$' -fuzz FuzzClean -fuzztime 30s ./internal/counter
 	$(GO) test -run '^$$' -fuzz FuzzDecode -fuzztime 30s ./internal/counter
+	$(GO) test -run '^$$' -fuzz FuzzParameters -fuzztime 30s ./dashboard
 
-# The tests start a PostgreSQL of their own and need its programs for that.
+# The tests start a PostgreSQL and a PgBouncer of their own, and need the programs.
 postgresql:
-	@if command -v initdb >/dev/null; then exit 0; fi; \
-	for f in /usr/lib/postgresql/*/bin/initdb /usr/pgsql-*/bin/initdb /opt/homebrew/opt/postgresql*/bin/initdb /usr/local/opt/postgresql*/bin/initdb; do \
-		if [ -x "$$f" ]; then exit 0; fi; \
+	@missing=; \
+	for f in $$(command -v initdb) /usr/lib/postgresql/*/bin/initdb /usr/pgsql-*/bin/initdb /opt/homebrew/opt/postgresql*/bin/initdb /usr/local/opt/postgresql*/bin/initdb none; do \
+		if [ -x "$$f" ]; then break; fi; \
+		if [ "$$f" = none ]; then missing=postgresql; fi; \
 	done; \
+	if [ ! -x "$$(command -v pgbouncer || echo /usr/sbin/pgbouncer)" ]; then missing="$$missing pgbouncer"; fi; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
 	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends postgresql; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	else \
-		echo "The tests need PostgreSQL's server programs (15 or later):" >&2; \
-		echo "  Debian, Ubuntu: sudo apt-get install postgresql    macOS: brew install postgresql@17" >&2; exit 1; \
+		echo "The tests need PostgreSQL's server programs (15 or later) and PgBouncer:" >&2; \
+		echo "  Debian, Ubuntu: sudo apt-get install postgresql pgbouncer    macOS: brew install postgresql@17 pgbouncer" >&2; exit 1; \
 	fi

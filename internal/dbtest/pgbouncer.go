@@ -1,0 +1,153 @@
+package dbtest
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// PgBouncer starts one in front of a private server for the length of a test: in
+// transaction mode, with size connections to each database, all else as it comes.
+// It returns what makes of a database's URL the one that leads through it.
+func (s *Server) PgBouncer(t testing.TB, size int) func(databaseURL string) string {
+	t.Helper()
+	program, err := exec.LookPath("pgbouncer")
+	if err != nil { // Debian puts it where only root's PATH leads
+		if program, err = exec.LookPath("/usr/sbin/pgbouncer"); err != nil {
+			t.Fatal("there is no pgbouncer, neither on PATH nor in /usr/sbin: install it (Debian, Ubuntu: apt-get install pgbouncer; macOS: brew install pgbouncer)")
+		}
+	}
+	dir, err := os.MkdirTemp("", "usagekit-pgbouncer-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := pgBouncer{program: program, dir: dir, server: s, size: size}
+	t.Cleanup(func() {
+		if err := errors.Join(b.stop(), os.RemoveAll(dir)); err != nil {
+			t.Errorf("PgBouncer: %v", err)
+		}
+	})
+	for range 5 { // another process may take the port first
+		if err = b.start(); err == nil {
+			return b.url
+		}
+	}
+	t.Fatalf("PgBouncer does not answer: %v", err)
+	return nil
+}
+
+type pgBouncer struct {
+	program, dir string
+	server       *Server
+	size, port   int
+	cmd          *exec.Cmd
+	done         chan struct{} // closed when cmd has ended
+}
+
+// Its clients may log in as they like: it logs in as the server's owner.
+const pgBouncerSettings = `[databases]
+* = host=127.0.0.1 port=%d user=postgres
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = %d
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = %d
+max_client_conn = 1000
+`
+
+func (b *pgBouncer) start() (err error) {
+	if b.port, err = freePort(); err != nil {
+		return err
+	}
+	settings := filepath.Join(b.dir, "pgbouncer.ini")
+	if err := os.WriteFile(settings, fmt.Appendf(nil, pgBouncerSettings, b.server.port, b.port, b.size), 0o600); err != nil {
+		return err
+	}
+	log, err := os.Create(filepath.Join(b.dir, "log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(b.program, settings)
+	cmd.Dir = b.dir
+	cmd.Stdout, cmd.Stderr = log, log
+	if cred := b.server.cred; cred != nil { // as PostgreSQL, it refuses to run as root
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
+		for _, path := range []string{b.dir, settings} {
+			if err := os.Chown(path, int(cred.Uid), int(cred.Gid)); err != nil {
+				return err
+			}
+		}
+	}
+	if b.done, err = StartTied(cmd); err != nil {
+		return err
+	}
+	b.cmd = cmd
+	if err := b.ready(10 * time.Second); err != nil {
+		return errors.Join(err, b.stop())
+	}
+	return nil
+}
+
+func (b *pgBouncer) ready(limit time.Duration) error {
+	db, err := sql.Open("postgres", b.url(b.server.URL("postgres")))
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	for {
+		if err = db.PingContext(ctx); err == nil {
+			return nil
+		}
+		select {
+		case <-b.done:
+			return err
+		case <-ctx.Done():
+			return err
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func (b *pgBouncer) url(databaseURL string) string {
+	u, err := url.Parse(databaseURL)
+	if err != nil {
+		return databaseURL
+	}
+	u.Host = "127.0.0.1:" + strconv.Itoa(b.port)
+	return u.String()
+}
+
+// stop kills it: it has nothing to save, and which signal makes it end without
+// waiting for its clients depends on its release. That it has ended already is an
+// error.
+func (b *pgBouncer) stop() error {
+	if b.cmd == nil {
+		return nil
+	}
+	select {
+	case <-b.done:
+		text, _ := os.ReadFile(filepath.Join(b.dir, "log"))
+		return fmt.Errorf("it has ended: %v\n%s", b.cmd.ProcessState, text[max(0, len(text)-2000):])
+	default:
+	}
+	if err := b.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	<-b.done
+	b.cmd = nil
+	return nil
+}
