@@ -54,7 +54,7 @@ func harmless(t *testing.T, h http.Handler, path, query string) *httptest.Respon
 	r.URL.RawQuery = query
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
-	said := path + "?" + short(query)
+	said := fmt.Sprintf("%s?%q", path, short(query))
 	checkHeaders(t, said, w)
 	if got := w.Header().Get("Content-Length"); got != strconv.Itoa(w.Body.Len()) {
 		t.Errorf("%s: Content-Length %s of %d", said, got, w.Body.Len())
@@ -112,9 +112,11 @@ func (s *strict) History(_ context.Context, q store.Query) ([]store.Count, error
 	return []store.Count{{Name: q.Contains, Start: q.From, N: 1}}, s.check(q)
 }
 func (s *strict) check(q store.Query) error {
-	text := q.Name + q.Prefix + q.Measure + q.Contains
-	if !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) || len(text) > 4*512 || q.Limit < 1 || q.Limit > maxNames+1 ||
-		!q.From.IsZero() && !q.To.IsZero() && !q.From.Before(q.To) {
+	valid := 1 <= q.Limit && q.Limit <= maxNames && (q.From.IsZero() || q.To.IsZero() || q.From.Before(q.To))
+	for _, text := range []string{q.Name, q.Prefix, q.Measure, q.Contains} {
+		valid = valid && len(text) <= 512 && utf8.ValidString(text) && !strings.ContainsFunc(text, unicode.IsControl)
+	}
+	if !valid {
 		s.broken = fmt.Sprintf("the store is asked for %#v", q)
 	}
 	return nil

@@ -146,8 +146,7 @@ func TestPostgreSQLStandsStill(t *testing.T) {
 	if slowest > time.Second { // one that waited for the database would take seconds
 		t.Errorf("a request of the application took %v", slowest)
 	}
-	// A read has one goroutine, a request two while its answer is read.
-	const few = 50 // the store's, the server's, the drivers'
+	const few = 50 // of the store, its connections, and the application
 	if most > before+lookers+maxAnswers+few {
 		t.Errorf("%d goroutines, %d before", most, before)
 	}

@@ -215,8 +215,8 @@ func (s *Store) measures(ctx context.Context, tx *sqlx.Tx, q Query, subjects []s
 	var counts, alone []Count
 	if len(lows) > 0 {
 		list, args := s.sql.values(column{name: "lo", texts: lows}, column{name: "hi", texts: highs})
-		from := s.counts(spans, condition{join: " JOIN " + list + " ON h.key >= v.lo AND h.key < v.hi", joinArgs: args,
-			where: "rtrim(h.key, replace(h.key, '.', '')) = v.lo"})
+		from := s.counts(spans, condition{list: list, listArgs: args, bounds: "v.lo",
+			where: "h.key >= v.lo AND h.key < v.hi AND rtrim(h.key, replace(h.key, '.', '')) = v.lo"})
 		if err := tx.SelectContext(ctx, &counts, s.sql.text("SELECT key AS name, n FROM "+from.text), from.args...); err != nil {
 			return nil, err
 		}
@@ -259,7 +259,7 @@ func (s *Store) History(ctx context.Context, q Query) ([]Count, error) {
 				return err
 			}
 			list, args := s.sql.values(column{name: "name", texts: names})
-			where = condition{join: " JOIN " + list + " ON h.key = v.name", joinArgs: args, where: "1 = 1"}
+			where = condition{list: list, listArgs: args, bounds: "v.name", where: "h.key = v.name"}
 		}
 		for _, sp := range spans {
 			text, args := s.span(sp, where, "h.bucket, h.key, h.value")

@@ -16,12 +16,23 @@ type span struct {
 	lo, hi  string
 }
 
-// condition selects names: WHERE on h.key, after a JOIN if need be.
+// condition selects names: WHERE on h.key, or what a list v has.
 type condition struct {
-	join     string
-	joinArgs []any
+	list     string // "": none
+	listArgs []any
+	bounds   string // the list's column that a span bounds
 	where    string
 	args     []any
+}
+
+// from is table as h, after the list. CROSS JOIN has SQLite walk the list and
+// seek in the table; left to itself it reads the list anew for every row (500
+// subjects in a range took 4 s, and take 16 ms).
+func (c condition) from(table string) string {
+	if c.list == "" {
+		return table + " AS h"
+	}
+	return c.list + " CROSS JOIN " + table + " AS h"
 }
 
 // table is the text of a table expression, and its parameters.
@@ -125,8 +136,8 @@ func (s *Store) selected(q *Query, spans []span) table {
 // their sums over spans.
 func (s *Store) counts(spans []span, c condition) table {
 	if spans == nil {
-		return table{"(SELECT h.key AS key, h.value AS n FROM usage_metrics AS h" + c.join + " WHERE " + c.where + ") AS t",
-			append(append([]any{}, c.joinArgs...), c.args...)}
+		return table{"(SELECT h.key AS key, h.value AS n FROM " + c.from("usage_metrics") + " WHERE " + c.where + ") AS t",
+			append(append([]any{}, c.listArgs...), c.args...)}
 	}
 	var t table
 	for i, sp := range spans {
@@ -144,10 +155,14 @@ func (s *Store) counts(spans []span, c condition) table {
 // span is the query for what of sp's rows c selects.
 func (s *Store) span(sp span, c condition, columns string) (string, []any) {
 	in, list := s.sql.oneOf("h.bucket", sp.buckets)
-	text := "SELECT " + columns + " FROM usage_history AS h" + c.join + " WHERE h.step = ? AND " + in + " AND h.key >= ?"
-	args := append(append([]any{}, c.joinArgs...), int(sp.step), list, sp.lo)
+	key := "h.key"
+	if s.sql.sqlite && c.list != "" {
+		key = c.bounds // it seeks by one pair of bounds: the list's own are closer
+	}
+	text := "SELECT " + columns + " FROM " + c.from("usage_history") + " WHERE h.step = ? AND " + in + " AND " + key + " >= ?"
+	args := append(append([]any{}, c.listArgs...), int(sp.step), list, sp.lo)
 	if sp.hi != "" {
-		text, args = text+" AND h.key < ?", append(args, sp.hi)
+		text, args = text+" AND "+key+" < ?", append(args, sp.hi)
 	}
 	return text + " AND " + c.where, append(args, c.args...)
 }

@@ -5,6 +5,7 @@ package pools
 
 import (
 	"database/sql"
+	"flag"
 	"os"
 	"strings"
 	"testing"
@@ -19,18 +20,23 @@ import (
 
 var server *dbtest.Server
 
-func TestMain(m *testing.M) { os.Exit(dbtest.Main(m, &server)) }
+func TestMain(m *testing.M) {
+	// Most of the cases' time is waiting. -parallel overrides it.
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
+	}
+	os.Exit(dbtest.Main(m, &server))
+}
 
 // pool is how an application opens one: its driver, and what is added to the
 // database's URL.
 type pool struct{ driver, setting string }
 
 var (
-	opened    = pool{"postgres", "binary_parameters=yes"} // by postgres.Open
-	plain     = pool{"postgres", ""}
-	pgx       = pool{"pgx", ""} // keeps prepared statements in its sessions
-	pgxExec   = pool{"pgx", "default_query_exec_mode=exec"}
-	pgxSimple = pool{"pgx", "default_query_exec_mode=simple_protocol"}
+	opened  = pool{"postgres", "binary_parameters=yes"} // by postgres.Open
+	plain   = pool{"postgres", ""}
+	pgx     = pool{"pgx", ""} // keeps prepared statements in its sessions
+	pgxExec = pool{"pgx", "default_query_exec_mode=exec"}
 )
 
 func (p pool) open(url string, faults *dbtest.Faults) (*sqlx.DB, error) {
@@ -55,11 +61,11 @@ func (p pool) open(url string, faults *dbtest.Faults) (*sqlx.DB, error) {
 	return sqlx.NewDb(db, p.driver), nil
 }
 
-// on makes databases that are reached by such a pool, through what makes their
-// URL another one.
-func (p pool) on(name string, through func(url string) string) conformance.Database {
-	return conformance.Database{Name: name, New: func(t testing.TB) func(*dbtest.Faults) (*sqlx.DB, error) {
-		url := through(server.NewDatabase(t))
+// on makes databases that such a pool reaches, by an address that through makes
+// of a database's URL.
+func (p pool) on(through func(t testing.TB, url string) string) conformance.Database {
+	return conformance.Database{Name: p.driver, New: func(t testing.TB) func(*dbtest.Faults) (*sqlx.DB, error) {
+		url := through(t, server.NewDatabase(t))
 		return func(faults *dbtest.Faults) (*sqlx.DB, error) { return p.open(url, faults) }
 	}}
 }
@@ -69,26 +75,26 @@ func TestPgx(t *testing.T) {
 		t.Log("pgx was not tried: make test does")
 		return
 	}
-	direct := func(url string) string { return url }
-	t.Run("Default", func(t *testing.T) { conformance.Run(t, pgx.on("pgx", direct)) })
-	t.Run("SimpleProtocol", func(t *testing.T) { conformance.Run(t, pgxSimple.on("pgx", direct)) })
+	conformance.Run(t, pgx.on(func(_ testing.TB, url string) string { return url }))
 }
 
 func TestPgBouncer(t *testing.T) {
-	through := pgBouncer(t)
-	if through == nil {
+	if !canPool(t) {
 		return
 	}
-	t.Run("Open", func(t *testing.T) { conformance.Run(t, opened.on("pgbouncer", through)) })
-	t.Run("PgxExec", func(t *testing.T) { conformance.Run(t, pgxExec.on("pgbouncer", through)) })
+	t.Run("Open", func(t *testing.T) { conformance.Run(t, opened.on(pooled)) })
+	t.Run("PgxExec", func(t *testing.T) { conformance.Run(t, pgxExec.on(pooled)) })
 }
 
-// pgBouncer starts one with three connections to each database, or returns nil.
-func pgBouncer(t *testing.T) (through func(url string) string) {
+// canPool tells whether there is a server that PgBouncer can be started for.
+func canPool(t *testing.T) bool {
 	t.Helper()
 	if server == nil || !server.Private() {
-		t.Log("PgBouncer was not tried: it needs a PostgreSQL of the test's own; make test does")
-		return nil
+		t.Log("PgBouncer was not tried: it needs a PostgreSQL of the tests' own; make test does")
+		return false
 	}
-	return server.PgBouncer(t, 3)
+	return true
 }
+
+// pooled leads through a PgBouncer with three connections.
+func pooled(t testing.TB, url string) string { return server.PgBouncer(t, url, 3) }

@@ -19,7 +19,7 @@ import (
 )
 
 // limit is how long anything may take; only a failing test waits for it.
-const limit = 30 * time.Second
+const limit = 10 * time.Second
 
 // Two libraries' websockets that send back what they are sent.
 var sockets = map[string]http.HandlerFunc{
