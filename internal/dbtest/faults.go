@@ -62,8 +62,8 @@ func (f *Faults) next(kind Kind, query string) Fault {
 	return hook(op)
 }
 
-// Open returns a pool of the registered driver, "postgres" or "sqlite", with its
-// operations going through f.
+// Open returns a pool of the registered driver, "postgres", "pgx" or "sqlite", with
+// its operations going through f.
 func (f *Faults) Open(driverName, dsn string) (*sql.DB, error) {
 	db, err := sql.Open(driverName, dsn)
 	if err != nil {
@@ -107,7 +107,8 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return &conn{Conn: inner, faults: c.faults}, nil
 }
 
-// conn has the optional interfaces that lib/pq and modernc.org/sqlite have.
+// conn has the optional interfaces that lib/pq, pgx and modernc.org/sqlite have, but
+// for Pinger: nothing here pings.
 type conn struct {
 	driver.Conn
 	faults *Faults
