@@ -152,6 +152,9 @@ func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
 		f, err = s.foldTx(tx, force, memory, &tried)
 		return err
 	})
+	if err == nil && f.busy {
+		return f, nil // it was another's turn: what was learned holds
+	}
 	if err == nil {
 		for _, r := range f.reports {
 			s.log.Error("usagekit: "+r.message, r.args...)

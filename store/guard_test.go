@@ -124,9 +124,14 @@ func TestLeaseIsLeftToItsHolder(t *testing.T) {
 		{s.writer, time.Hour, false, false},
 	} {
 		db.MustExec(`UPDATE usage_meta SET value = $1 WHERE name = 'lease'`, fmt.Sprintf("%s %d", c.holder, time.Now().Add(c.left).UnixMilli()))
+		learned := foldMemory{size: 1000, limit: time.Minute, suspect: "w/1", newer: "w/2"}
+		s.folding = learned
 		f, err := s.fold(t.Context(), c.force)
 		if err != nil || f.busy != c.busy {
 			t.Errorf("%+v: busy is %v, %v", c, f.busy, err)
+		}
+		if (s.folding == learned) != c.busy { // a turn that was another's teaches nothing
+			t.Errorf("%+v: afterwards the store remembers %+v", c, s.folding)
 		}
 		holder, _, _, err := s.look(t.Context())
 		if want := c.holder == "another" && c.left > 0; err != nil || (holder == "another") != want {

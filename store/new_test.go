@@ -47,7 +47,7 @@ func TestConfigNamesTheField(t *testing.T) {
 	}
 }
 
-func TestSQLiteErrorsSayWhatToDo(t *testing.T) {
+func TestSQLiteErrorsGiveAdvice(t *testing.T) {
 	dir := t.TempDir()
 	garbage := filepath.Join(dir, "garbage")
 	if err := os.WriteFile(garbage, []byte(strings.Repeat("no database ", 1000)), 0o600); err != nil {
@@ -127,7 +127,7 @@ func TestPostgresURLErrorsKeepThePassword(t *testing.T) {
 	}
 }
 
-func TestPostgresErrorsSayWhatToDo(t *testing.T) {
+func TestPostgresErrorsGiveAdvice(t *testing.T) {
 	closed := "postgres://app:" + password + "@127.0.0.1:1/usage?sslmode=disable"
 	cases := []struct {
 		url  string

@@ -1,8 +1,6 @@
 package dbtest
 
 import (
-	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"net/url"
@@ -97,34 +95,12 @@ func (b *pgBouncer) start() (err error) {
 		return err
 	}
 	b.cmd = cmd
-	if err := b.ready(10 * time.Second); err != nil {
+	if err := answers(b.url(b.server.URL("postgres")), b.done, 10*time.Second); err != nil {
 		err = errors.Join(err, b.stop())
 		b.cmd = nil
 		return err
 	}
 	return nil
-}
-
-func (b *pgBouncer) ready(limit time.Duration) error {
-	db, err := sql.Open("postgres", b.url(b.server.URL("postgres")))
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	for {
-		if err = db.PingContext(ctx); err == nil {
-			return nil
-		}
-		select {
-		case <-b.done:
-			return err
-		case <-ctx.Done():
-			return err
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
 }
 
 func (b *pgBouncer) url(databaseURL string) string {

@@ -185,15 +185,17 @@ func (s *Server) Restart() error {
 		return err
 	}
 	s.cmd = cmd
-	if err := s.ready(60 * time.Second); err != nil {
+	if err := answers(s.URL("postgres"), s.done, 60*time.Second); err != nil {
 		tail, _ := os.ReadFile(path)
 		return fmt.Errorf("PostgreSQL does not answer: %w\n%s", errors.Join(err, s.stop(syscall.SIGKILL)), tail[max(0, len(tail)-2000):])
 	}
 	return nil
 }
 
-func (s *Server) ready(limit time.Duration) error {
-	db, err := sql.Open("postgres", s.URL("postgres"))
+// answers waits until the database at url does, or the process that should has
+// ended.
+func answers(url string, ended <-chan struct{}, limit time.Duration) error {
+	db, err := sql.Open("postgres", url)
 	if err != nil {
 		return err
 	}
@@ -205,8 +207,8 @@ func (s *Server) ready(limit time.Duration) error {
 			return nil
 		}
 		select {
-		case <-s.done:
-			return errors.New("it has ended")
+		case <-ended:
+			return fmt.Errorf("it has ended: %w", err)
 		case <-ctx.Done():
 			return err
 		case <-time.After(20 * time.Millisecond):
