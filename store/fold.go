@@ -142,6 +142,9 @@ func (s *Store) foldThrough(ctx context.Context, seq int64) error {
 // is counted, its writer's guard advanced and its inbox row gone, all or
 // nothing. force folds although another has the lease.
 func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
+	if s.isStarted() && s.clash != nil {
+		return foldResult{busy: true}, nil // its buckets would be another zone's
+	}
 	s.mu.Lock()
 	memory := s.folding
 	s.mu.Unlock()

@@ -26,6 +26,9 @@ const (
 
 // foldLoop folds what waits while this instance has the lease, or nobody has.
 func (s *Store) foldLoop() {
+	if !s.waitStarted() {
+		return
+	}
 	leader := false
 	for {
 		wait, attentive := s.foldTurn(&leader)
@@ -48,6 +51,10 @@ func (s *Store) foldLoop() {
 // foldTurn looks whether there is work, and folds it if it may. It returns when
 // to look again, and whether a batch of our own is a reason to look sooner.
 func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
+	if s.clash != nil {
+		s.report(&s.foldErr, s.clash)
+		return time.Minute, false
+	}
 	holder, left, work, err := s.look(s.run)
 	if err != nil {
 		s.report(&s.foldErr, err)

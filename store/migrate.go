@@ -27,19 +27,70 @@ const (
 // startTimeout is how long New waits for other starts.
 const startTimeout = 30 * time.Second
 
-// prepare brings the tables up to date and returns the database's zone.
-func (s *Store) prepare(ctx context.Context, want *time.Location) (*time.Location, error) {
+// startLoop reaches the database for a store that started offline.
+func (s *Store) startLoop() {
+	for backoff := minBackoff; ; {
+		err := s.start(s.run, true)
+		s.report(&s.sendErr, err)
+		if err == nil {
+			close(s.started)
+			return
+		}
+		if !s.backOff(&backoff, err) {
+			return
+		}
+	}
+}
+
+// isStarted tells whether the tables are there and the calendar is known.
+func (s *Store) isStarted() bool {
+	if s.started == nil {
+		return true
+	}
+	select {
+	case <-s.started:
+		return true
+	default:
+		return false
+	}
+}
+
+// waitStarted waits for that, and returns false when the store stops first.
+func (s *Store) waitStarted() bool {
+	if s.started == nil {
+		return true
+	}
+	select {
+	case <-s.started:
+		return true
+	case <-s.run.Done():
+		return false
+	}
+}
+
+// start brings the tables up to date, and learns the database's zone and id. Another
+// zone than Config.Location is an error, unless the store has to live with it.
+func (s *Store) start(ctx context.Context, anyZone bool) error {
 	for start := time.Now(); ; {
 		var loc *time.Location
-		err := s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) (err error) {
-			loc, err = s.migrate(ctx, tx, want)
+		var id string
+		err := s.try(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) (err error) {
+			loc, id, err = s.migrate(ctx, tx)
 			return err
 		})
 		if err == nil {
-			return loc, nil
+			s.calendar = calendar{loc}
+			if s.zone != nil && s.zone.String() != loc.String() {
+				s.clash = fault(fmt.Sprintf("Config.Location is %s, but this database counts hours and days in %s: leave Config.Location nil, or use a database of its own", s.zone, loc))
+				if !anyZone {
+					return s.clash
+				}
+			}
+			s.spool.SetDatabase(id)
+			return nil
 		}
 		if !locked(err) || time.Since(start) > startTimeout || ctx.Err() != nil {
-			return nil, fmt.Errorf("store: New: %w%s", err, advice(err))
+			return err
 		}
 		time.Sleep(rand.N(100 * time.Millisecond))
 	}
@@ -63,60 +114,59 @@ func locked(err error) bool {
 // migrate applies the migrations that the database has not seen, in the order of
 // their names. A current database sees no DDL, and one of a later release is
 // left as it is: later tables serve this release, too.
-func (s *Store) migrate(ctx context.Context, tx *sqlx.Tx, want *time.Location) (*time.Location, error) {
+func (s *Store) migrate(ctx context.Context, tx *sqlx.Tx) (loc *time.Location, id string, err error) {
 	if s.sql.sqlite {
 		if _, err := tx.ExecContext(ctx, `SELECT sqlite_version()`); err != nil {
-			return nil, fmt.Errorf("the database is not SQLite: %w", err)
+			return nil, "", fmt.Errorf("the database is not SQLite: %w", err)
 		}
 	}
 	if err := s.sql.begin(ctx, tx); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if !s.sql.sqlite {
 		var encoding string
 		if err := tx.GetContext(ctx, &encoding, `SELECT current_setting('server_encoding')`); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		if encoding != "UTF8" { // it would refuse whole batches for one name
-			return nil, fault("the database's encoding is " + encoding + ", want UTF8: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0")
+			return nil, "", fault("the database's encoding is " + encoding + ", want UTF8: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0")
 		}
 	}
 	version, err := s.schemaVersion(ctx, tx)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	files, err := migrations.ReadDir("migrations/" + s.sql.name())
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if version < len(files) {
 		if _, err := tx.ExecContext(ctx, s.sql.migrationLock()); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		if version, err = s.schemaVersion(ctx, tx); err != nil { // others may have been first
-			return nil, err
+			return nil, "", err
 		}
 	}
 	for ; version < len(files); version++ {
 		name := files[version].Name()
 		text, err := migrations.ReadFile("migrations/" + s.sql.name() + "/" + name)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		if _, err := tx.ExecContext(ctx, s.sql.text(string(text))); err != nil {
-			return nil, fmt.Errorf("migration %s: %w", name, err)
+			return nil, "", fmt.Errorf("migration %s: %w", name, err)
 		}
 		if _, err := tx.ExecContext(ctx, s.sql.text(sqlSetMeta), "schema", strconv.Itoa(version+1)); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 	}
-	loc, err := s.zone(ctx, tx, want)
-	if err != nil {
-		return nil, err
+	if loc, id, err = s.identity(ctx, tx); err != nil {
+		return nil, "", err
 	}
 	// A file or server that cannot be written to shows it now.
-	_, err = tx.ExecContext(ctx, s.sql.text(sqlRegister), s.writer, []byte{}, time.Now().UnixMilli())
-	return loc, err
+	_, err = tx.ExecContext(ctx, s.sql.text(sqlRegister), s.writer, []byte{}, time.Now().UnixMilli(), s.writer)
+	return loc, id, err
 }
 
 // schemaVersion is how many migrations the database has seen.
@@ -137,40 +187,35 @@ func (s *Store) schemaVersion(ctx context.Context, tx *sqlx.Tx) (version int, er
 	return version, nil
 }
 
-// zone returns the database's zone, set by the first start.
-func (s *Store) zone(ctx context.Context, tx *sqlx.Tx, want *time.Location) (*time.Location, error) {
-	name := "UTC"
-	if want != nil {
-		name = want.String()
+// identity returns the database's zone, set by the first start, and its id.
+func (s *Store) identity(ctx context.Context, tx *sqlx.Tx) (*time.Location, string, error) {
+	zone := "UTC"
+	if s.zone != nil {
+		zone = s.zone.String()
 	}
 	var meta []struct{ Name, Value string }
 	err := tx.SelectContext(ctx, &meta, s.sql.text(`SELECT name, value FROM usage_meta WHERE name IN ('id', 'zone', 'lease')`))
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	has := map[string]string{}
 	for _, m := range meta {
 		has[m.Name] = m.Value
 	}
-	for _, m := range [][2]string{{"id", newID()}, {"zone", name}, {"lease", " 0"}} {
+	for _, m := range [][2]string{{"id", newID()}, {"zone", zone}, {"lease", " 0"}} {
 		if _, ok := has[m[0]]; ok {
 			continue
 		}
 		if _, err := tx.ExecContext(ctx, s.sql.text(sqlNewMeta), m[0], m[1]); err != nil {
-			return nil, err
+			return nil, "", err
 		}
+		has[m[0]] = m[1]
 	}
-	if had, ok := has["zone"]; ok && had != name {
-		if want != nil {
-			return nil, fault(fmt.Sprintf("Config.Location is %s, but this database counts hours and days in %s: leave Config.Location nil, or use a database of its own", name, had))
-		}
-		name = had
-	}
-	loc, err := time.LoadLocation(name)
+	loc, err := time.LoadLocation(has["zone"])
 	if err != nil {
-		return nil, fault(fmt.Sprintf("the database's zone: %v: import _ \"time/tzdata\" where the system has no zones", err))
+		return nil, "", fault(fmt.Sprintf("the database's zone: %v: import _ \"time/tzdata\" where the system has no zones", err))
 	}
-	return loc, nil
+	return loc, has["id"], nil
 }
 
 // newID returns 128 random bits in hexadecimal.
@@ -178,6 +223,21 @@ func newID() string {
 	b := make([]byte, 16)
 	_, _ = cryptorand.Read(b) // never fails (crypto/rand)
 	return hex.EncodeToString(b)
+}
+
+// needsSomebody tells whether somebody has to do something before the same attempt
+// can work: about a password, a right, a database or a table.
+func needsSomebody(err error) bool {
+	var state sqlState
+	if !errors.As(err, &state) {
+		return false
+	}
+	switch c := state.SQLState(); c {
+	case "42501", "42P01", "25006":
+		return true
+	default:
+		return class(state) == "28" || class(state) == "3D" || class(state) == "3F"
+	}
 }
 
 // advice says what to do about an error that New met, where that is known.
@@ -206,6 +266,8 @@ func advice(err error) string {
 		return ": make the database (CREATE DATABASE), or correct its name"
 	case state.SQLState() == "3F000":
 		return ": make the schema (CREATE SCHEMA), or correct Config.Schema"
+	case state.SQLState() == "42P01":
+		return ": a usage_ table is missing: restore it, or Config.Schema"
 	case state.SQLState() == "25006":
 		return ": the server is read-only: is it a standby?"
 	case state.SQLState() == "0A000":

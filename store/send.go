@@ -19,6 +19,7 @@ type sealed struct {
 	opened  int64 // Unix ms
 	names   int
 	payload []byte
+	spooled bool
 }
 
 const (
@@ -26,47 +27,58 @@ const (
 	sendTimeout = 15 * time.Second // of an attempt; the server gives up after 10
 	minBackoff  = 200 * time.Millisecond
 	maxBackoff  = 5 * time.Second
+	slowBackoff = 10 * time.Second // where somebody has to do something first
+	adoptEvery  = time.Minute
 )
 
 const (
-	sqlRegister = `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, ?) ON CONFLICT DO NOTHING`
-	sqlSend     = `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING`
+	// Without NOT EXISTS, PostgreSQL would wait for a fold that is about to commit
+	// this writer's new guard, to see whether there is a conflict.
+	sqlRegister = `INSERT INTO usage_writers (writer, seq, sum, seen)
+SELECT ?, 0, ?, ? WHERE NOT EXISTS (SELECT 1 FROM usage_writers WHERE writer = ?) ON CONFLICT DO NOTHING`
+	sqlSend = `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING`
 )
 
 // sealLoop ends a generation every Interval, and at every quarter hour.
 func (s *Store) sealLoop() {
 	for s.pause(min(s.interval, time.Until(time.Now().Truncate(quarterHour).Add(quarterHour)))) {
-		if batch, ok := s.sealDue(); ok {
-			s.live.Prepare(batch)
+		s.sealDue()
+		if s.live.Prepare() { // what is counted now should not stay in memory
+			s.seal()
 		}
+		s.reportDegraded()
 	}
 }
 
 // sealDue seals, except that while a batch waits for the database, what comes
 // later stays in one generation until the quarter hour ends: a backlog is bounded
 // by names and quarter hours, not by traffic.
-func (s *Store) sealDue() (counter.Batch, bool) {
+func (s *Store) sealDue() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.queue) > 0 && s.live.Opened().Truncate(quarterHour).Equal(time.Now().Truncate(quarterHour)) {
-		return counter.Batch{}, false
+	waits := len(s.queue) > 0
+	s.mu.Unlock()
+	if waits && s.live.Opened().Truncate(quarterHour).Equal(time.Now().Truncate(quarterHour)) {
+		return
 	}
-	return s.seal()
+	s.seal()
 }
 
-// seal queues the current generation, if anything was counted in it. The caller
-// holds mu, so that numbers are given in the order of sealing.
-func (s *Store) seal() (counter.Batch, bool) {
-	b, ok := s.live.Seal()
-	if ok {
+// seal queues the current generation, if anything was counted in it.
+func (s *Store) seal() {
+	s.sealing.Lock()
+	defer s.sealing.Unlock()
+	if b, ok := s.live.Seal(); ok {
 		s.enqueue(b)
 	}
-	return b, ok
 }
 
-func (s *Store) enqueue(b counter.Batch) {
-	s.seq++
-	s.queue = append(s.queue, sealed{s.seq, b.Opened, len(b.Counts), b.Encode()})
+// enqueue appends a batch to the queue. The caller holds sealing, so that batches
+// come in the order of their numbers.
+func (s *Store) enqueue(b counter.Sealed) {
+	s.mu.Lock()
+	s.seq = b.Seq
+	s.queue = append(s.queue, sealed{b.Seq, b.Opened, len(b.Counts), b.Payload, b.Spooled})
+	s.mu.Unlock()
 	signal(s.wake)
 }
 
@@ -74,13 +86,21 @@ func (s *Store) enqueue(b counter.Batch) {
 // number of the last batch of it.
 func (s *Store) deliver(ctx context.Context) (int64, error) {
 	for {
+		s.sealing.Lock()
+		done := s.live.Opened().IsZero()
 		s.mu.Lock()
-		wait, done := s.seq, s.live.Opened().IsZero()
-		if !done && len(s.queue) == 0 {
-			_, done = s.seal()
-			wait = s.seq
-		}
+		waits := len(s.queue) > 0
 		s.mu.Unlock()
+		if !done && !waits {
+			if b, ok := s.live.Seal(); ok {
+				s.enqueue(b)
+				done = true
+			}
+		}
+		s.mu.Lock()
+		wait := s.seq
+		s.mu.Unlock()
+		s.sealing.Unlock()
 		if err := s.acknowledged(ctx, wait); err != nil || done {
 			return wait, err
 		}
@@ -115,6 +135,9 @@ func (s *Store) acknowledged(ctx context.Context, seq int64) error {
 // sendLoop brings the queue into the inbox, one batch after the other: the next
 // one is not sent before a certain answer for the last.
 func (s *Store) sendLoop() {
+	if !s.waitStarted() {
+		return
+	}
 	backoff := minBackoff
 	for {
 		s.mu.Lock()
@@ -132,16 +155,16 @@ func (s *Store) sendLoop() {
 				return
 			}
 		}
-		err := s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) error { return s.send(tx, head) })
+		err := s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) error { return s.send(tx, s.writer, head) })
 		s.report(&s.sendErr, err)
 		if err != nil {
-			if !s.pause(rand.N(backoff) + time.Millisecond) {
+			if !s.backOff(&backoff, err) {
 				return
 			}
-			backoff = min(2*backoff, maxBackoff)
 			continue
 		}
 		backoff = minBackoff
+		s.spool.Remove(head.seq)
 		s.mu.Lock()
 		s.acked = head.seq
 		s.queue[0] = sealed{}
@@ -153,41 +176,117 @@ func (s *Store) sendLoop() {
 	}
 }
 
-func (s *Store) send(tx *sqlx.Tx, b sealed) error {
+// backOff waits after an error, longer each time; false when the store stops.
+func (s *Store) backOff(backoff *time.Duration, err error) bool {
+	wait := rand.N(*backoff) + time.Millisecond
+	if needsSomebody(err) {
+		wait = slowBackoff/2 + rand.N(slowBackoff/2)
+	}
+	*backoff = min(2**backoff, maxBackoff)
+	return s.pause(wait)
+}
+
+func (s *Store) send(tx *sqlx.Tx, writer string, b sealed) error {
 	if err := s.sql.begin(s.run, tx); err != nil {
 		return err
 	}
 	// With every batch: a database that was restored, or failed over to a replica
 	// that was behind, may have forgotten this writer, and folds what it knows.
-	if _, err := tx.Exec(s.sql.text(sqlRegister), s.writer, []byte{}, b.opened); err != nil {
+	if _, err := tx.Exec(s.sql.text(sqlRegister), writer, []byte{}, b.opened, writer); err != nil {
 		return err
 	}
-	_, err := tx.Exec(s.sql.text(sqlSend), s.writer, b.seq, b.opened, b.payload)
+	_, err := tx.Exec(s.sql.text(sqlSend), writer, b.seq, b.opened, b.payload)
 	return err
 }
 
+// adoptLoop sends what dead processes left in the spool, at the start and every
+// minute.
+func (s *Store) adoptLoop() {
+	if !s.waitStarted() {
+		return
+	}
+	for {
+		backoff := minBackoff
+		_ = s.spool.Adopt(func(writer string, b counter.Sealed) error {
+			for {
+				err := s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
+					return s.send(tx, writer, sealed{b.Seq, b.Opened, len(b.Counts), b.Payload, true})
+				})
+				s.report(&s.adoptErr, err)
+				if err == nil {
+					signal(s.kick)
+					return nil
+				}
+				if !s.backOff(&backoff, err) {
+					return err
+				}
+			}
+		})
+		if !s.pause(adoptEvery) {
+			return
+		}
+	}
+}
+
 // report keeps the outcome of the last attempt, and logs when it changed from
-// working to failing or back.
+// working to failing or back, or when somebody has to do something else about it.
 func (s *Store) report(last *error, err error) {
 	if s.run.Err() != nil {
 		return // it is the end that made the attempt fail
 	}
+	what := ""
+	if needsSomebody(err) {
+		what = advice(err)
+	}
 	s.mu.Lock()
 	*last = err
-	now := s.sendErr != nil || s.foldErr != nil
+	now := s.sendErr != nil || s.foldErr != nil || s.adoptErr != nil
 	since := s.failing
+	news := now && since.IsZero() || what != "" && what != s.advised
 	switch {
 	case now && since.IsZero():
 		s.failing = time.Now()
 	case !now:
-		s.failing = time.Time{}
+		s.failing, s.advised = time.Time{}, ""
+	}
+	if what != "" {
+		s.advised = what
 	}
 	s.mu.Unlock()
 	switch {
-	case now && since.IsZero():
-		s.log.Warn("usagekit: the database does not take counts; they wait, and nothing is lost while this process lives", "error", err)
+	case news:
+		safe := "nothing is lost while this process lives"
+		if s.spool != nil {
+			safe = "they wait in the spool"
+		}
+		s.log.Warn("usagekit: the database does not take counts; "+safe+what, "error", err)
 	case !now && !since.IsZero():
 		s.log.Info("usagekit: the database takes counts again", "after", time.Since(since).Round(time.Millisecond))
+	}
+}
+
+// reportDegraded logs when counts began to be kept in memory although there is a
+// spool, and when that ended.
+func (s *Store) reportDegraded() {
+	why := s.live.Degraded()
+	s.mu.Lock()
+	was := s.degraded
+	s.degraded = why
+	s.mu.Unlock()
+	switch {
+	case why != "" && why != was:
+		s.log.Warn("usagekit: counts are in memory only, and would not survive this process", "reason", why)
+	case why == "" && was != "":
+		s.log.Info("usagekit: counts are in the spool again")
+	}
+}
+
+// spoolReport logs what happened to a file of the spool. A file that cannot be read
+// is at least one count that was dropped.
+func (s *Store) spoolReport(lost bool, message string, args ...any) {
+	s.log.Error("usagekit: "+message, args...)
+	if lost {
+		s.live.Add("usagekit.counts.dropped", 1)
 	}
 }
 

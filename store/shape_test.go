@@ -36,7 +36,7 @@ func scripted(t *testing.T) (*Store, sqlmock.Sqlmock) {
 	}
 	s := &Store{
 		db: sqlx.NewDb(db, "postgres"), sql: d, log: slog.New(slog.DiscardHandler), interval: time.Second, calendar: calendar{time.UTC}, writer: "w",
-		live:  counter.New(100, func(string) {}),
+		live:  counter.New(100, func(string) {}, nil),
 		reads: tokens(1), writes: tokens(1), reserve: tokens(2),
 		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1), changed: make(chan struct{}), stopped: make(chan struct{}),
 	}
@@ -81,11 +81,9 @@ func TestTheSameBatchUntilItsCommitIsCertain(t *testing.T) {
 		flush(2, nil)
 
 		s.live.Add("feature.a.used", 5)
-		s.mu.Lock()
 		s.seal()
 		s.live.Add("feature.a.used", 7)
 		s.seal()
-		s.mu.Unlock()
 		start := time.Now()
 		go s.sendLoop()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)

@@ -83,6 +83,15 @@ import (
 
 // Config configures a Store. The zero Config is ready to use.
 type Config struct {
+	// Spool is a directory for counts that the database does not have yet, made
+	// with mode 0700 if need be: they outlive the process there, and the next
+	// start, or another running process, sends them. Processes may share it, as
+	// long as they have one database. It must be on ext4, xfs or tmpfs (macOS:
+	// apfs, hfs); where it cannot be written to, counts stay in memory and
+	// Stats.Degraded says why. Other systems than Linux and macOS have none. "":
+	// counts are in memory only.
+	Spool string
+
 	// Location decides where hours, days and months begin. nil: the zone that
 	// the database already has, UTC when it is new. A zone other than the
 	// database's is an error, as is one that time.LoadLocation does not know.
@@ -100,6 +109,12 @@ type Config struct {
 	// subject "(other)", so sums stay right. 0: 100,000.
 	MaxNames int
 
+	// StartOffline has New return at once, whether the database answers or not.
+	// Counting starts, tables are made when the database comes, and until then
+	// reads answer ErrUnavailable. If its zone is not Location, this store fills
+	// the inbox and never folds; Stats.Err says so.
+	StartOffline bool
+
 	// Logger gets a line per change of state, never one per request or per
 	// failed attempt. nil: slog.Default().
 	Logger *slog.Logger
@@ -113,7 +128,8 @@ type Stats struct {
 	Overflow      int64     // counts under (other), because of MaxNames
 	Invalid       int64     // Adds refused: n out of 1 … 2^53−1, or a derived name
 	FoldedThrough time.Time // every batch that reached the database before is in what was read last; zero: nothing was read
-	Degraded      string    // why counts are kept less safely than configured; "": they are not
+	Degraded      string    // why counts are kept in memory although there is a spool; "": they are not
+	Corrupt       int       // files of the spool that were set aside, for somebody to look at
 	Err           error     // why the last flush or fold failed; nil: it did not
 }
 
@@ -142,9 +158,13 @@ type Store struct {
 	sql      dialect
 	log      *slog.Logger
 	interval time.Duration
-	calendar calendar
-	writer   string // random, of this Store alone
+	calendar calendar       // known once started
+	zone     *time.Location // Config.Location
+	clash    error          // the database has another zone: this store must not fold
+	writer   string         // random, of this Store alone
 	live     *counter.Set
+	spool    *counter.Spool // nil: memory only
+	started  chan struct{}  // closed when the database was reached first; nil: New waited for it
 	reads    lane
 	writes   lane
 	reserve  chan struct{} // for those that take the place of an abandoned attempt
@@ -159,14 +179,19 @@ type Store struct {
 	foldedThrough atomic.Int64 // Unix ms; 0: unknown
 	conflicts     atomic.Int64 // folds undone by the guard
 
-	mu      sync.Mutex
-	seq     int64         // of the last sealed batch
-	acked   int64         // of the last batch that the database has
-	queue   []sealed      // acked+1 … seq
-	changed chan struct{} // closed, and made anew, when acked moves
-	sendErr error
-	foldErr error
-	failing time.Time // since when; zero: it works
+	sealing sync.Mutex // from the end of a generation until its batch is in the queue; before mu
+
+	mu       sync.Mutex
+	seq      int64         // of the last sealed batch
+	acked    int64         // of the last batch that the database has
+	queue    []sealed      // acked+1 … seq
+	changed  chan struct{} // closed, and made anew, when acked moves
+	sendErr  error
+	foldErr  error
+	adoptErr error
+	failing  time.Time // since when; zero: it works
+	advised  string    // what the log said last
+	degraded string    // what the log said last
 
 	folding foldMemory
 
@@ -183,7 +208,14 @@ func New(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, loop := range []func(){s.sealLoop, s.sendLoop, s.foldLoop} {
+	loops := []func(){s.sealLoop, s.sendLoop, s.foldLoop}
+	if cfg.StartOffline {
+		loops = append(loops, s.startLoop)
+	}
+	if s.spool != nil {
+		loops = append(loops, s.adoptLoop)
+	}
+	for _, loop := range loops {
 		s.wg.Go(func() {
 			for !s.survives(loop) {
 				s.pause(time.Second)
@@ -235,13 +267,21 @@ func open(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
 	if maxNames == 0 {
 		maxNames = 100_000
 	}
-	s.live = counter.New(maxNames, s.refused)
-	loc, err := s.prepare(ctx, cfg.Location)
-	if err != nil {
-		return nil, err
+	s.zone = cfg.Location
+	if cfg.Spool != "" {
+		disk, err := counter.OpenDisk(cfg.Spool)
+		if err != nil {
+			return nil, fmt.Errorf("store: Config.Spool: %w", err)
+		}
+		s.spool = counter.NewSpool(disk, s.writer, s.spoolReport)
 	}
-	s.calendar = calendar{loc}
 	s.run, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if cfg.StartOffline {
+		s.started = make(chan struct{})
+	} else if err := s.start(ctx, false); err != nil {
+		return nil, fmt.Errorf("store: New: %w%s", err, advice(err))
+	}
+	s.live = counter.New(maxNames, s.refused, s.spool)
 	return s, nil
 }
 
@@ -284,8 +324,17 @@ func (s *Store) refused(name string) {
 // is user, 42, requests; "a.b" is a, "", b; "x" is other, "", x.
 func SplitName(name string) (group, subject, measure string) { return counter.Split(name) }
 
-// Location returns the zone in which the store's hours, days and months begin.
-func (s *Store) Location() *time.Location { return s.calendar.loc }
+// Location returns the zone in which the store's hours, days and months begin: the
+// database's. Before a store that started offline knows it: Config.Location, or UTC.
+func (s *Store) Location() *time.Location {
+	switch {
+	case s.isStarted():
+		return s.calendar.loc
+	case s.zone != nil:
+		return s.zone
+	}
+	return time.UTC
+}
 
 // Stats returns the store's state. It does not ask the database.
 func (s *Store) Stats() Stats {
@@ -295,9 +344,12 @@ func (s *Store) Stats() Stats {
 		Lost:     s.live.Lost(),
 		Overflow: s.live.Overflow(),
 		Invalid:  s.live.Invalid(),
+		Degraded: s.live.Degraded(),
+		Corrupt:  s.spool.Aside(),
 	}
+	loc := s.Location()
 	if ms := s.foldedThrough.Load(); ms != 0 {
-		st.FoldedThrough = time.UnixMilli(ms).In(s.calendar.loc)
+		st.FoldedThrough = time.UnixMilli(ms).In(loc)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -308,10 +360,12 @@ func (s *Store) Stats() Stats {
 		st.Oldest = time.UnixMilli(s.queue[0].opened)
 	}
 	if !st.Oldest.IsZero() {
-		st.Oldest = st.Oldest.In(s.calendar.loc)
+		st.Oldest = st.Oldest.In(loc)
 	}
-	if st.Err = s.sendErr; st.Err == nil {
-		st.Err = s.foldErr
+	for _, err := range []error{s.foldErr, s.adoptErr, s.sendErr} {
+		if err != nil {
+			st.Err = err
+		}
 	}
 	return st
 }
@@ -332,7 +386,8 @@ func (s *Store) Flush(ctx context.Context) error {
 
 // Shutdown brings what is left into the database and stops the store. It never
 // outlasts ctx: counts that could not be delivered by then come back as an
-// *UndeliveredError. Later calls return what the first one did.
+// *UndeliveredError, but for those that the spool has for the next start. Later
+// calls return what the first one did.
 func (s *Store) Shutdown(ctx context.Context) error {
 	first := false
 	s.stopOnce.Do(func() { first = true })
@@ -350,12 +405,14 @@ func (s *Store) Shutdown(ctx context.Context) error {
 }
 
 func (s *Store) stop(ctx context.Context) error {
-	s.mu.Lock()
+	s.sealing.Lock()
 	if b, ok := s.live.Close(); ok {
 		s.enqueue(b)
 	}
+	s.mu.Lock()
 	seq := s.seq
 	s.mu.Unlock()
+	s.sealing.Unlock()
 	err := s.acknowledged(ctx, seq)
 	if err == nil {
 		// What is in the inbox is stored: a fold that does not get its turn
@@ -367,6 +424,7 @@ func (s *Store) stop(ctx context.Context) error {
 	s.cancel()
 	s.wg.Wait() // the loops hold nothing that can hang: each attempt has a goroutine of its own
 	s.settle(ctx)
+	s.spool.Release()
 	if err == nil {
 		return nil
 	}
@@ -374,6 +432,9 @@ func (s *Store) stop(ctx context.Context) error {
 	defer s.mu.Unlock()
 	sums := map[string]int64{}
 	for _, b := range s.queue {
+		if b.spooled {
+			continue
+		}
 		batch, err := counter.Decode(b.payload)
 		if err != nil {
 			continue // it was encoded by us a moment ago

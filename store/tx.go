@@ -33,12 +33,20 @@ type panicError struct{ value any }
 
 func (e panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
 
-// attempt runs f in one explicit transaction on a connection of its own, and
+// attempt is try once the database was reached; ErrUnavailable before.
+func (s *Store) attempt(ctx context.Context, l lane, limit time.Duration, f func(*sqlx.Tx) error) error {
+	if !s.isStarted() {
+		return fmt.Errorf("%w: it was not reached since the start", ErrUnavailable)
+	}
+	return s.try(ctx, l, limit, f)
+}
+
+// try runs f in one explicit transaction on a connection of its own, and
 // returns after limit, from when it has its lane, or when ctx ends, whatever the
 // server does. An error says nothing about whether the transaction took place.
 // Nothing else in this package touches the pool: through PgBouncer, a statement
 // outside a transaction may reach another client's session.
-func (s *Store) attempt(ctx context.Context, l lane, limit time.Duration, f func(*sqlx.Tx) error) error {
+func (s *Store) try(ctx context.Context, l lane, limit time.Duration, f func(*sqlx.Tx) error) error {
 	select {
 	case <-l:
 	case <-ctx.Done():

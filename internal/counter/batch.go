@@ -14,6 +14,14 @@ type Batch struct {
 	Counts []Count
 }
 
+// Sealed is a batch on its way: it never changes.
+type Sealed struct {
+	Batch
+	Seq     int64  // of its writer: 1, 2, 3 …
+	Payload []byte // the batch, encoded
+	Spooled bool   // it is in a file of the spool
+}
+
 // Count is one counter of a batch.
 type Count struct {
 	Name string

@@ -1,10 +1,10 @@
 // Package counter keeps live counts and hands them over in batches, exactly:
 // no Add is lost or counted twice, whatever batch it ends up in.
 //
-// A generation is a set of live counters: a map from name to a counter word.
-// Add loads the current generation, looks its word up and counts with a
-// compare-and-swap, without a lock (12-14 ns; a Prometheus CounterVec lookup
-// takes 45-55). Sealing closes a generation while others count:
+// A generation is a set of live counters: a map from name to a counter. Add loads
+// the current generation, looks its counter up and counts with a compare-and-swap,
+// without a lock (12-14 ns; a Prometheus CounterVec lookup takes 45-55). Sealing
+// closes a generation while others count:
 //
 //  1. publish a fresh generation;
 //  2. under the old one's mutex, mark it closed to new names;
@@ -16,11 +16,17 @@
 // would not for a word in a mapped file, which is the durable count itself:
 // there the low 63 bits must stay what they were.
 //
-// Read name.go (the grammar of names), this file, then batch.go (the encoding).
+// With a Spool, the words are in a mapped file, and what was counted survives the
+// process: spool.go has the file, disk.go what it needs of a file system.
+//
+// Read name.go (the grammar of names), this file, batch.go (the encoding), then
+// spool.go, adopt.go (what dead processes left) and disk.go.
 package counter
 
 import (
 	"math"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -43,18 +49,22 @@ const (
 type Set struct {
 	maxNames int
 	refused  func(name string)
+	spool    *Spool                     // nil: memory only
 	current  atomic.Pointer[generation] // nil: closed for good
-	spare    *generation                // the next one, made ahead; nil: none ready
-	sealing  sync.Mutex                 // Seal, Prepare, Close: one at a time
+
+	sealing sync.Mutex  // Seal, Prepare, Close: one at a time
+	spare   *generation // the next one, made ahead; nil: none
+	carry   []string    // the names that it begins with
 
 	lost, overflow, invalid atomic.Int64
 }
 
 // New returns an empty Set that keeps maxNames new names per group in one
-// generation. refused is told of every Add of a derived name.
-func New(maxNames int, refused func(name string)) *Set {
-	s := &Set{maxNames: maxNames, refused: refused}
-	s.current.Store(newGeneration(0))
+// generation, in spool's files unless that is nil. refused is told of every Add of
+// a derived name.
+func New(maxNames int, refused func(name string), spool *Spool) *Set {
+	s := &Set{maxNames: maxNames, refused: refused, spool: spool}
+	s.current.Store(newGeneration(1, nil, spool))
 	return s
 }
 
@@ -64,33 +74,56 @@ func (s *Set) Add(name string, n int64) {
 		s.invalid.Add(1)
 		return
 	}
-	for {
-		g := s.current.Load()
-		if g == nil {
-			s.lost.Add(n)
-			return
+	if s.spool == nil {
+		for !s.add(s.current.Load(), name, n) {
 		}
-		w, ok := g.words.Load(name)
-		if !ok {
-			clean := Clean(name)
-			if Derived(clean) {
-				s.invalid.Add(1)
-				s.refused(clean)
-				return
-			}
-			var over bool
-			if w, over = g.word(clean, s.maxNames); w == nil {
-				continue // closed meanwhile
-			}
-			if over && g.count(w, n) {
-				s.overflow.Add(n)
-				return
-			}
+		return
+	}
+	for !s.addMapped(name, n) {
+	}
+}
+
+// add counts in g; false when g is closed.
+func (s *Set) add(g *generation, name string, n int64) bool {
+	if g == nil {
+		s.lost.Add(n)
+		return true
+	}
+	c, ok := g.counters.Load(name)
+	over := false
+	if !ok {
+		clean := Clean(name)
+		if Derived(clean) {
+			s.invalid.Add(1)
+			s.refused(clean)
+			return true
 		}
-		if g.count(w, n) {
-			return
+		if c, over = g.counter(clean, s.maxNames); c == nil {
+			return false
 		}
 	}
+	if !g.count(c, n) {
+		return false
+	}
+	if over {
+		s.overflow.Add(n)
+	}
+	return true
+}
+
+// addMapped is add where g may be a mapped file: a fault there leaves the counts
+// to memory, and n uncounted yet.
+func (s *Set) addMapped(name string, n int64) (done bool) {
+	g := s.current.Load()
+	old := debug.SetPanicOnFault(true)
+	defer func() {
+		debug.SetPanicOnFault(old)
+		if v := recover(); v != nil {
+			g.lose(fault(v))
+		}
+		runtime.KeepAlive(g) // its file stays mapped until now
+	}()
+	return s.add(g, name, n)
 }
 
 // Lost, Overflow and Invalid return what was added after Close, the sum of what
@@ -98,6 +131,17 @@ func (s *Set) Add(name string, n int64) {
 func (s *Set) Lost() int64     { return s.lost.Load() }
 func (s *Set) Overflow() int64 { return s.overflow.Load() }
 func (s *Set) Invalid() int64  { return s.invalid.Load() }
+
+// Degraded says why what is counted now would not survive the process although
+// there is a spool; "" when it would.
+func (s *Set) Degraded() string {
+	if g := s.current.Load(); g != nil {
+		if why := g.why.Load(); why != nil {
+			return *why
+		}
+	}
+	return ""
+}
 
 // Opened returns when the first count that is not sealed yet was made; zero when
 // there is none.
@@ -114,8 +158,8 @@ func (s *Set) Live() (names int) {
 	if g == nil {
 		return 0
 	}
-	for _, e := range g.snapshot() {
-		if e.word.Load()&Max != 0 {
+	for _, c := range g.snapshot() {
+		if c.own.Load()&Max != 0 {
 			names++
 		}
 	}
@@ -123,72 +167,111 @@ func (s *Set) Live() (names int) {
 }
 
 // Seal ends the current generation and returns its counts; false when nothing
-// was counted in it.
-func (s *Set) Seal() (Batch, bool) {
+// was counted in it, and the generation stays.
+func (s *Set) Seal() (Sealed, bool) {
 	s.sealing.Lock()
 	defer s.sealing.Unlock()
-	if g := s.current.Load(); g == nil || g.opened.Load() == 0 {
-		return Batch{}, false
+	g := s.current.Load()
+	if g == nil || !g.counted() {
+		return Sealed{}, false
 	}
-	next := s.spare
+	s.prepare(g)
+	s.current.Store(s.spare)
 	s.spare = nil
-	if next == nil {
-		next = newGeneration(0)
-	}
-	b := s.current.Swap(next).seal()
-	return b, len(b.Counts) > 0 // none, if the first Add is on its way still
+	return s.seal(g), true
 }
 
 // Prepare makes the next generation ahead, off the request path: with the names
-// that had counts in b, at most half of maxNames per group. (First touches are
-// the cost otherwise: 200-260 ns, 147 ms worst at a million names.)
-func (s *Set) Prepare(b Batch) {
+// that had counts in the last one, at most half of maxNames per group. (First
+// touches are the cost otherwise: 200-260 ns, 147 ms worst at a million names.)
+// better tells that counts would be safer there than where they go now.
+func (s *Set) Prepare() (better bool) {
 	s.sealing.Lock()
 	defer s.sealing.Unlock()
-	if s.spare != nil || s.current.Load() == nil {
-		return
+	g := s.current.Load()
+	if g == nil {
+		return false
 	}
-	g := newGeneration(len(b.Counts))
-	filled := map[string]int{}
-	for _, c := range b.Counts {
-		group, _, _ := Split(c.Name)
-		if c.N > 0 && filled[group] < s.maxNames/2 && len(filled) < maxGroups {
-			filled[group]++
-			g.create(c.Name)
-		}
+	s.prepare(g)
+	return g.why.Load() != nil && s.spare.why.Load() == nil
+}
+
+func (s *Set) prepare(g *generation) {
+	if s.spare == nil || s.spare.why.Load() != nil { // it could not be a file: perhaps now
+		s.spare = newGeneration(g.seq+1, s.carry, s.spool)
 	}
-	s.spare = g
 }
 
 // Close ends counting for good and returns the last counts. An Add after it is
 // lost, and counted as such.
-func (s *Set) Close() (Batch, bool) {
+func (s *Set) Close() (Sealed, bool) {
 	s.sealing.Lock()
 	defer s.sealing.Unlock()
-	s.spare = nil
+	if s.spare != nil {
+		s.spool.Remove(s.spare.seq)
+		s.spare = nil
+	}
 	g := s.current.Swap(nil)
 	if g == nil {
-		return Batch{}, false
+		return Sealed{}, false
 	}
+	b := s.seal(g)
+	if len(b.Counts) == 0 {
+		s.spool.Remove(g.seq)
+		return Sealed{}, false
+	}
+	return b, true
+}
+
+func (s *Set) seal(g *generation) Sealed {
 	b := g.seal()
-	return b, len(b.Counts) > 0
+	names := map[string]int{}
+	s.carry = s.carry[:0:0]
+	for _, c := range b.Counts {
+		group, _, _ := Split(c.Name)
+		if names[group] < s.maxNames/2 && len(names) < maxGroups {
+			names[group]++
+			s.carry = append(s.carry, c.Name)
+		}
+	}
+	return b
 }
 
-// generation is a set of counters that is sealed as one batch.
+// generation is a set of counters that is sealed as one batch, and is one file
+// when there is a spool.
 type generation struct {
-	words  *xsync.Map[string, *atomic.Int64] // reads take no lock
-	opened atomic.Int64                      // Unix ms, set before the first count; 0: empty
+	seq      int64
+	counters *xsync.Map[string, *counter] // reads take no lock
+	opened   atomic.Int64                 // Unix ms, set before the first count; 0: empty
+	spool    *Spool
+	file     *file                  // nil: memory only
+	why      atomic.Pointer[string] // memory only, although there is a spool
+	truth    atomic.Int32           // where the counts are right: undecided, inWords, inMemory
 
-	mu      sync.Mutex // new names, and the mark that ends them
-	arena   heap
-	entries []entry // of words, in order of creation; grows only
-	groups  map[string]*group
-	closed  bool
+	mu     sync.Mutex // new names, and the mark that ends them
+	arena  []counter
+	all    []*counter // of counters, in order of creation; grows only
+	groups map[string]*group
+	closed bool
 }
 
-type entry struct {
+// A mapped file may be cut under us, and a touch of it then is a fault that takes
+// the words with it. So each count is in memory too, added after it is in the word
+// (5 ns). The word counts, and is what a process that was killed leaves; memory
+// counts from the first fault on. Sealing closes what counts, and decides once:
+const (
+	undecided int32 = iota
+	inWords         // sealed: what the file says
+	inMemory        // after a fault
+)
+
+// counter is one name's count. Counters are 64 bytes, so that two busy ones never
+// share a cache line.
+type counter struct {
 	name string
-	word *atomic.Int64
+	own  atomic.Int64  // the count in memory
+	word *atomic.Int64 // the count in the mapped file; nil: in memory only
+	_    [32]byte
 }
 
 type group struct {
@@ -196,42 +279,82 @@ type group struct {
 	measures map[string]bool // of its (other)
 }
 
-func newGeneration(names int) *generation {
-	return &generation{
-		words:  xsync.NewMap[string, *atomic.Int64](xsync.WithPresize(names)),
-		groups: map[string]*group{},
+func newGeneration(seq int64, carry []string, spool *Spool) *generation {
+	g := &generation{
+		seq:      seq,
+		counters: xsync.NewMap[string, *counter](xsync.WithPresize(len(carry))),
+		groups:   map[string]*group{},
+		spool:    spool,
+	}
+	if spool != nil {
+		var err error
+		if g.file, err = spool.create(seq); err != nil {
+			g.degrade(err)
+		} else {
+			runtime.AddCleanup(g, func(m Mapping) { m.Release() }, g.file.mapping)
+		}
+	}
+	for _, name := range carry {
+		g.create(name)
+	}
+	return g
+}
+
+// degrade notes why counts are in memory only.
+func (g *generation) degrade(err error) {
+	why := err.Error()
+	g.why.CompareAndSwap(nil, &why)
+}
+
+// lose takes note of a fault: what memory has counts from now on, unless the
+// generation was sealed before.
+func (g *generation) lose(err error) {
+	if g.truth.CompareAndSwap(undecided, inMemory) {
+		g.degrade(err)
 	}
 }
 
-// count adds n to w, up to Max; false when w is closed.
-func (g *generation) count(w *atomic.Int64, n int64) bool {
+// count adds n to c, up to Max; false when c is closed.
+func (g *generation) count(c *counter, n int64) bool {
+	if c.word == nil || g.truth.Load() == inMemory {
+		_, ok := g.countIn(&c.own, n)
+		return ok
+	}
+	n, ok := g.countIn(c.word, n)
+	return ok && c.own.Add(n) >= 0 // else a fault closed c.own: n counts nowhere yet
+}
+
+// countIn adds n to w, and returns how much of it there was room for.
+func (g *generation) countIn(w *atomic.Int64, n int64) (int64, bool) {
 	for {
 		v := w.Load()
 		if v < 0 {
-			return false
+			return 0, false
 		}
 		if v == 0 && g.opened.Load() == 0 {
-			g.opened.CompareAndSwap(0, time.Now().UnixMilli())
+			if now := time.Now().UnixMilli(); g.opened.CompareAndSwap(0, now) && g.file != nil && g.truth.Load() == undecided {
+				g.file.at(atOpened).Store(now)
+			}
 		}
-		if w.CompareAndSwap(v, min(v+n, Max)) {
-			return true
+		if sum := min(v+n, Max); w.CompareAndSwap(v, sum) {
+			return sum - v, true
 		}
 	}
 }
 
-// word returns the word of a clean name, made if need be; of the group's
+// counter returns the counter of a clean name, made if need be; of the group's
 // (other) when maxNames are there, which over tells; nil when g is closed.
-func (g *generation) word(name string, maxNames int) (w *atomic.Int64, over bool) {
-	if w, ok := g.words.Load(name); ok {
-		return w, false
+func (g *generation) counter(name string, maxNames int) (c *counter, over bool) {
+	if c, ok := g.counters.Load(name); ok {
+		return c, false
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
 		return nil, false
 	}
-	if w, ok := g.words.Load(name); ok {
-		return w, false
+	if c, ok := g.counters.Load(name); ok {
+		return c, false
 	}
 	groupName, subject, measure := Split(name)
 	gr := g.groups[groupName]
@@ -262,53 +385,95 @@ func (g *generation) word(name string, maxNames int) (w *atomic.Int64, over bool
 	default:
 		name = groupName + "." + Other + "." + Other
 	}
-	if w, ok := g.words.Load(name); ok {
-		return w, true
+	if c, ok := g.counters.Load(name); ok {
+		return c, true
 	}
 	return g.create(name), true
 }
 
-func (g *generation) create(name string) *atomic.Int64 {
-	w := g.arena.alloc()
-	g.entries = append(g.entries, entry{name, w})
-	g.words.Store(name, w)
-	return w
+func (g *generation) create(name string) *counter {
+	if len(g.arena) == 0 {
+		g.arena = make([]counter, 64)
+	}
+	c := &g.arena[0]
+	g.arena = g.arena[1:]
+	c.name = name
+	if g.file != nil && g.truth.Load() == undecided {
+		var full error
+		if err := touching(func() { c.word, full = g.file.append(name) }); err != nil {
+			g.lose(err)
+		} else if full != nil {
+			g.degrade(full)
+		}
+	}
+	g.all = append(g.all, c)
+	g.counters.Store(name, c)
+	return c
 }
 
-func (g *generation) snapshot() []entry {
+func (g *generation) snapshot() []*counter {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.entries
+	return g.all
 }
 
-func (g *generation) seal() Batch {
+// counted tells whether a batch of g would have counts.
+func (g *generation) counted() bool {
+	if g.opened.Load() == 0 {
+		return false
+	}
+	for _, c := range g.snapshot() {
+		if c.own.Load() > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (g *generation) seal() Sealed {
 	g.mu.Lock()
 	g.closed = true
 	g.mu.Unlock()
-	b := Batch{Counts: make([]Count, 0, len(g.entries))}
-	for _, e := range g.entries {
-		if v := e.word.Or(closed); v != 0 {
-			b.Counts = append(b.Counts, Count{e.name, v})
+	values := make([]int64, len(g.all))
+	if g.file != nil {
+		g.file.stop()
+		if g.truth.Load() == undecided {
+			if err := touching(func() { g.closeWords(values) }); err != nil {
+				g.lose(err)
+			}
+		}
+	}
+	words := g.file != nil && g.truth.CompareAndSwap(undecided, inWords)
+	b := Batch{Counts: make([]Count, 0, len(g.all))}
+	whole := words
+	for i, c := range g.all {
+		v := values[i]
+		if !words || c.word == nil {
+			v = c.own.Or(closed)
+			whole = whole && v == 0
+		}
+		if v != 0 {
+			b.Counts = append(b.Counts, Count{c.name, v})
 		}
 	}
 	b.Opened = g.opened.Load() // after the words: set before the first of them counted
-	return b
-}
-
-// heap is an arena in memory. Its words stand 64 bytes apart, so that two busy
-// counters never share a cache line.
-type heap struct{ free []slot }
-
-type slot struct {
-	word atomic.Int64
-	_    [56]byte
-}
-
-func (h *heap) alloc() *atomic.Int64 {
-	if len(h.free) == 0 {
-		h.free = make([]slot, 64)
+	sealed := Sealed{Batch: b, Seq: g.seq, Payload: b.Encode()}
+	if g.spool != nil && len(b.Counts) > 0 {
+		sealed.Spooled = g.spool.keep(g.file, sealed, whole)
 	}
-	w := &h.free[0].word
-	h.free = h.free[1:]
-	return w
+	runtime.KeepAlive(g)
+	return sealed
+}
+
+// closeWords closes the words of the mapped file. A word that says less than
+// memory is not what was counted: somebody wrote to the file.
+func (g *generation) closeWords(values []int64) {
+	for i, c := range g.all {
+		if c.word == nil {
+			continue
+		}
+		if values[i] = c.word.Or(closed); values[i] < c.own.Load() {
+			g.lose(errTampered)
+		}
+	}
 }

@@ -1,0 +1,137 @@
+package counter
+
+import (
+	"bufio"
+	"encoding/hex"
+	"errors"
+	"fmt"
+)
+
+// Adopt sends what dead writers left: each one's files in order, under its own id,
+// so that a batch that had arrived already does not count again. send returns when
+// the database has the batch for certain, or an error that ends the adoption; what
+// is not sent stays for the next one. One file is in memory at a time.
+//
+// What cannot be sent is set aside as *.corrupt, or stays where it is when another
+// may be able to: files of a later release, or for another database.
+func (s *Spool) Adopt(send func(writer string, b Sealed) error) error {
+	dirs, err := s.disk.Dirs()
+	if err != nil {
+		s.once("the spool cannot be read", "error", err)
+		return nil
+	}
+	for _, dir := range dirs {
+		if dir == s.writer {
+			continue
+		}
+		release, err := s.disk.Claim(dir)
+		if err != nil {
+			if !errors.Is(err, ErrOwned) && !errors.Is(err, errNoDirectory) {
+				s.once("a directory of the spool cannot be read", "directory", dir, "error", err)
+			}
+			continue
+		}
+		done, err := s.adopt(dir, send)
+		release(done)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// adopt sends the files of one dead writer, and tells whether none is left.
+func (s *Spool) adopt(dir string, send func(writer string, b Sealed) error) (done bool, err error) {
+	files, err := s.disk.Files(dir)
+	if err != nil {
+		return false, nil
+	}
+	copied := false
+	for _, name := range files {
+		b, why := s.load(dir, name)
+		switch {
+		case why == nil && copied: // the original may have sent what the copy lacks
+			s.setAside(dir, name, errCopy)
+			continue
+		case why == nil:
+			if err := send(dir, b); err != nil {
+				return false, err
+			}
+		case errors.Is(why, errEmpty):
+		case errors.Is(why, errNewer), errors.Is(why, errForeign), errors.Is(why, errUnreadable):
+			s.once("a file of the spool stays where it is, and those after it", "file", dir+"/"+name, "error", why)
+			return false, nil
+		default:
+			copied = copied || errors.Is(why, errCopy)
+			s.setAside(dir, name, why)
+			continue
+		}
+		if err := s.disk.Remove(dir, name); err != nil {
+			s.once("a file of the spool cannot be removed; its counts are delivered", "file", dir+"/"+name, "error", err)
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+func (s *Spool) load(dir, name string) (Sealed, error) {
+	f, inode, err := s.disk.Open(dir, name)
+	if err != nil {
+		return Sealed{}, fmt.Errorf("%w: %w", errUnreadable, err)
+	}
+	defer f.Close()
+	b, h, err := read(bufio.NewReaderSize(f, 64<<10), dir, name, inode)
+	if err != nil {
+		return Sealed{}, err
+	}
+	s.mu.Lock()
+	ours := s.database
+	s.mu.Unlock()
+	if none := ([16]byte{}); h.database != none && h.database != ours {
+		return Sealed{}, foreignError{hex.EncodeToString(h.database[:]), hex.EncodeToString(ours[:])}
+	}
+	return b, nil
+}
+
+type foreignError struct{ theirs, ours string }
+
+func (e foreignError) Error() string {
+	return "it is for the database with the id " + e.theirs + ", and this one's is " + e.ours + " (usage_meta has it): give each database a spool of its own"
+}
+
+func (foreignError) Is(target error) bool { return target == errForeign }
+
+func (s *Spool) setAside(dir, name string, why error) {
+	to, all, err := s.disk.SetAside(dir, name)
+	if err != nil {
+		s.once("a file of the spool cannot be used, nor set aside", "file", dir+"/"+name, "error", errors.Join(why, err))
+		return
+	}
+	s.aside.Store(int64(all))
+	s.report(!errors.Is(why, errCopy), "a file of the spool cannot be used, and was set aside", "file", to, "error", why)
+}
+
+// Aside returns how many files are set aside.
+func (s *Spool) Aside() int {
+	if s == nil {
+		return 0
+	}
+	return int(s.aside.Load())
+}
+
+// once reports what every adoption would meet again.
+func (s *Spool) once(message string, args ...any) {
+	key := message
+	for _, a := range args {
+		if text, ok := a.(string); ok {
+			key += " " + text
+		}
+	}
+	s.mu.Lock()
+	told := s.told[key]
+	s.told[key] = true
+	s.mu.Unlock()
+	if !told {
+		s.report(false, message, args...)
+	}
+}

@@ -1,0 +1,309 @@
+//go:build linux || darwin
+
+package counter
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	asideSuffix = ".corrupt"
+	asideKept   = 100
+	asideAge    = 30 * 24 * time.Hour
+	newPrefix   = ".new-"
+	tmpSuffix   = ".tmp"
+)
+
+// maxFile is how large a generation's file may become, 16 MiB where addresses have
+// 32 bits: names beyond it are in memory only.
+const maxFile = 256 << 20 >> (4 * (1 - ^uint(0)>>63))
+
+// OpenDisk returns the file system below root, which is made with mode 0700 if need
+// be. Whether its file system can be used shows when a file is made.
+func OpenDisk(root string) (Disk, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, err
+	}
+	d := disk{root}
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("%w: want a directory, or a path where one can be made", err)
+		}
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, fmt.Errorf("%w: the process needs the right to write there", err)
+		}
+		return d, nil // no space, perhaps: later
+	}
+	if err := unix.Access(root, unix.R_OK|unix.W_OK|unix.X_OK); errors.Is(err, unix.EACCES) {
+		return nil, fmt.Errorf("%s: %w: the process needs the right to read and write there", root, err)
+	}
+	return d, nil
+}
+
+// disk is a directory of the real file system.
+type disk struct{ root string }
+
+func (d disk) path(names ...string) string {
+	return filepath.Join(append([]string{d.root}, names...)...)
+}
+
+// Own locks the directory before it has its name: whoever sees it there and can
+// lock it knows that its owner is dead.
+func (d disk) Own(dir string) (func(bool), error) {
+	if err := os.MkdirAll(d.root, 0o700); err != nil {
+		return nil, explain(err)
+	}
+	if err := suitable(d.root); err != nil {
+		return nil, err
+	}
+	d.sweep()
+	fresh := newPrefix + dir
+	if err := os.Mkdir(d.path(fresh), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, explain(err)
+	}
+	release, err := d.Claim(fresh)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Rename(d.path(fresh), d.path(dir)); err != nil {
+		release(true)
+		return nil, explain(err)
+	}
+	return func(remove bool) {
+		if remove {
+			_ = os.Remove(d.path(dir))
+		}
+		release(false)
+	}, nil
+}
+
+// sweep removes what a process left that died within Own.
+func (d disk) sweep() {
+	left, _ := filepath.Glob(d.path(newPrefix + "*")) // the pattern is well-formed
+	for _, path := range left {
+		if release, err := d.Claim(filepath.Base(path)); err == nil {
+			release(true)
+		}
+	}
+}
+
+// Claim locks the directory itself, until the process ends at the latest.
+func (d disk) Claim(dir string) (func(bool), error) {
+	f, err := os.Open(d.path(dir))
+	if err != nil {
+		return nil, explain(err)
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, ErrOwned
+		}
+		return nil, fmt.Errorf("counter: flock %s: %w", d.path(dir), err)
+	}
+	return func(remove bool) {
+		if remove {
+			_ = os.Remove(d.path(dir)) // only if it is empty
+		}
+		f.Close()
+	}, nil
+}
+
+func (d disk) Dirs() ([]string, error) {
+	entries, err := os.ReadDir(d.root)
+	if err != nil {
+		return nil, err
+	}
+	var dirs []string
+	for _, e := range entries {
+		if e.IsDir() && len(e.Name()) == 32 && strings.Trim(e.Name(), "0123456789abcdef") == "" {
+			dirs = append(dirs, e.Name())
+		}
+	}
+	return dirs, nil
+}
+
+func (d disk) Files(dir string) ([]string, error) {
+	entries, err := os.ReadDir(d.path(dir)) // sorted
+	if err != nil {
+		return nil, explain(err)
+	}
+	var files []string
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), tmpSuffix) {
+			_ = os.Remove(d.path(dir, e.Name())) // of a Create or Write that was cut off
+			continue
+		}
+		files = append(files, e.Name())
+	}
+	return files, nil
+}
+
+// Create gives the file its name when it has its size: what a kill leaves is no file,
+// or one of zeros.
+func (d disk) Create(dir, file string, size int64) (Mapping, error) {
+	path, tmp := d.path(dir, file), d.path(dir, file+tmpSuffix)
+	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, explain(err)
+	}
+	m := &mapping{file: f}
+	if err = m.Grow(size); err == nil {
+		m.mem, err = unix.Mmap(int(f.Fd()), 0, int(max(size, maxFile)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	}
+	if err == nil {
+		var info unix.Stat_t
+		if err = unix.Fstat(int(f.Fd()), &info); err == nil {
+			m.inode = uint64(info.Ino)
+			err = os.Rename(tmp, path)
+		}
+	}
+	if err != nil {
+		_ = os.Remove(tmp)
+		m.Release()
+		return nil, explain(err)
+	}
+	return m, nil
+}
+
+// mapping is a mapped file of this process. Its memory is reserved to where the
+// file may grow; what is beyond its end must not be touched.
+type mapping struct {
+	file  *os.File
+	mem   []byte
+	inode uint64
+}
+
+func (m *mapping) Bytes() []byte { return m.mem }
+func (m *mapping) Inode() uint64 { return m.inode }
+
+// Grow allocates: a mapping of a sparse file is a fault on a full disk.
+func (m *mapping) Grow(size int64) error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &limit); err == nil && uint64(size) > uint64(limit.Cur) {
+		return fmt.Errorf("%w: the process may write files of %d bytes (ulimit -f)", unix.EFBIG, limit.Cur)
+	}
+	return allocate(m.file, size)
+}
+
+func (m *mapping) Release() {
+	if m.mem != nil {
+		_ = unix.Munmap(m.mem)
+	}
+	m.file.Close()
+}
+
+func (d disk) Write(dir, file string, content []byte) error {
+	tmp := d.path(dir, file+tmpSuffix)
+	err := os.WriteFile(tmp, content, 0o600)
+	if err == nil {
+		err = os.Rename(tmp, d.path(dir, file))
+	}
+	if err != nil {
+		_ = os.Remove(tmp)
+		return explain(err)
+	}
+	return nil
+}
+
+func (d disk) Open(dir, file string) (io.ReadCloser, uint64, error) {
+	f, err := os.OpenFile(d.path(dir, file), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, 0, err
+	}
+	var info unix.Stat_t
+	if err = unix.Fstat(int(f.Fd()), &info); err == nil && info.Mode&unix.S_IFMT != unix.S_IFREG {
+		err = fmt.Errorf("%s is no regular file", file)
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, uint64(info.Ino), nil
+}
+
+func (d disk) Inode(dir, file string) uint64 {
+	var info unix.Stat_t
+	if unix.Lstat(d.path(dir, file), &info) != nil {
+		return 0
+	}
+	return uint64(info.Ino)
+}
+
+// Remove cuts the file first: it may stay mapped until the garbage collector has
+// been there, and would keep its space.
+func (d disk) Remove(dir, file string) error {
+	path := d.path(dir, file)
+	_ = os.Truncate(path, 0)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (d disk) SetAside(dir, file string) (string, int, error) {
+	name := dir + "-" + file + asideSuffix
+	if err := os.Rename(d.path(dir, file), d.path(name)); err != nil {
+		return "", 0, err
+	}
+	now := time.Now()
+	_ = os.Chtimes(d.path(name), now, now) // it is kept from now on
+	return name, d.aside(), nil
+}
+
+// aside counts the files set aside, and removes those that are too old or too many.
+func (d disk) aside() int {
+	type old struct {
+		path string
+		time time.Time
+	}
+	var files []old
+	paths, _ := filepath.Glob(d.path("*" + asideSuffix)) // the pattern is well-formed
+	for _, path := range paths {
+		if info, err := os.Lstat(path); err == nil {
+			files = append(files, old{path, info.ModTime()})
+		}
+	}
+	slices.SortFunc(files, func(a, b old) int { return cmp.Compare(b.time.UnixNano(), a.time.UnixNano()) })
+	kept := 0
+	for i, f := range files {
+		if i < asideKept && time.Since(f.time) < asideAge || os.RemoveAll(f.path) != nil {
+			kept++
+		}
+	}
+	return kept
+}
+
+// explain says what to do about an error of the file system.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: %w", errNoDirectory, err)
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fmt.Errorf("the spool's disk is full: %w", err)
+	case errors.Is(err, unix.EROFS):
+		return fmt.Errorf("the spool is read-only: %w", err)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("the spool cannot be written to: %w", err)
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("the spool's file system cannot allocate files ahead; ext4, xfs and tmpfs can: %w", err)
+	}
+	return fmt.Errorf("the spool: %w", err)
+}

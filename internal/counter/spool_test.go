@@ -1,0 +1,500 @@
+//go:build linux || darwin
+
+package counter
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	mathrand "math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func newWriter() string {
+	b := make([]byte, 16)
+	_, _ = rand.Read(b)
+	return hex.EncodeToString(b)
+}
+
+// spooled is a Set with its spool below root, as one process has it.
+type spooled struct {
+	*Set
+	spool *Spool
+	said  []string
+	lost  int
+}
+
+func openSpool(t testing.TB, root string) *spooled {
+	t.Helper()
+	disk, err := OpenDisk(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &spooled{}
+	s.spool = NewSpool(disk, newWriter(), func(lost bool, message string, args ...any) {
+		s.said = append(s.said, fmt.Sprint(append([]any{message}, args...)...))
+		if lost {
+			s.lost++
+		}
+	})
+	s.Set = New(100_000, func(string) {}, s.spool)
+	return s
+}
+
+// die gives the directory up as the end of a process does, with all in it.
+func (s *spooled) die() {
+	s.spool.mu.Lock()
+	defer s.spool.mu.Unlock()
+	if s.spool.owned != nil {
+		s.spool.owned(false)
+	}
+}
+
+// adopt returns what another process finds, by name, and the batches' numbers.
+func (s *spooled) adopt(t *testing.T) (counts map[string]int64, seqs []int64) {
+	t.Helper()
+	counts = map[string]int64{}
+	if err := s.spool.Adopt(func(_ string, b Sealed) error {
+		seqs = append(seqs, b.Seq)
+		sum(counts, b)
+		if again, err := Decode(b.Payload); err != nil || len(again.Counts) != len(b.Counts) {
+			t.Errorf("payload: %v", err)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return counts, seqs
+}
+
+func files(t *testing.T, root, pattern string) []string {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(root, pattern))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return paths
+}
+
+// What was counted is found after the process has died, sealed or not; and it is
+// found once.
+func TestSpoolOutlivesItsProcess(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "a", "spool")
+	s := openSpool(t, root)
+	if why := s.Degraded(); why != "" {
+		t.Fatal(why)
+	}
+	want := map[string]int64{}
+	add := func(name string, n int64) { s.Add(name, n); want[name] += n }
+	for i := range 100 {
+		add(fmt.Sprintf("user.%d.requests", i), int64(i+1))
+	}
+	first, ok := s.Seal()
+	if !ok || !first.Spooled || first.Seq != 1 {
+		t.Fatalf("Seal: %+v", first)
+	}
+	add("user.7.requests", 1)
+	add("feature."+strings.Repeat("x", 400)+".used", 5)
+	if b, ok := s.Seal(); !ok || b.Seq != 2 || !b.Spooled {
+		t.Fatalf("Seal: %+v", b)
+	}
+	s.Prepare()
+	add("user.8.requests", Max-100)
+	other := openSpool(t, root)
+	if got, _ := other.adopt(t); len(got) != 0 {
+		t.Errorf("a living process was robbed of %v", got)
+	}
+	s.die()
+	got, seqs := other.adopt(t)
+	if !maps.Equal(got, want) || fmt.Sprint(seqs) != "[1 2 3]" {
+		t.Errorf("found batches %v with %v, want %v", seqs, got, want)
+	}
+	if got, _ := other.adopt(t); len(got) != 0 {
+		t.Errorf("found again: %v", got)
+	}
+	if left := files(t, root, "*"); len(left) != 1 {
+		t.Errorf("left behind: %v", left)
+	}
+	if info, err := os.Stat(root); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the directory: %v, %v", info.Mode(), err)
+	}
+	other.Close()
+	other.spool.Release()
+	if left := files(t, root, "*"); len(left) != 0 || len(other.said) != 0 {
+		t.Errorf("left behind: %v; reported: %v", left, other.said)
+	}
+}
+
+// A delivered batch has no file any more, and in the end there is nothing.
+func TestSpoolKeepsNothingThatWasDelivered(t *testing.T) {
+	root := t.TempDir()
+	s := openSpool(t, root)
+	for i := range 50 {
+		s.Add("feature.a.used", 1)
+		b, ok := s.Seal()
+		if !ok || b.Seq != int64(i+1) {
+			t.Fatalf("batch %d: %+v", i, b)
+		}
+		s.spool.Remove(b.Seq)
+		s.Prepare()
+		if n := len(files(t, root, "*/*")); n != 2 {
+			t.Fatalf("%d files, want this generation's and the next one's", n)
+		}
+	}
+	s.Close()
+	s.spool.Release()
+	if left := files(t, root, "*"); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// Adds from many goroutines, sealed all the while, some of them new names, with the
+// files cut, removed and overwritten under them: while the process lives, each count
+// is in one batch, and nothing faults.
+func TestSpoolCutUnderLoad(t *testing.T) {
+	const adders, each = 4, 30_000
+	for _, abuse := range []string{"none", "cut", "remove", "zeros", "no directory"} {
+		t.Run(abuse, func(t *testing.T) {
+			root := filepath.Join(t.TempDir(), "spool")
+			s := openSpool(t, root)
+			got := map[string]int64{}
+			var adding sync.WaitGroup
+			for a := range adders {
+				adding.Go(func() {
+					r := mathrand.New(mathrand.NewPCG(1, uint64(a)))
+					for i := range each {
+						s.Add(fmt.Sprintf("feature.f%d.used", r.IntN(40+i/10)), 1)
+					}
+				})
+			}
+			done := make(chan struct{})
+			go func() { adding.Wait(); close(done) }()
+			seals, degraded := 0, 0
+			for running := true; running; {
+				select {
+				case <-done:
+					running = false
+				default:
+				}
+				for _, path := range files(t, root, "*/*") {
+					switch abuse {
+					case "cut":
+						_ = os.Truncate(path, 0)
+					case "zeros":
+						if f, err := os.OpenFile(path, os.O_WRONLY, 0); err == nil {
+							_, _ = f.WriteAt(make([]byte, 2000), 0)
+							f.Close()
+						}
+					case "remove":
+						_ = os.Remove(path)
+					}
+				}
+				if abuse == "no directory" {
+					_ = os.RemoveAll(root)
+				}
+				if s.Degraded() != "" {
+					degraded++
+				}
+				if b, ok := s.Seal(); ok {
+					seals++
+					sum(got, b)
+					s.spool.Remove(b.Seq)
+					s.Prepare()
+				}
+			}
+			if b, ok := s.Close(); ok {
+				sum(got, b)
+			}
+			total := int64(0)
+			for _, n := range got {
+				total += n
+			}
+			if total != adders*each || s.Lost() != 0 {
+				t.Errorf("%d of %d adds are in %d batches", total, adders*each, seals)
+			}
+			t.Logf("%d seals, degraded at %d", seals, degraded)
+			s.spool.Release()
+		})
+	}
+}
+
+// A batch that could not be in its mapped file is written as a file of its own
+// before it is sent.
+func TestDegradedBatchesAreWritten(t *testing.T) {
+	root := t.TempDir()
+	s := openSpool(t, root)
+	s.Add("feature.a.used", 3)
+	for _, path := range files(t, root, "*/*") {
+		if err := os.Truncate(path, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Add("feature.a.used", 4)
+	if s.Degraded() == "" {
+		t.Error("not degraded although the file is gone")
+	}
+	if !s.Prepare() {
+		t.Error("the next generation is no better")
+	}
+	b, ok := s.Seal()
+	if !ok || !b.Spooled || b.Counts[0].N != 7 {
+		t.Fatalf("Seal: %+v", b)
+	}
+	if why := s.Degraded(); why != "" {
+		t.Errorf("degraded still: %s", why)
+	}
+	s.die()
+	if got, _ := openSpool(t, root).adopt(t); got["feature.a.used"] != 7 {
+		t.Errorf("found %v", got)
+	}
+}
+
+// More names than a file has room for, before it can grow.
+func TestSpoolFileGrows(t *testing.T) {
+	root := t.TempDir()
+	s := openSpool(t, root)
+	const names = 50_000 // of 64 bytes: 3 MB, where the first file has 1
+	for i := range names {
+		s.Add(fmt.Sprintf("feature.f%d.used", i), 1)
+	}
+	b, _ := s.Seal()
+	if len(b.Counts) != names || !b.Spooled {
+		t.Fatalf("%d names of %d", len(b.Counts), names)
+	}
+	for i := range names {
+		s.Add(fmt.Sprintf("feature.f%d.used", i), 1)
+	}
+	if why := s.Degraded(); why != "" {
+		t.Errorf("the second file is no larger than the first: %s", why)
+	}
+	s.die()
+	if got, _ := openSpool(t, root).adopt(t); len(got) != names || got["feature.f7.used"] != 2 {
+		t.Errorf("found %d names", len(got))
+	}
+}
+
+// What stands in a spool besides honest files: a start survives it, counts what is
+// sound, and says what it did with the rest.
+func TestSpoolOfAllSorts(t *testing.T) {
+	root := t.TempDir()
+	dead := openSpool(t, root)
+	for i := range 6 {
+		dead.Add("feature.a.used", 1)
+		if i < 5 {
+			dead.Seal()
+		}
+	}
+	dead.die()
+	dir := filepath.Join(root, dead.spool.writer)
+	damage := func(seq int64, f func(b []byte) []byte) {
+		path := filepath.Join(dir, fileName(seq))
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, f(b), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	damage(2, func(b []byte) []byte { b[headerSize] ^= 1; return b })
+	damage(3, func(b []byte) []byte { return b[:100] })
+	damage(4, func([]byte) []byte { return []byte("garbage") })
+	copied, err := os.ReadFile(filepath.Join(dir, fileName(6)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{"notes.txt": []byte("mine"), fileName(7): copied} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(dir, fileName(9)), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s := openSpool(t, root)
+	got, seqs := s.adopt(t)
+	if got["feature.a.used"] != 3 || fmt.Sprint(seqs) != "[1 5 6]" {
+		t.Errorf("found %v in batches %v", got, seqs)
+	}
+	if n := s.spool.Aside(); n != 4 || s.lost != 4 || len(files(t, root, "*.corrupt")) != n {
+		t.Errorf("%d set aside, %d of them lost: %q", n, s.lost, s.said)
+	}
+	if again, _ := s.adopt(t); len(again) != 0 {
+		t.Errorf("found again: %v", again)
+	}
+}
+
+// A copy of a living writer's directory: what was sealed is the same batch, under
+// the same number, and what was not is the original's.
+func TestCopiedSpool(t *testing.T) {
+	root, copied := t.TempDir(), t.TempDir()
+	s := openSpool(t, root)
+	s.Add("feature.a.used", 1)
+	s.Seal()
+	s.Add("feature.a.used", 2)
+	if err := os.CopyFS(filepath.Join(copied, s.spool.writer), os.DirFS(filepath.Join(root, s.spool.writer))); err != nil {
+		t.Fatal(err)
+	}
+	other := openSpool(t, copied)
+	got, seqs := other.adopt(t)
+	if got["feature.a.used"] != 1 || fmt.Sprint(seqs) != "[1]" {
+		t.Errorf("found %v in batches %v, want the sealed one", got, seqs)
+	}
+	if n := other.spool.Aside(); n != 1 || other.lost != 0 {
+		t.Errorf("%d set aside, %d lost: %q", n, other.lost, other.said)
+	}
+}
+
+// Files for another database, or of a later release, stay for whom they concern.
+func TestForeignFilesStay(t *testing.T) {
+	root := t.TempDir()
+	theirs := openSpool(t, root)
+	theirs.spool.SetDatabase(strings.Repeat("ab", 16))
+	theirs.Add("feature.a.used", 1)
+	theirs.Seal() // made before the database was known: anybody's
+	theirs.Add("feature.a.used", 2)
+	theirs.Seal()
+	theirs.Add("feature.a.used", 4)
+	theirs.die()
+	newer := openSpool(t, root)
+	newer.Add("feature.b.used", 1)
+	newer.die()
+	path := filepath.Join(root, newer.spool.writer, fileName(1))
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[atVersion]++
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := openSpool(t, root)
+	s.spool.SetDatabase(strings.Repeat("cd", 16))
+	for range 3 {
+		got, _ := s.adopt(t)
+		if got["feature.a.used"] > 1 || got["feature.b.used"] != 0 {
+			t.Errorf("sent %v", got)
+		}
+	}
+	said := strings.Join(s.said, "\n")
+	if len(s.said) != 2 || !strings.Contains(said, "abab") || !strings.Contains(said, "cdcd") || !strings.Contains(said, theirs.spool.writer) || !strings.Contains(said, "later release") {
+		t.Errorf("reported %d times:\n%s", len(s.said), said)
+	}
+	home := openSpool(t, root)
+	home.spool.SetDatabase(strings.Repeat("ab", 16))
+	if got, _ := home.adopt(t); got["feature.a.used"] != 6 {
+		t.Errorf("at home: %v", got)
+	}
+}
+
+// An adoption that is cut off goes on with what is left.
+func TestAdoptionGoesOn(t *testing.T) {
+	root := t.TempDir()
+	dead := openSpool(t, root)
+	for range 3 {
+		dead.Add("feature.a.used", 1)
+		dead.Seal()
+	}
+	dead.die()
+	s := openSpool(t, root)
+	stop := errors.New("stop")
+	sent := 0
+	if err := s.spool.Adopt(func(string, Sealed) error {
+		if sent++; sent == 2 {
+			return stop
+		}
+		return nil
+	}); !errors.Is(err, stop) {
+		t.Errorf("Adopt: %v", err)
+	}
+	if _, seqs := s.adopt(t); fmt.Sprint(seqs) != "[2 3]" {
+		t.Errorf("the second time: %v", seqs)
+	}
+}
+
+// A spool that cannot be is an error that says what to do.
+func TestOpenDisk(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, root := range []string{file, filepath.Join(file, "below")} {
+		if _, err := OpenDisk(root); err == nil || !strings.Contains(err.Error(), "want a directory") {
+			t.Errorf("OpenDisk(%s): %v", root, err)
+		}
+	}
+}
+
+// Files of version 1, as they were written: they must be readable for ever. (Byte
+// order as on every machine that we know of that runs this.)
+func TestGoldenFiles(t *testing.T) {
+	const writer = "00112233445566778899aabbccddeeff"
+	s := NewSpool(nil, writer, nil)
+	s.SetDatabase("ffeeddccbbaa99887766554433221100")
+	b := Sealed{Seq: 7, Batch: Batch{Opened: time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC).UnixMilli(), Counts: []Count{
+		{"api.GET /novels/{id}.requests", 12}, {"user." + strings.Repeat("é", 100) + ".requests", Max}, {"feature.a.used", 1},
+	}}}
+	b.Payload = b.Encode()
+	content := s.encode(b)
+	golden := filepath.Join("testdata", "v1"+fileSuffix)
+	if *update {
+		if err := os.WriteFile(golden, content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(content, want) {
+		t.Error("a file is written in another way than version 1 was: make it version 2")
+	}
+	unsealed := bytes.Clone(want)
+	unsealed[atSealed] = 0
+	unsealed[atInode] = 0
+	for _, content := range [][]byte{want, unsealed} {
+		got, h, err := read(bytes.NewReader(content), writer, fileName(7), 0)
+		if err != nil || !bytes.Equal(got.Payload, b.Payload) || got.Seq != 7 || hex.EncodeToString(h.database[:]) != "ffeeddccbbaa99887766554433221100" {
+			t.Errorf("read: %+v, %v", got, err)
+		}
+	}
+}
+
+// Whatever is in a file, reading it neither fails badly nor gives counts that no
+// Add could have made.
+func FuzzRead(f *testing.F) {
+	const writer = "00112233445566778899aabbccddeeff"
+	golden, err := os.ReadFile(filepath.Join("testdata", "v1"+fileSuffix))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(golden)
+	f.Fuzz(func(t *testing.T, content []byte) {
+		b, _, err := read(bytes.NewReader(content), writer, fileName(7), 0)
+		if err != nil {
+			return
+		}
+		again, err := Decode(b.Payload)
+		if err != nil || len(again.Counts) != len(b.Counts) || len(b.Counts) == 0 {
+			t.Errorf("%d counts, whose payload has %d: %v", len(b.Counts), len(again.Counts), err)
+		}
+		for _, c := range b.Counts {
+			if c.N < 1 || c.N > Max || Clean(c.Name) != c.Name {
+				t.Errorf("%+v", c)
+			}
+		}
+	})
+}
+
+func BenchmarkAddSpooled(b *testing.B) { benchmarkAdd(b, openSpool(b, b.TempDir()).Set) }

@@ -1,0 +1,221 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/store"
+	"github.com/usagekit/usagekit/store/postgres"
+	"github.com/usagekit/usagekit/store/sqlite"
+)
+
+// A flush must not wait for a fold: here one stands still, with the writer's row
+// updated and not committed.
+func TestFlushDoesNotWaitForAFold(t *testing.T) {
+	if store.Server == nil {
+		t.Log("PostgreSQL was not tried: make test does")
+		return
+	}
+	db, err := postgres.Open(store.Server.NewDatabase(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	s, err := store.New(ctx, db, store.Config{Interval: 10 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Inc("feature.a.used")
+	if err := s.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+	fold, err := db.BeginTxx(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []string{`SELECT 1 FROM usage_meta WHERE name = 'lease' FOR UPDATE`, `UPDATE usage_writers SET seen = seen + 1`} {
+		if _, err := fold.ExecContext(ctx, q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start := time.Now()
+	s.Inc("feature.a.used")
+	for s.Stats().Pending > 0 && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	if took := time.Since(start); took > 3*time.Second { // lock_timeout is 5 s
+		t.Errorf("the flush took %v", took)
+	}
+	if err := errors.Join(fold.Rollback(), s.Shutdown(ctx)); err != nil {
+		t.Error(err)
+	}
+}
+
+func open(t *testing.T, path string, faults *dbtest.Faults) *sqlx.DB {
+	t.Helper()
+	pool, err := faults.Open("sqlite", "file:"+path+"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_txlock=immediate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := sqlx.NewDb(pool, "sqlite3")
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+// With a spool, Shutdown has nothing to hand over although the database is away, and
+// the next start sends what waits there.
+func TestSpoolWaitsForTheNextStart(t *testing.T) {
+	dir := t.TempDir()
+	path, cfg := filepath.Join(dir, "usage.db"), store.Config{Spool: filepath.Join(dir, "spool"), StartOffline: true, Interval: 5 * time.Millisecond}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	faults := &dbtest.Faults{}
+	faults.Set(func(dbtest.Op) dbtest.Fault { return dbtest.Fault{Err: errors.New("connection refused")} })
+	for i := range 3 {
+		s, err := store.New(ctx, open(t, path, faults), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Add("feature.a.used", 10)
+		if i == 1 { // one batch on its way, another one begun
+			for s.Stats().Err == nil && ctx.Err() == nil {
+				time.Sleep(time.Millisecond)
+			}
+			s.Add("feature.a.used", 5)
+		}
+		if _, err := s.Get(ctx, "feature.a.used"); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("Get before the database was reached: %v", err)
+		}
+		short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+		if err := s.Shutdown(short); err != nil {
+			t.Errorf("Shutdown: %v", err)
+		}
+		cancel()
+	}
+	faults.Set(nil)
+	s, err := store.New(ctx, open(t, path, faults), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Inc("feature.a.used")
+	for n := int64(0); n != 36; time.Sleep(5 * time.Millisecond) {
+		if n, err = s.Get(ctx, "feature.a.used"); n > 36 || ctx.Err() != nil {
+			t.Fatalf("counted %d, %v, want 36", n, err)
+		}
+	}
+	if err := s.Shutdown(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(cfg.Spool); len(left) != 0 || err != nil {
+		t.Errorf("the spool holds %v, %v", left, err)
+	}
+}
+
+// A store that started offline in another zone than the database's fills the inbox,
+// does not fold, and says so.
+func TestStartOfflineInAnotherZone(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	kathmandu, err := time.LoadLocation("Asia/Kathmandu")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "usage.db")
+	db, err := sqlite.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	first, err := store.New(ctx, db, store.Config{Interval: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := store.New(ctx, db, store.Config{Location: kathmandu, StartOffline: true, Interval: 5 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.Inc("feature.a.used")
+	for (other.Stats().Pending > 0 || other.Stats().Err == nil) && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	if err := other.Stats().Err; err == nil || !strings.Contains(err.Error(), "Asia/Kathmandu") {
+		t.Errorf("Stats.Err: %v", err)
+	}
+	var waiting int
+	if err := db.GetContext(ctx, &waiting, `SELECT COUNT(*) FROM usage_inbox`); err != nil || waiting != 1 {
+		t.Errorf("%d batches wait, %v", waiting, err)
+	}
+	if zone := other.Location().String(); zone != "UTC" {
+		t.Errorf("Location: %s", zone)
+	}
+	short, cancelShort := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancelShort()
+	if err := other.Flush(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Flush: %v", err)
+	}
+	if err := first.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+	first.Inc("feature.b.used")
+	if err := first.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := other.Get(ctx, "feature.a.used"); n != 1 || err != nil {
+		t.Errorf("folded by the first: %d, %v", n, err)
+	}
+	if err := errors.Join(other.Shutdown(ctx), first.Shutdown(ctx)); err != nil {
+		t.Error(err)
+	}
+}
+
+// What is wrong with a spool is said by New, if somebody has to put it right, or is
+// a reason to count in memory.
+func TestSpoolThatCannotBe(t *testing.T) {
+	dir := t.TempDir()
+	db, err := sqlite.Open(filepath.Join(dir, "usage.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.New(t.Context(), db, store.Config{Spool: file}); err == nil || !strings.Contains(err.Error(), "Config.Spool") || !strings.Contains(err.Error(), "want a directory") {
+		t.Errorf("New: %v", err)
+	}
+	if _, err := os.Stat("/proc/version"); err != nil {
+		return // no file system at hand that cannot be used
+	}
+	s, err := store.New(t.Context(), db, store.Config{Spool: "/proc/usagekit"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Inc("feature.a.used")
+	if why := s.Stats().Degraded; why == "" {
+		t.Error("a spool below /proc is not reported")
+	} else {
+		t.Log(why)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := s.Flush(ctx); err != nil {
+		t.Error(err)
+	}
+	if n, err := s.Get(ctx, "feature.a.used"); n != 1 || err != nil {
+		t.Errorf("counted %d, %v", n, err)
+	}
+	if err := s.Shutdown(ctx); err != nil {
+		t.Error(err)
+	}
+}
