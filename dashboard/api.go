@@ -3,6 +3,7 @@ package dashboard
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -319,6 +320,7 @@ type health struct {
 	Lost     int64      `json:"lost"`
 	Overflow int64      `json:"overflow"`
 	Invalid  int64      `json:"invalid"`
+	Corrupt  int        `json:"corrupt_files"` // of the spool, set aside
 }
 
 // serveHealth asks the store itself, never the database.
@@ -330,8 +332,8 @@ func (h *handler) serveHealth(w http.ResponseWriter, r *http.Request) {
 	}
 	st := h.store.Stats()
 	a := health{
-		meta: h.meta(), Status: "ok", Reasons: troubles(st),
-		Pending: st.Pending, Oldest: h.local(st.Oldest), Lost: st.Lost, Overflow: st.Overflow, Invalid: st.Invalid,
+		meta: h.meta(), Status: "ok", Reasons: troubles(st, time.Now()),
+		Pending: st.Pending, Oldest: h.local(st.Oldest), Lost: st.Lost, Overflow: st.Overflow, Invalid: st.Invalid, Corrupt: st.Corrupt,
 	}
 	status := http.StatusOK
 	if len(a.Reasons) > 0 {
@@ -340,15 +342,31 @@ func (h *handler) serveHealth(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, r, status, a)
 }
 
-// troubles says what is wrong with the store. The error's own text stays in the
-// log: nobody knows what a driver writes into it.
-func troubles(st store.Stats) []string {
+// troubles says what is wrong with the store. A driver's own text stays in the log:
+// nobody knows what it writes into it.
+func troubles(st store.Stats, now time.Time) []string {
 	why := []string{}
-	if st.Err != nil {
+	var (
+		ours  interface{ Reason() string }
+		state interface{ SQLState() string }
+	)
+	switch {
+	case st.Err == nil:
+	case errors.As(st.Err, &ours):
+		why = append(why, ours.Reason())
+	case errors.As(st.Err, &state):
+		why = append(why, fmt.Sprintf("the database refuses what is written (SQLSTATE %s); the log knows more", state.SQLState()))
+	default:
 		why = append(why, "the last write to the database failed; the log knows more")
 	}
+	if st.Err != nil && st.Pending > 0 && !st.Oldest.IsZero() {
+		why = append(why, fmt.Sprintf("%d names have counts that wait for the database, the oldest for %v", st.Pending, now.Sub(st.Oldest).Round(time.Second)))
+	}
 	if st.Degraded != "" {
-		why = append(why, st.Degraded)
+		why = append(why, "counts are in memory only: "+st.Degraded)
+	}
+	if st.Corrupt > 0 {
+		why = append(why, fmt.Sprintf("%d files of the spool could not be used since the start, and were set aside as *.corrupt; the log knows more", st.Corrupt))
 	}
 	return why
 }

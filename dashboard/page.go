@@ -89,7 +89,7 @@ func (h *handler) view(ctx context.Context) (*view, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &view{stats: s, Troubles: troubles(h.store.Stats())}
+	v := &view{stats: s, Troubles: troubles(h.store.Stats(), time.Now())}
 	if s.Dropped > 0 {
 		v.Troubles = append(v.Troubles, "counts that were dropped, of all time, at least: "+digits(s.Dropped))
 	}

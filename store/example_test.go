@@ -118,7 +118,7 @@ func ExampleStore_History() {
 }
 
 func exampleStore() (context.Context, *store.Store, func()) {
-	ctx := context.Background()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	dir, err := os.MkdirTemp("", "usagekit-example-")
 	if err != nil {
 		log.Fatal(err)
@@ -132,6 +132,7 @@ func exampleStore() (context.Context, *store.Store, func()) {
 		log.Fatal(err)
 	}
 	return ctx, usage, func() {
+		defer cancel()
 		if err := errors.Join(usage.Shutdown(ctx), db.Close(), os.RemoveAll(dir)); err != nil {
 			log.Fatal(err)
 		}

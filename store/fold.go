@@ -26,6 +26,7 @@ const (
 	foldBytes      = 8 << 20          // of payload in one fold
 	foldDepth      = 64               // batches of one writer in one fold
 	badKept        = 100
+	maxTries       = 500 // to find the names of a batch that the database refuses
 )
 
 const (
@@ -57,6 +58,7 @@ type foldMemory struct {
 	size    int           // bytes of the next fold; 0: foldBytes
 	limit   time.Duration // of the next fold; 0: foldTimeout
 	suspect string        // the batch that made a fold of it alone fail
+	sift    bool          // look for the names in it that did; else set it aside
 	newer   string        // the batch of a later release that was reported
 }
 
@@ -92,6 +94,9 @@ type report struct {
 // errConflict says that the guard of a writer moved while its batches were
 // merged: another fold has counted them, and this one is undone.
 const errConflict = fault("store: two folds met; the guard kept one")
+
+// errTooMany ends the search for the names of a batch that the database refuses.
+const errTooMany = fault("store: the database refuses too many names of one batch")
 
 // errGone says that a batch was acknowledged and is in no table.
 const errGone = fault("the database lost counts that it had acknowledged: was it restored, or failed over to a replica that was behind?")
@@ -164,15 +169,18 @@ func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
 		}
 		memory = foldMemory{size: min(2*memory.size, foldBytes), newer: f.newer}
 	} else if list := tried.Load(); list != nil && !errors.Is(err, errConflict) && ctx.Err() == nil {
-		memory.size, memory.suspect = 0, ""
+		again := memory.suspect
+		memory.size, memory.suspect, memory.sift = 0, "", false
 		for _, w := range *list {
 			memory.size += w.Size
 		}
 		memory.size = max(1, memory.size/2)
 		switch {
 		case len(*list) > 1:
-		case poison(err):
+		case poison(err), errors.Is(err, errTooMany):
+			var p panicError
 			memory.suspect = (*list)[0].name()
+			memory.sift = memory.suspect != again && !errors.As(err, &p)
 		case timedOut(err): // it cannot be less, so it may take longer
 			memory.limit = min(2*memory.limit, maxFoldTimeout)
 		}
@@ -234,7 +242,7 @@ func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic
 		return foldResult{}, err
 	}
 	tried.Store(&list)
-	m := merging{sums: newSums(s.calendar), now: now, guards: map[string]*guard{}, suspect: memory.suspect}
+	m := merging{sums: newSums(s.calendar), now: now, guards: map[string]*guard{}, suspect: memory.suspect, sift: memory.sift}
 	for _, w := range list {
 		if err := s.merge(tx, &m, w); err != nil {
 			return foldResult{}, err
@@ -322,6 +330,7 @@ type merging struct {
 	now     int64 // the database's time, Unix ms
 	guards  map[string]*guard
 	suspect string
+	sift    bool
 	batches int
 	newer   string
 	reports []report
@@ -366,7 +375,11 @@ func (s *Store) merge(tx *sqlx.Tx, m *merging, w waiting) error {
 	g.seq, g.sum = w.Seq, sum
 	m.batches++
 	dropped := int64(1) // at least
-	if err == nil && w.name() == m.suspect {
+	if err == nil && w.name() == m.suspect && m.sift {
+		if batch.Counts, err = s.siftOut(tx, m, w.name(), batch); err != nil {
+			return err
+		}
+	} else if err == nil && w.name() == m.suspect {
 		err = errors.New("folding it failed")
 		dropped = 0
 		for _, c := range batch.Counts {
@@ -386,6 +399,61 @@ func (s *Store) merge(tx *sqlx.Tx, m *merging, w waiting) error {
 		m.sums.add(at, c.Name, c.N)
 	}
 	return nil
+}
+
+// siftOut puts the names that the database refuses under (invalid), so that the
+// others of their batch count.
+func (s *Store) siftOut(tx *sqlx.Tx, m *merging, name string, b counter.Batch) ([]counter.Count, error) {
+	tries := maxTries
+	refused, err := s.refusedOf(tx, b.Opened, b.Counts, &tries)
+	if err != nil {
+		return nil, err
+	}
+	counts := make([]counter.Count, len(b.Counts))
+	for i, c := range b.Counts {
+		if why, ok := refused[c.Name]; ok {
+			m.report("the database refuses a name, which counts as (invalid)", "batch", name, "name", c.Name, "error", why)
+			group, _, measure := counter.Split(c.Name)
+			c.Name = group + "." + counter.Invalid + "." + measure
+		}
+		counts[i] = c
+	}
+	return counts, nil
+}
+
+// refusedOf finds those names by halves, each tried and undone.
+func (s *Store) refusedOf(tx *sqlx.Tx, at int64, counts []counter.Count, tries *int) (map[string]error, error) {
+	if *tries--; *tries < 0 {
+		return nil, errTooMany
+	}
+	if _, err := tx.Exec(`SAVEPOINT usage_try`); err != nil {
+		return nil, err
+	}
+	sums := newSums(s.calendar)
+	for _, c := range counts {
+		sums.add(at, c.Name, c.N)
+	}
+	why := s.apply(tx, sums)
+	if _, err := tx.Exec(`ROLLBACK TO SAVEPOINT usage_try`); err != nil {
+		return nil, errors.Join(why, err)
+	}
+	switch {
+	case why == nil:
+		return nil, nil
+	case !poison(why):
+		return nil, why
+	case len(counts) == 1:
+		return map[string]error{counts[0].Name: why}, nil
+	}
+	refused := map[string]error{}
+	for _, half := range [][]counter.Count{counts[:len(counts)/2], counts[len(counts)/2:]} {
+		some, err := s.refusedOf(tx, at, half, tries)
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(refused, some)
+	}
+	return refused, nil
 }
 
 // decode keeps a panic in one batch to that batch.

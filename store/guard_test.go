@@ -51,6 +51,7 @@ func TestGuard(t *testing.T) {
 // twoLeaders lets two stores fold the same batches at once, without a lease, and
 // with every statement changed by edit.
 func twoLeaders(t *testing.T, edit func(string) string) (total, conflicts int64) {
+	ctx := dbtest.Context(t)
 	url := Server.NewDatabase(t)
 	var met sync.WaitGroup // both are about to advance the guards
 	met.Add(2)
@@ -61,7 +62,7 @@ func twoLeaders(t *testing.T, edit func(string) string) (total, conflicts int64)
 			t.Fatal(err)
 		}
 		defer db.Close()
-		s, err := open(t.Context(), db, Config{}) // nothing folds but what is told to
+		s, err := open(ctx, db, Config{}) // nothing folds but what is told to
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -83,13 +84,13 @@ func twoLeaders(t *testing.T, edit func(string) string) (total, conflicts int64)
 			return edit(strings.ReplaceAll(q, " FOR UPDATE SKIP LOCKED", ""))
 		}
 		folds.Go(func() {
-			if _, err := s.fold(t.Context(), true); err != nil && !errors.Is(err, errConflict) {
+			if _, err := s.fold(ctx, true); err != nil && !errors.Is(err, errConflict) {
 				t.Error(err)
 			}
 		})
 	}
 	folds.Wait()
-	total, err := stores[0].Get(t.Context(), "feature.a.used")
+	total, err := stores[0].Get(ctx, "feature.a.used")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,12 +104,13 @@ func TestLeaseIsLeftToItsHolder(t *testing.T) {
 		t.Log("PostgreSQL was not tried; on SQLite the lease is everybody's")
 		return
 	}
+	ctx := dbtest.Context(t)
 	db, err := postgres.Open(Server.NewDatabase(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	s, err := open(t.Context(), db, Config{})
+	s, err := open(ctx, db, Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,24 +128,27 @@ func TestLeaseIsLeftToItsHolder(t *testing.T) {
 		db.MustExec(`UPDATE usage_meta SET value = $1 WHERE name = 'lease'`, fmt.Sprintf("%s %d", c.holder, time.Now().Add(c.left).UnixMilli()))
 		learned := foldMemory{size: 1000, limit: time.Minute, suspect: "w/1", newer: "w/2"}
 		s.folding = learned
-		f, err := s.fold(t.Context(), c.force)
+		f, err := s.fold(ctx, c.force)
 		if err != nil || f.busy != c.busy {
 			t.Errorf("%+v: busy is %v, %v", c, f.busy, err)
 		}
 		if (s.folding == learned) != c.busy { // a turn that was another's teaches nothing
 			t.Errorf("%+v: afterwards the store remembers %+v", c, s.folding)
 		}
-		holder, _, _, err := s.look(t.Context())
-		if want := c.holder == "another" && c.left > 0; err != nil || (holder == "another") != want {
-			t.Errorf("%+v: afterwards the lease is %s's, %v", c, holder, err)
+		l, err := s.look(ctx)
+		if want := c.holder == "another" && c.left > 0; err != nil || (l.holder == "another") != want {
+			t.Errorf("%+v: afterwards the lease is %s's, %v", c, l.holder, err)
 		}
 	}
 }
 
-// A batch that takes longer to fold than a fold may gets more time: it must not
-// keep everybody's from being folded.
-func TestASlowBatchGetsMoreTime(t *testing.T) {
-	db, err := sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
+// What waits although another has the lease is reported, when that takes too long.
+func TestLateFoldIsReported(t *testing.T) {
+	if Server == nil {
+		t.Log("PostgreSQL was not tried; on SQLite the lease is everybody's")
+		return
+	}
+	db, err := postgres.Open(Server.NewDatabase(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,20 +157,52 @@ func TestASlowBatchGetsMoreTime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	db.MustExec(`UPDATE usage_meta SET value = $1 WHERE name = 'lease'`, fmt.Sprintf("another %d", time.Now().Add(time.Hour).UnixMilli()))
+	for _, c := range []struct {
+		waits bool
+		ago   time.Duration
+		late  bool
+	}{{false, time.Hour, false}, {true, 10 * time.Second, false}, {true, 2 * time.Minute, true}, {false, time.Hour, false}} {
+		db.MustExec(`DELETE FROM usage_inbox`)
+		if c.waits {
+			db.MustExec(`INSERT INTO usage_inbox VALUES ('w', 1, 1, '')`)
+		}
+		db.MustExec(`INSERT INTO usage_meta VALUES ('folded', $1) ON CONFLICT (name) DO UPDATE SET value = excluded.value`, fmt.Sprint(time.Now().Add(-c.ago).UnixMilli()))
+		leader := false
+		s.foldTurn(&leader)
+		if err := s.Stats().Err; (err != nil) != c.late {
+			t.Errorf("%+v: Stats.Err is %v", c, err)
+		}
+	}
+}
+
+// A batch that takes longer to fold than a fold may gets more time: it must not
+// keep everybody's from being folded.
+func TestASlowBatchGetsMoreTime(t *testing.T) {
+	ctx := dbtest.Context(t)
+	db, err := sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	s, err := open(ctx, db, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	payload := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 1}}}.Encode()
 	for seq := range 2 {
 		db.MustExec(`INSERT INTO usage_writers VALUES ('w', 0, x'', 0) ON CONFLICT DO NOTHING`)
 		db.MustExec(`INSERT INTO usage_inbox VALUES ('w', ?, 1, ?)`, seq+1, payload)
 	}
-	s.folding.limit = 20 * time.Millisecond
+	s.folding.limit = 200 * time.Millisecond
 	s.sql.edit = func(q string) string {
 		if strings.Contains(q, "usage_history AS h") {
-			time.Sleep(100 * time.Millisecond) // a slow server
+			time.Sleep(500 * time.Millisecond) // a slow server
 		}
 		return q
 	}
 	for range 20 {
-		f, err := s.fold(t.Context(), true)
+		f, err := s.fold(ctx, true)
 		if err == nil && f.batches == 1 && !f.more {
 			break
 		}
@@ -173,7 +210,7 @@ func TestASlowBatchGetsMoreTime(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n, err := s.Get(t.Context(), "feature.a.used"); n != 2 || err != nil {
+	if n, err := s.Get(ctx, "feature.a.used"); n != 2 || err != nil {
 		t.Errorf("%d of 2 counts folded, %v", n, err)
 	}
 	if s.folding.limit != 0 || s.folding.size != 2*len(payload) && s.folding.size > 4*len(payload) {
@@ -184,16 +221,17 @@ func TestASlowBatchGetsMoreTime(t *testing.T) {
 // An attempt that the server never answers is abandoned; two of them at most
 // make room for another, and what they held comes back with them.
 func TestLaneOfAbandonedAttempts(t *testing.T) {
+	ctx := dbtest.Context(t)
 	db, err := sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	s, err := New(t.Context(), db, Config{Interval: time.Hour})
+	s, err := New(ctx, db, Config{Interval: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Shutdown(t.Context())
+	defer s.Shutdown(ctx)
 	hang, ended := make(chan struct{}), make(chan struct{}, 5)
 	var hanging atomic.Int32
 	for range 5 {
@@ -217,8 +255,45 @@ func TestLaneOfAbandonedAttempts(t *testing.T) {
 		<-ended
 	}
 	for range 3 {
-		if _, err := s.Get(t.Context(), "a.b"); err != nil {
+		if _, err := s.Get(ctx, "a.b"); err != nil {
 			t.Errorf("after they returned: %v", err)
+		}
+	}
+}
+
+// A driver that panics leaves locks of database/sql taken, which costs a
+// connection. It must not cost the lane.
+func TestLaneOfADriverThatPanics(t *testing.T) {
+	ctx := dbtest.Context(t)
+	for _, kind := range []dbtest.Kind{dbtest.Connect, dbtest.Begin, dbtest.Query, dbtest.Commit} {
+		faults := &dbtest.Faults{}
+		pool, err := faults.Open("sqlite", "file:"+filepath.Join(t.TempDir(), "usage.db")+"?_pragma=journal_mode(WAL)")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pool.Close()
+		s, err := open(ctx, sqlx.NewDb(pool, "sqlite3"), Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pool.SetMaxIdleConns(0) // each attempt connects
+		faults.Set(func(op dbtest.Op) dbtest.Fault {
+			if op.Kind == kind {
+				panic("the driver's mistake")
+			}
+			return dbtest.Fault{}
+		})
+		for range 4 { // more than may be abandoned
+			if _, err := s.Get(ctx, "a.b"); err == nil || !strings.Contains(err.Error(), "the driver's mistake") {
+				t.Errorf("Get, %s panics: %v", kind, err)
+			}
+		}
+		faults.Set(nil)
+		if _, err := s.Get(ctx, "a.b"); err != nil {
+			t.Errorf("Get, after %s panicked: %v", kind, err)
+		}
+		if err := s.Shutdown(ctx); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/middleware"
 	"github.com/usagekit/usagekit/store"
 	"github.com/usagekit/usagekit/store/storetest"
@@ -18,6 +19,7 @@ import (
 // under one route, one status, one duration, its user and its area, and the sums
 // agree with each other.
 func TestHostileRequests(t *testing.T) {
+	ctx := dbtest.Context(t)
 	long := strings.Repeat("x", 60_000)
 	hostile := []string{
 		"42", ".", "..", "...", "a.b", "a\x00b", "\xff\xfe", "\u202egnp.exe", "a\r\nSet-Cookie: x=1", `'; DROP TABLE usage_metrics; --`, `"`, `\`, "%", "_", "?", "$1", "{}",
@@ -34,7 +36,7 @@ func TestHostileRequests(t *testing.T) {
 	sent := int64(0)
 	send := func(method, query string) {
 		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), method, srv.URL+"/?"+query, nil)
+		req, err := http.NewRequestWithContext(ctx, method, srv.URL+"/?"+query, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -51,10 +53,10 @@ func TestHostileRequests(t *testing.T) {
 		send("FOO~BAR", "v="+v+"&route="+v)
 	}
 	srv.Close() // every handler has returned
-	if err := st.Flush(t.Context()); err != nil {
+	if err := st.Flush(ctx); err != nil {
 		t.Fatal(err)
 	}
-	counts, err := st.Totals(t.Context(), store.Query{})
+	counts, err := st.Totals(ctx, store.Query{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +99,7 @@ func TestHostileRequests(t *testing.T) {
 		}
 	}
 	for area, n := range map[string]int64{"requests_": 2, "total_": 2, "today_": 2, "a_b": 2, "requests_requests": 2, "((other)": 2} {
-		if got, err := st.Get(t.Context(), "api.requests."+area); got != n || err != nil {
+		if got, err := st.Get(ctx, "api.requests."+area); got != n || err != nil {
 			t.Errorf("area %s has %d requests, %v; want %d", area, got, err, n)
 		}
 	}

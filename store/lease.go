@@ -15,13 +15,15 @@ const (
 	leaseTime  = 15 * time.Second
 	lookAgain  = 5 * time.Second // of an instance that has nothing to fold
 	standAside = time.Minute     // of one that met a payload of a later release
+	behindTime = time.Minute     // from which on a fold is late, beside two Intervals
 )
 
 const (
 	sqlLease      = `SELECT value, %s AS now FROM usage_meta WHERE name = 'lease'`
 	sqlSetLease   = `UPDATE usage_meta SET value = ? WHERE name = 'lease'`
 	sqlClearLease = `UPDATE usage_meta SET value = ' 0' WHERE name = 'lease' AND value LIKE ?`
-	sqlLook       = `SELECT value, %s AS now, (SELECT COUNT(*) FROM (SELECT 1 FROM usage_inbox LIMIT 1) AS i) AS waiting FROM usage_meta WHERE name = 'lease'`
+	sqlLook       = `SELECT value, %s AS now, (SELECT COUNT(*) FROM (SELECT 1 FROM usage_inbox LIMIT 1) AS i) AS waiting,
+COALESCE((SELECT f.value FROM usage_meta f WHERE f.name = 'folded'), '0') AS folded FROM usage_meta WHERE name = 'lease'`
 )
 
 // foldLoop folds what waits while this instance has the lease, or nobody has.
@@ -55,18 +57,18 @@ func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
 		s.report(&s.foldErr, s.clash)
 		return time.Minute, false
 	}
-	holder, left, work, err := s.look(s.run)
+	l, err := s.look(s.run)
 	if err != nil {
 		s.report(&s.foldErr, err)
 		*leader = false
 		return s.interval + rand.N(lookAgain), true
 	}
-	if holder != s.writer && left > 0 {
-		s.report(&s.foldErr, nil)
+	if l.holder != s.writer && l.left > 0 {
+		s.report(&s.foldErr, l.late)
 		*leader = false
-		return max(s.interval, min(left, lookAgain)) + rand.N(time.Second), false
+		return max(s.interval, min(l.left, lookAgain)) + rand.N(time.Second), false
 	}
-	if !work {
+	if !l.work {
 		s.report(&s.foldErr, nil)
 		if *leader {
 			return s.interval, true
@@ -77,7 +79,11 @@ func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
 	if errors.Is(err, errConflict) {
 		f, err = foldResult{busy: true}, nil
 	}
-	s.report(&s.foldErr, err)
+	if err == nil && (f.busy || f.newer != "") {
+		s.report(&s.foldErr, l.late)
+	} else {
+		s.report(&s.foldErr, err)
+	}
 	switch {
 	case err != nil:
 		return rand.N(maxBackoff) + minBackoff, false
@@ -111,22 +117,34 @@ func (s *Store) rest(upserts time.Duration) time.Duration {
 	return wait
 }
 
-// look reads, without a lock, who has the lease, for how long, and whether
-// anything waits.
-func (s *Store) look(ctx context.Context) (holder string, left time.Duration, work bool, err error) {
+// turn is what an instance sees that may fold.
+type turn struct {
+	holder string        // of the lease
+	left   time.Duration // of it
+	work   bool          // something waits
+	late   error         // it waits for too long; nil: it does not
+}
+
+// look reads that, without a lock.
+func (s *Store) look(ctx context.Context) (turn, error) {
 	var row struct {
 		Value   string
 		Now     int64
 		Waiting int
+		Folded  int64
 	}
-	err = s.attempt(ctx, s.reads, readTimeout, func(tx *sqlx.Tx) error {
+	err := s.attempt(ctx, s.reads, readTimeout, func(tx *sqlx.Tx) error {
 		return tx.Get(&row, s.sql.text(strings.Replace(sqlLook, "%s", s.sql.clock(), 1)))
 	})
 	if err != nil {
-		return "", 0, false, err
+		return turn{}, err
 	}
 	holder, until := s.parseLease(row.Value)
-	return holder, time.Duration(until-row.Now) * time.Millisecond, row.Waiting > 0, err
+	l := turn{holder: holder, left: time.Duration(until-row.Now) * time.Millisecond, work: row.Waiting > 0}
+	if lag := time.Duration(row.Now-row.Folded) * time.Millisecond; l.work && row.Folded > 0 && lag > behindTime+2*s.interval {
+		l.late = fault("batches wait to be folded; the last fold that left none was " + lag.Round(time.Second).String() + " ago")
+	}
+	return l, nil
 }
 
 // A lease is its holder, a space, and when it ends: Unix milliseconds. A SQLite

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/store"
 	"github.com/usagekit/usagekit/store/postgres"
 	"github.com/usagekit/usagekit/store/sqlite"
@@ -21,6 +22,7 @@ import (
 const password = "hunter2-hunter2"
 
 func TestConfigNamesTheField(t *testing.T) {
+	ctx := dbtest.Context(t)
 	db, err := sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
 	if err != nil {
 		t.Fatal(err)
@@ -34,20 +36,21 @@ func TestConfigNamesTheField(t *testing.T) {
 		"Location":             {Location: time.Local},
 		"Location \"here\"":    {Location: time.FixedZone("here", 3600)},
 	} {
-		s, err := store.New(t.Context(), db, cfg)
+		s, err := store.New(ctx, db, cfg)
 		if err == nil || s != nil || !strings.Contains(err.Error(), field) {
 			t.Errorf("%+v: %v, want an error about %s", cfg, err, field)
 		}
 	}
-	if _, err := store.New(t.Context(), nil, store.Config{}); err == nil || !strings.Contains(err.Error(), "sqlite.Open") {
+	if _, err := store.New(ctx, nil, store.Config{}); err == nil || !strings.Contains(err.Error(), "sqlite.Open") {
 		t.Errorf("no database: %v", err)
 	}
-	if _, err := store.New(t.Context(), sqlx.NewDb(&sql.DB{}, "mysql"), store.Config{}); err == nil || !strings.Contains(err.Error(), "mysql") {
+	if _, err := store.New(ctx, sqlx.NewDb(&sql.DB{}, "mysql"), store.Config{}); err == nil || !strings.Contains(err.Error(), "mysql") {
 		t.Errorf("another database: %v", err)
 	}
 }
 
 func TestSQLiteErrorsGiveAdvice(t *testing.T) {
+	ctx := dbtest.Context(t)
 	dir := t.TempDir()
 	garbage := filepath.Join(dir, "garbage")
 	if err := os.WriteFile(garbage, []byte(strings.Repeat("no database ", 1000)), 0o600); err != nil {
@@ -58,9 +61,9 @@ func TestSQLiteErrorsGiveAdvice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s, err := store.New(t.Context(), ready, store.Config{}); err != nil {
+	if s, err := store.New(ctx, ready, store.Config{}); err != nil {
 		t.Fatal(err)
-	} else if err := errors.Join(s.Shutdown(t.Context()), ready.Close()); err != nil {
+	} else if err := errors.Join(s.Shutdown(ctx), ready.Close()); err != nil {
 		t.Fatal(err)
 	}
 	// Not by its mode, which root may ignore.
@@ -69,7 +72,7 @@ func TestSQLiteErrorsGiveAdvice(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	if _, err := store.New(t.Context(), db, store.Config{}); err == nil || !strings.Contains(err.Error(), "must exist and be writable") {
+	if _, err := store.New(ctx, db, store.Config{}); err == nil || !strings.Contains(err.Error(), "must exist and be writable") {
 		t.Errorf("read-only: %v", err)
 	}
 	for path, want := range map[string]string{
@@ -82,7 +85,7 @@ func TestSQLiteErrorsGiveAdvice(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer db.Close()
-		if _, err := store.New(t.Context(), db, store.Config{}); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := store.New(ctx, db, store.Config{}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", path, err, want)
 		}
 	}
@@ -96,17 +99,18 @@ func TestSQLiteErrorsGiveAdvice(t *testing.T) {
 
 // A file's name is a name, whatever characters it has.
 func TestSQLitePathsAreNoURLs(t *testing.T) {
+	ctx := dbtest.Context(t)
 	for _, name := range []string{"a b?c#d%41&.db", "ü.db"} {
 		path := filepath.Join(t.TempDir(), name)
 		db, err := sqlite.Open(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := store.New(t.Context(), db, store.Config{})
+		s, err := store.New(ctx, db, store.Config{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(s.Shutdown(t.Context()), db.Close()); err != nil {
+		if err := errors.Join(s.Shutdown(ctx), db.Close()); err != nil {
 			t.Error(err)
 		}
 		if _, err := os.Stat(path); err != nil {

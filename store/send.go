@@ -138,42 +138,51 @@ func (s *Store) sendLoop() {
 	if !s.waitStarted() {
 		return
 	}
-	backoff := minBackoff
-	for {
-		s.mu.Lock()
-		var head sealed
-		waiting := len(s.queue) > 0
-		if waiting {
-			head = s.queue[0]
-		}
-		s.mu.Unlock()
-		if !waiting {
+	for backoff := minBackoff; ; {
+		waits, err := s.sendNext()
+		switch {
+		case err != nil:
+			if !s.backOff(&backoff, err) {
+				return
+			}
+		case waits:
+			backoff = minBackoff
+		default:
 			select {
 			case <-s.wake:
-				continue
 			case <-s.run.Done():
 				return
 			}
 		}
-		err := s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) error { return s.send(tx, s.writer, head) })
-		s.report(&s.sendErr, err)
-		if err != nil {
-			if !s.backOff(&backoff, err) {
-				return
-			}
-			continue
-		}
-		backoff = minBackoff
-		s.spool.Remove(head.seq)
-		s.mu.Lock()
-		s.acked = head.seq
-		s.queue[0] = sealed{}
-		s.queue = s.queue[1:]
-		close(s.changed)
-		s.changed = make(chan struct{})
-		s.mu.Unlock()
-		signal(s.kick)
 	}
+}
+
+// sendNext sends the first batch of the queue; waits is false when there is none.
+func (s *Store) sendNext() (waits bool, err error) {
+	s.mu.Lock()
+	var head sealed
+	if waits = len(s.queue) > 0; waits {
+		head = s.queue[0]
+	}
+	s.mu.Unlock()
+	if !waits {
+		return false, nil
+	}
+	err = s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) error { return s.send(tx, s.writer, head) })
+	s.report(&s.sendErr, err)
+	if err != nil {
+		return true, err
+	}
+	s.spool.Remove(head.seq)
+	s.mu.Lock()
+	s.acked = head.seq
+	s.queue[0] = sealed{}
+	s.queue = s.queue[1:]
+	close(s.changed)
+	s.changed = make(chan struct{})
+	s.mu.Unlock()
+	signal(s.kick)
+	return true, nil
 }
 
 // backOff waits after an error, longer each time; false when the store stops.
@@ -209,15 +218,8 @@ func (s *Store) adoptLoop() {
 		backoff := minBackoff
 		_ = s.spool.Adopt(func(writer string, b counter.Sealed) error {
 			for {
-				err := s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
-					return s.send(tx, writer, sealed{b.Seq, b.Opened, len(b.Counts), b.Payload, true})
-				})
-				s.report(&s.adoptErr, err)
-				if err == nil {
-					signal(s.kick)
-					return nil
-				}
-				if !s.backOff(&backoff, err) {
+				err := s.sendAdopted(writer, b)
+				if err == nil || !s.backOff(&backoff, err) {
 					return err
 				}
 			}
@@ -226,6 +228,18 @@ func (s *Store) adoptLoop() {
 			return
 		}
 	}
+}
+
+// sendAdopted sends a batch that a dead writer left, once.
+func (s *Store) sendAdopted(writer string, b counter.Sealed) error {
+	err := s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
+		return s.send(tx, writer, sealed{b.Seq, b.Opened, len(b.Counts), b.Payload, true})
+	})
+	s.report(&s.adoptErr, err)
+	if err == nil {
+		signal(s.kick)
+	}
+	return err
 }
 
 // report keeps the outcome of the last attempt, and logs when it changed from

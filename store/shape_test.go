@@ -63,7 +63,7 @@ func TestTheSameBatchUntilItsCommitIsCertain(t *testing.T) {
 			payload := captured{&payloads}
 			script.ExpectBegin()
 			script.ExpectExec(`SET LOCAL statement_timeout`).WillReturnResult(driver.ResultNoRows)
-			script.ExpectExec(`INSERT INTO usage_writers .* ON CONFLICT DO NOTHING`).WithArgs("w", []byte{}, sqlmock.AnyArg()).WillReturnResult(driver.RowsAffected(1))
+			script.ExpectExec(`INSERT INTO usage_writers .* ON CONFLICT DO NOTHING`).WithArgs("w", []byte{}, sqlmock.AnyArg(), "w").WillReturnResult(driver.RowsAffected(1))
 			script.ExpectExec(`INSERT INTO usage_inbox .* ON CONFLICT DO NOTHING`).WithArgs("w", seq, sqlmock.AnyArg(), payload).WillReturnResult(driver.RowsAffected(1))
 			c := script.ExpectCommit()
 			if commit != nil {

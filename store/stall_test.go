@@ -28,13 +28,14 @@ func goroutinesReturnTo(t *testing.T, n int) {
 
 // A store needs a handful of goroutines, and leaves none.
 func TestGoroutines(t *testing.T) {
+	ctx := dbtest.Context(t)
 	before := runtime.NumGoroutine()
 	db, err := sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range 100 {
-		s, err := store.New(t.Context(), db, store.Config{})
+		s, err := store.New(ctx, db, store.Config{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -42,7 +43,7 @@ func TestGoroutines(t *testing.T) {
 		if n := runtime.NumGoroutine() - before; i == 50 && n > 10 {
 			t.Errorf("%d goroutines for one store", n)
 		}
-		if err := s.Shutdown(t.Context()); err != nil {
+		if err := s.Shutdown(ctx); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -60,6 +61,7 @@ func TestServerStandsStill(t *testing.T) {
 		t.Log("PostgreSQL was not tried: make test does")
 		return
 	}
+	ctx := dbtest.Context(t)
 	server, err := dbtest.Start() // the other one is not this test's to stop
 	if err != nil {
 		t.Fatal(err)
@@ -70,7 +72,7 @@ func TestServerStandsStill(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := store.New(t.Context(), db, store.Config{Interval: 10 * time.Millisecond})
+	s, err := store.New(ctx, db, store.Config{Interval: 10 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +124,7 @@ func TestServerStandsStill(t *testing.T) {
 	if err := within(60*time.Second, "Flush", s.Flush); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := s.Get(t.Context(), "feature.a.used"); n != 11 || err != nil {
+	if n, err := s.Get(ctx, "feature.a.used"); n != 11 || err != nil {
 		t.Errorf("counted %d, %v; want 11", n, err)
 	}
 
@@ -152,12 +154,13 @@ func TestEncodingMustBeUTF8(t *testing.T) {
 		t.Log("PostgreSQL was not tried: make test does")
 		return
 	}
+	ctx := dbtest.Context(t)
 	db, err := postgres.Open(store.Server.NewDatabase(t, "ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	if _, err := store.New(t.Context(), db, store.Config{}); err == nil || !strings.Contains(err.Error(), "LATIN1") {
+	if _, err := store.New(ctx, db, store.Config{}); err == nil || !strings.Contains(err.Error(), "LATIN1") {
 		t.Errorf("New: %v", err)
 	}
 }

@@ -54,11 +54,13 @@ func TestManyProcessesStartAtOnce(t *testing.T) {
 		rounds = 2 // the detector sees one process at a time anyway
 	}
 	for range rounds {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
 		url := store.Server.NewDatabase(t)
 		var all sync.WaitGroup
 		for range processes {
 			all.Go(func() {
-				cmd := exec.CommandContext(t.Context(), os.Args[0])
+				cmd := exec.CommandContext(ctx, os.Args[0])
 				cmd.Env = append(os.Environ(), startEnv+"="+url)
 				if out, err := cmd.CombinedOutput(); err != nil || len(bytes.TrimSpace(out)) > 0 {
 					t.Errorf("%v: %s", err, out)
@@ -72,10 +74,10 @@ func TestManyProcessesStartAtOnce(t *testing.T) {
 		}
 		var counted, migrated, ids, writers int
 		err = errors.Join(
-			db.Get(&counted, `SELECT value FROM usage_metrics WHERE key = 'feature.process.started'`),
-			db.Get(&migrated, `SELECT value FROM usage_meta WHERE name = 'schema'`),
-			db.Get(&ids, `SELECT COUNT(*) FROM usage_meta WHERE name = 'id'`),
-			db.Get(&writers, `SELECT COUNT(*) FROM usage_writers`),
+			db.GetContext(ctx, &counted, `SELECT value FROM usage_metrics WHERE key = 'feature.process.started'`),
+			db.GetContext(ctx, &migrated, `SELECT value FROM usage_meta WHERE name = 'schema'`),
+			db.GetContext(ctx, &ids, `SELECT COUNT(*) FROM usage_meta WHERE name = 'id'`),
+			db.GetContext(ctx, &writers, `SELECT COUNT(*) FROM usage_writers`),
 			db.Close())
 		if err != nil || counted != processes || migrated != 1 || ids != 1 || writers != processes {
 			t.Fatalf("counted %d, schema %d, %d ids, %d writers, %v", counted, migrated, ids, writers, err)
@@ -89,6 +91,7 @@ func TestCurrentSchemaSeesNoDDL(t *testing.T) {
 		t.Log("PostgreSQL was not tried: make test does")
 		return
 	}
+	ctx := dbtest.Context(t)
 	url := store.Server.NewDatabase(t)
 	if err := startOnce(url); err != nil {
 		t.Fatal(err)
@@ -105,7 +108,7 @@ func TestCurrentSchemaSeesNoDDL(t *testing.T) {
 		`GRANT USAGE ON SCHEMA public TO ` + role,
 		`GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO ` + role,
 	} {
-		if _, err := admin.ExecContext(t.Context(), q); err != nil {
+		if _, err := admin.ExecContext(ctx, q); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -126,21 +129,21 @@ func TestCurrentSchemaSeesNoDDL(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pool.Close()
-	s, err := store.New(t.Context(), sqlx.NewDb(pool, "postgres"), store.Config{})
+	s, err := store.New(ctx, sqlx.NewDb(pool, "postgres"), store.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.Inc("feature.process.started")
-	if err := s.Flush(t.Context()); err != nil {
+	if err := s.Flush(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := s.Get(t.Context(), "feature.process.started"); n != 2 || err != nil {
+	if n, err := s.Get(ctx, "feature.process.started"); n != 2 || err != nil {
 		t.Errorf("counted %d, %v", n, err)
 	}
-	if err := s.Shutdown(t.Context()); err != nil {
+	if err := s.Shutdown(ctx); err != nil {
 		t.Error(err)
 	}
-	if _, err := admin.ExecContext(t.Context(), fmt.Sprintf(`DROP OWNED BY %s; DROP ROLE %[1]s`, role)); err != nil {
+	if _, err := admin.ExecContext(ctx, fmt.Sprintf(`DROP OWNED BY %s; DROP ROLE %[1]s`, role)); err != nil {
 		t.Error(err)
 	}
 }

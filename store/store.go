@@ -129,7 +129,7 @@ type Stats struct {
 	Invalid       int64     // Adds refused: n out of 1 … 2^53−1, or a derived name
 	FoldedThrough time.Time // every batch that reached the database before is in what was read last; zero: nothing was read
 	Degraded      string    // why counts are kept in memory although there is a spool; "": they are not
-	Corrupt       int       // files of the spool that were set aside, for somebody to look at
+	Corrupt       int       // files of the spool that this store set aside, for somebody to look at
 	Err           error     // why the last flush or fold failed; nil: it did not
 }
 
@@ -240,6 +240,10 @@ func (s *Store) survives(loop func()) (ended bool) {
 
 // open is New without what goes on in the background.
 func open(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
+	return openOn(ctx, db, cfg, counter.OpenDisk)
+}
+
+func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root string) (counter.Disk, error)) (*Store, error) {
 	if db == nil {
 		return nil, errors.New("store: New needs a database: see postgres.Open and sqlite.Open")
 	}
@@ -269,7 +273,7 @@ func open(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
 	}
 	s.zone = cfg.Location
 	if cfg.Spool != "" {
-		disk, err := counter.OpenDisk(cfg.Spool)
+		disk, err := openDisk(cfg.Spool)
 		if err != nil {
 			return nil, fmt.Errorf("store: Config.Spool: %w", err)
 		}

@@ -88,47 +88,62 @@ func (s *Store) try(ctx context.Context, l lane, limit time.Duration, f func(*sq
 }
 
 func (s *Store) transact(ctx context.Context, write bool, f func(*sqlx.Tx) error) (err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = panicError{v}
+	var conn *sqlx.Conn
+	var tx *sqlx.Tx
+	end := func() error {
+		if tx != nil {
+			_ = tx.Rollback() // nothing, after Commit
 		}
-	}()
-	conn, err := s.db.Connx(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	defer func() {
+		if conn == nil {
+			return nil
+		}
 		if err != nil {
 			// lib/pq 1.12.0-1.12.3 can keep a connection that is broken for good.
 			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 		}
+		return conn.Close()
+	}
+	defer func() {
+		v := recover()
+		if v != nil { // the driver's, and nothing to do with what f does
+			err = fmt.Errorf("the database's driver panicked: %v", v)
+		}
+		if v != nil || errors.As(err, new(panicError)) {
+			go guarded(end) // a driver that panics leaves locks of database/sql taken: this may wait for ever
+		} else {
+			_ = guarded(end)
+		}
 	}()
-	tx, err := conn.BeginTxx(ctx, s.sql.txOptions(write))
-	if err != nil {
+	if conn, err = s.db.Connx(ctx); err != nil {
 		return err
 	}
-	if err := guarded(f, tx); err != nil {
-		_ = tx.Rollback()
+	if tx, err = conn.BeginTxx(ctx, s.sql.txOptions(write)); err != nil {
+		return err
+	}
+	if err = guarded(func() error { return f(tx) }); err != nil {
 		return err
 	}
 	return tx.Commit()
 }
 
 // guarded makes a panic in f an error.
-func guarded(f func(*sqlx.Tx) error, tx *sqlx.Tx) (err error) {
+func guarded(f func() error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = panicError{v}
 		}
 	}()
-	return f(tx)
+	return f()
 }
 
 // fault is an error of our own making: trying again does not help.
 type fault string
 
 func (f fault) Error() string { return string(f) }
+
+// Reason is what everybody may be told: unlike a driver's, our words hold no address
+// or name of an account.
+func (f fault) Reason() string { return string(f) }
 
 // sqlState is how lib/pq and pgx give the SQLSTATE of an error.
 type sqlState interface{ SQLState() string }

@@ -131,10 +131,11 @@ type bench struct {
 	open func(*dbtest.Faults) (*sqlx.DB, error)
 	db   *sqlx.DB // without faults, beside the stores
 	logs *logBuffer
+	ctx  context.Context // of all that a case waits for
 }
 
 func newBench(t *testing.T, d Database) *bench {
-	b := &bench{t: t, d: d, open: d.New(t), logs: &logBuffer{}}
+	b := &bench{t: t, d: d, open: d.New(t), logs: &logBuffer{}, ctx: dbtest.Context(t)}
 	b.db = b.pool(nil)
 	if d.Schema != "" {
 		b.db.SetMaxOpenConns(1) // so that the path stays
@@ -167,7 +168,7 @@ func (b *bench) store(cfg store.Config) *store.Store {
 
 func (b *bench) storeOn(db *sqlx.DB, cfg store.Config) *store.Store {
 	b.t.Helper()
-	s, err := store.New(b.t.Context(), db, cfg)
+	s, err := store.New(b.ctx, db, cfg)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -183,9 +184,7 @@ func (b *bench) storeOn(db *sqlx.DB, cfg store.Config) *store.Store {
 
 func (b *bench) flush(s *store.Store) {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.t.Context(), 60*time.Second)
-	defer cancel()
-	if err := s.Flush(ctx); err != nil {
+	if err := s.Flush(b.ctx); err != nil {
 		b.t.Fatal(err)
 	}
 }
@@ -201,7 +200,7 @@ func (b *bench) fold(s *store.Store) {
 func (b *bench) want(s *store.Store, want map[string]int64) {
 	b.t.Helper()
 	for name, n := range want {
-		got, err := s.Get(b.t.Context(), name)
+		got, err := s.Get(b.ctx, name)
 		if err != nil {
 			b.t.Fatal(err)
 		}
@@ -213,7 +212,7 @@ func (b *bench) want(s *store.Store, want map[string]int64) {
 
 func (b *bench) totals(s *store.Store, q store.Query) map[string]int64 {
 	b.t.Helper()
-	counts, err := s.Totals(b.t.Context(), q)
+	counts, err := s.Totals(b.ctx, q)
 	if err != nil {
 		b.t.Fatalf("Totals(%+v): %v", q, err)
 	}
@@ -238,17 +237,29 @@ func (b *bench) payload(writer string, seq int64, opened time.Time, payload []by
 
 func (b *bench) exec(query string, args ...any) {
 	b.t.Helper()
-	if _, err := b.db.Exec(b.db.Rebind(query), args...); err != nil {
+	if _, err := b.db.ExecContext(b.ctx, b.db.Rebind(query), args...); err != nil {
 		b.t.Fatal(err)
 	}
 }
 
 func (b *bench) number(query string, args ...any) (n int64) {
 	b.t.Helper()
-	if err := b.db.Get(&n, b.db.Rebind(query), args...); err != nil {
+	if err := b.db.GetContext(b.ctx, &n, b.db.Rebind(query), args...); err != nil {
 		b.t.Fatal(err)
 	}
 	return n
+}
+
+// reported is how often text was logged, or will be in a moment: what a fold did is
+// seen before what it says of it.
+func (b *bench) reported(text string, want int) int {
+	for range 1000 {
+		if b.logs.count(text) >= want {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return b.logs.count(text)
 }
 
 // logBuffer keeps what was logged.

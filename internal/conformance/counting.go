@@ -53,7 +53,7 @@ func twoStores(t *testing.T, b *bench) {
 				for i := range each {
 					s.Inc(fmt.Sprintf("user.%d.requests", i))
 				}
-				if err := s.Flush(t.Context()); err != nil {
+				if err := s.Flush(b.ctx); err != nil {
 					t.Error(err)
 				}
 			}
@@ -101,12 +101,12 @@ func derived(t *testing.T, b *bench) {
 	})
 	for name, want := range map[string]int64{"user.active.daily": 6, "user.active.monthly": 6} {
 		for _, limit := range []int{0, 1} {
-			if h, err := s.History(t.Context(), store.Query{Name: name, Limit: limit}); err != nil || len(h) != 1 || h[0].N != want {
+			if h, err := s.History(b.ctx, store.Query{Name: name, Limit: limit}); err != nil || len(h) != 1 || h[0].N != want {
 				t.Errorf("History of %s, Limit %d: %v, %v", name, limit, h, err)
 			}
 		}
 	}
-	if n := b.logs.count("derived counter"); n != 1 {
+	if n := b.reported("derived counter", 1); n != 1 {
 		t.Errorf("%d log lines about derived counters, want 1", n)
 	}
 	all := b.totals(s, store.Query{})
@@ -156,7 +156,7 @@ func saturation(t *testing.T, b *bench) {
 		s.Inc("feature.b.used")
 		b.flush(s)
 	}
-	if daily, err := s.Get(t.Context(), "user.active.daily"); err != nil || daily != 1 { // not the full one
+	if daily, err := s.Get(b.ctx, "user.active.daily"); err != nil || daily != 1 { // not the full one
 		t.Errorf("user.active.daily = %d, %v: a full counter was news again", daily, err)
 	}
 	b.want(s, map[string]int64{"feature.a.used": counter.Max, "api.requests.total": counter.Max, "feature.b.used": 2})

@@ -28,19 +28,19 @@ func databaseAway(t *testing.T, b *bench) {
 
 	faults.Set(down)
 	s.Add("feature.a.used", 10)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(b.ctx, time.Second)
 	defer cancel()
 	if err := s.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("Flush: %v, want the deadline and ErrUnavailable", err)
 	}
-	if _, err := s.Get(t.Context(), "feature.a.used"); !errors.Is(err, store.ErrUnavailable) {
+	if _, err := s.Get(b.ctx, "feature.a.used"); !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("Get: %v, want ErrUnavailable", err)
 	}
 	if st := s.Stats(); st.Err == nil || st.Pending != 1 || st.Oldest.IsZero() {
 		t.Errorf("Stats while it is away: %+v", st)
 	}
 	s.Add("feature.a.used", 100)
-	if n := b.logs.count("level=WARN"); n != 1 {
+	if n := b.reported("level=WARN", 1); n != 1 {
 		t.Errorf("%d warnings while it was away, want 1", n)
 	}
 	faults.Set(nil)
@@ -54,20 +54,20 @@ func databaseAway(t *testing.T, b *bench) {
 // Shutdown keeps to its context, and says by name what is lost.
 func shutdownUndelivered(t *testing.T, b *bench) {
 	faults := &dbtest.Faults{}
-	s, err := store.New(t.Context(), b.pool(faults), b.config())
+	s, err := store.New(b.ctx, b.pool(faults), b.config())
 	if err != nil {
 		t.Fatal(err)
 	}
 	faults.Set(down)
 	s.Add("feature.a.used", 3)
-	flushing, cancelFlush := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	flushing, cancelFlush := context.WithTimeout(b.ctx, 50*time.Millisecond)
 	defer cancelFlush()
 	if err := s.Flush(flushing); err == nil {
 		t.Error("Flush: no error")
 	}
 	s.Add("feature.a.used", 4) // another generation
 	s.Inc("feature.b.used")
-	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	ctx, cancel := context.WithTimeout(b.ctx, 200*time.Millisecond)
 	defer cancel()
 	err = s.Shutdown(ctx)
 	var lost *store.UndeliveredError
@@ -77,7 +77,7 @@ func shutdownUndelivered(t *testing.T, b *bench) {
 	if !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("the error does not say why: %v", err)
 	}
-	if again := s.Shutdown(t.Context()); !errors.Is(again, err) {
+	if again := s.Shutdown(b.ctx); !errors.Is(again, err) {
 		t.Errorf("the second Shutdown: %v", again)
 	}
 	s.Inc("feature.c.used")
@@ -100,7 +100,7 @@ func poolOfOne(t *testing.T, b *bench) {
 			wg.Go(func() {
 				for range 20 {
 					s.Inc("feature.a.used")
-					if _, err := s.Totals(t.Context(), store.Query{}); err != nil {
+					if _, err := s.Totals(b.ctx, store.Query{}); err != nil {
 						t.Error(err)
 					}
 				}
@@ -119,16 +119,16 @@ func flushAfterShutdown(t *testing.T, b *bench) {
 	db := b.pool(nil)
 	s := b.storeOn(db, b.config())
 	s.Inc("feature.a.used")
-	if err := s.Shutdown(t.Context()); err != nil {
+	if err := s.Shutdown(b.ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Flush(t.Context()); err != nil {
+	if err := s.Flush(b.ctx); err != nil {
 		t.Errorf("with nothing left to do: %v", err)
 	}
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(b.ctx, 30*time.Second)
 	defer cancel()
 	if err := s.Flush(ctx); err == nil || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("without a database: %v", err)
@@ -141,7 +141,7 @@ func startAndStop(t *testing.T, b *bench) {
 	db := b.pool(nil)
 	var added, lost int64
 	for range 50 {
-		s, err := store.New(t.Context(), db, b.config())
+		s, err := store.New(b.ctx, db, b.config())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -161,7 +161,7 @@ func startAndStop(t *testing.T, b *bench) {
 		half.Wait()
 		for range 2 {
 			all.Go(func() {
-				if err := s.Shutdown(t.Context()); err != nil {
+				if err := s.Shutdown(b.ctx); err != nil {
 					t.Error(err)
 				}
 			})
@@ -200,18 +200,18 @@ func everythingInTransactions(t *testing.T, b *bench) {
 		}
 		return dbtest.Fault{}
 	})
-	s, err := store.New(t.Context(), db, b.config())
+	s, err := store.New(b.ctx, db, b.config())
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.Inc("user.1.requests")
 	b.flush(s)
 	q := store.Query{Prefix: "user.", Limit: 5}
-	_, err1 := s.Totals(t.Context(), q)
-	_, err2 := s.Rows(t.Context(), q)
-	_, err3 := s.History(t.Context(), q)
-	_, err4 := s.Get(t.Context(), "user.active.daily")
-	if err := errors.Join(err1, err2, err3, err4, s.Shutdown(t.Context())); err != nil {
+	_, err1 := s.Totals(b.ctx, q)
+	_, err2 := s.Rows(b.ctx, q)
+	_, err3 := s.History(b.ctx, q)
+	_, err4 := s.Get(b.ctx, "user.active.daily")
+	if err := errors.Join(err1, err2, err3, err4, s.Shutdown(b.ctx)); err != nil {
 		t.Error(err)
 	}
 	if statements < 20 {
@@ -226,7 +226,7 @@ func noConnectionAfterAnError(t *testing.T, b *bench) {
 	db := b.pool(faults)
 	db.SetMaxOpenConns(1) // no other one stands by
 	s := b.storeOn(db, b.config())
-	if _, err := s.Get(t.Context(), "a.b"); err != nil {
+	if _, err := s.Get(b.ctx, "a.b"); err != nil {
 		t.Fatal(err)
 	}
 	var mu sync.Mutex
@@ -241,8 +241,8 @@ func noConnectionAfterAnError(t *testing.T, b *bench) {
 		}
 		return dbtest.Fault{}
 	})
-	_, _ = s.Get(t.Context(), "a.b") // it may be another's query that failed
-	_, err := s.Get(t.Context(), "a.b")
+	_, _ = s.Get(b.ctx, "a.b") // it may be another's query that failed
+	_, err := s.Get(b.ctx, "a.b")
 	faults.Set(nil)
 	if err != nil || !connected {
 		t.Errorf("Get: %v; a new connection: %v", err, connected)
@@ -259,13 +259,13 @@ func manyStarts(t *testing.T, b *bench) {
 				return
 			}
 			defer db.Close()
-			s, err := store.New(t.Context(), db, b.config())
+			s, err := store.New(b.ctx, db, b.config())
 			if err != nil {
 				t.Error(err)
 				return
 			}
 			s.Inc("feature.a.used")
-			if err := s.Shutdown(t.Context()); err != nil {
+			if err := s.Shutdown(b.ctx); err != nil {
 				t.Error(err)
 			}
 		})
@@ -310,13 +310,13 @@ func otherZone(t *testing.T, b *bench) {
 		t.Errorf("a store without Location uses %s", got)
 	}
 	cfg.Location = time.UTC
-	_, err = store.New(t.Context(), b.pool(nil), cfg)
+	_, err = store.New(b.ctx, b.pool(nil), cfg)
 	if err == nil || !strings.Contains(err.Error(), "Config.Location") || !strings.Contains(err.Error(), "Asia/Kathmandu") || errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("another zone: %v", err)
 	}
 	// As README says that it is changed: with every instance stopped, as one might
 	// fold what the next one sends.
-	if err := errors.Join(first.Shutdown(t.Context()), second.Shutdown(t.Context())); err != nil {
+	if err := errors.Join(first.Shutdown(b.ctx), second.Shutdown(b.ctx)); err != nil {
 		t.Fatal(err)
 	}
 	b.exec(`DELETE FROM usage_history`)
@@ -325,7 +325,7 @@ func otherZone(t *testing.T, b *bench) {
 	s.Inc("feature.a.used")
 	b.flush(s)
 	b.want(s, map[string]int64{"feature.a.used": 2})
-	if h, err := s.History(t.Context(), store.Query{Name: "feature.a.used", Step: store.Day}); err != nil || len(h) != 1 || h[0].N != 1 || h[0].Start.Unix()%86400 != 0 {
+	if h, err := s.History(b.ctx, store.Query{Name: "feature.a.used", Step: store.Day}); err != nil || len(h) != 1 || h[0].N != 1 || h[0].Start.Unix()%86400 != 0 {
 		t.Errorf("History: %v, %v", h, err)
 	}
 }

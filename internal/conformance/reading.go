@@ -50,7 +50,7 @@ func queries(t *testing.T, b *bench) {
 		if strings.HasPrefix(c.q.Prefix, "user.a") && c.q.Prefix != "user.a." && c.q.Measure == "" && c.q.Limit == 0 {
 			c.q.Except = []string{"user.active."}
 		}
-		counts, err := s.Totals(t.Context(), c.q)
+		counts, err := s.Totals(b.ctx, c.q)
 		if err != nil {
 			t.Errorf("%+v: %v", c.q, err)
 			continue
@@ -111,7 +111,7 @@ func rows(t *testing.T, b *bench) {
 	} {
 		for _, from := range []time.Time{{}, time.Now().Add(-24 * time.Hour)} {
 			c.q.From = from
-			rows, err := s.Rows(t.Context(), c.q)
+			rows, err := s.Rows(b.ctx, c.q)
 			if err != nil {
 				t.Errorf("%+v: %v", c.q, err)
 				continue
@@ -125,7 +125,7 @@ func rows(t *testing.T, b *bench) {
 			}
 		}
 	}
-	all, err := s.Rows(t.Context(), store.Query{Name: "api.GET /r19.requests"})
+	all, err := s.Rows(b.ctx, store.Query{Name: "api.GET /r19.requests"})
 	if err != nil || len(all) != 1 {
 		t.Fatal(all, err)
 	}
@@ -220,7 +220,7 @@ func ranges(t *testing.T, b *bench) {
 				wantHistory[floor(step, e.at).Format(time.RFC3339)+" "+e.name] += e.n
 			}
 		}
-		history, err := s.History(t.Context(), q)
+		history, err := s.History(b.ctx, q)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -241,7 +241,7 @@ func ranges(t *testing.T, b *bench) {
 			t.Errorf("zone %v, Totals(%+v):\n got %v\nwant %v", zone, q, got, wantTotals)
 		}
 	}
-	top, err := s.History(t.Context(), store.Query{Prefix: "api.", Step: store.Month, Limit: 1})
+	top, err := s.History(b.ctx, store.Query{Prefix: "api.", Step: store.Month, Limit: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -276,7 +276,7 @@ func badQueries(t *testing.T, b *bench) {
 		{store.Query{Step: store.Month, Name: "user.active.daily"}, "user.active.monthly"},
 		{store.Query{From: now, Name: "user.active.daily"}, "History"},
 	} {
-		_, err := s.Totals(t.Context(), c.q)
+		_, err := s.Totals(b.ctx, c.q)
 		var bad interface{ InvalidQuery() string }
 		if !errors.As(err, &bad) || !strings.Contains(err.Error(), c.says) || errors.Is(err, store.ErrUnavailable) {
 			t.Errorf("%+v: error %v, want one about %s", c.q, err, c.says)
@@ -310,7 +310,7 @@ func kathmandu(t *testing.T, b *bench) {
 		{store.Query{Name: "user.active.monthly"}, []store.Count{{Start: local(1, 0), N: 2}}},
 		{store.Query{Name: "feature.a.used", From: local(11, 0), To: local(11, 1)}, []store.Count{{Start: local(11, 0), N: 10}}},
 	} {
-		got, err := s.History(t.Context(), c.q)
+		got, err := s.History(b.ctx, c.q)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -79,7 +79,7 @@ func aroundChanges(t *testing.T, b *bench, zone *time.Location) {
 
 	history := func(q store.Query) map[time.Time]int64 {
 		t.Helper()
-		counts, err := s.History(t.Context(), q)
+		counts, err := s.History(b.ctx, q)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -148,7 +148,7 @@ func (d disk) Files(dir string) ([]string, error) {
 	var files []string
 	for _, e := range entries {
 		if strings.HasSuffix(e.Name(), tmpSuffix) {
-			_ = os.Remove(d.path(dir, e.Name())) // of a Create or Write that was cut off
+			_ = os.Remove(d.path(dir, e.Name())) // of what was cut off
 			continue
 		}
 		files = append(files, e.Name())
@@ -247,14 +247,18 @@ func (d disk) Inode(dir, file string) uint64 {
 	return uint64(info.Ino)
 }
 
-// Remove cuts the file first: it may stay mapped until the garbage collector has
-// been there, and would keep its space.
+// Remove cuts the file, under a name that nobody reads any more: it may stay mapped
+// until the garbage collector has been there, and would keep its space.
 func (d disk) Remove(dir, file string) error {
-	path := d.path(dir, file)
-	_ = os.Truncate(path, 0)
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	tmp := d.path(dir, file+tmpSuffix)
+	if err := os.Rename(d.path(dir, file), tmp); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		return err
 	}
+	_ = os.Truncate(tmp, 0)
+	_ = os.Remove(tmp) // or the next Files does
 	return nil
 }
 

@@ -13,13 +13,17 @@ import (
 	mathrand "math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var (
+	update   = flag.Bool("update", false, "write the golden files anew")
+	spoolDir = flag.String("spool", "", "where BenchmarkAddLatency has its spool")
+)
 
 func newWriter() string {
 	b := make([]byte, 16)
@@ -498,3 +502,56 @@ func FuzzRead(f *testing.F) {
 }
 
 func BenchmarkAddSpooled(b *testing.B) { benchmarkAdd(b, openSpool(b, b.TempDir()).Set) }
+
+// BenchmarkAddLatency is the time that single Adds take, in memory and in a file,
+// while generations end and begin: for the note on what a busy disk costs, run it
+// with -args -spool DIR beside something that writes there.
+func BenchmarkAddLatency(b *testing.B) {
+	root := *spoolDir
+	if root == "" {
+		root = b.TempDir()
+	}
+	for _, c := range []struct {
+		name string
+		set  *Set
+	}{{"memory", New(100_000, func(string) {}, nil)}, {"spool", openSpool(b, filepath.Join(root, "latency")).Set}} {
+		b.Run(c.name, func(b *testing.B) {
+			s := c.set
+			names := make([]string, 5000)
+			for i := range names {
+				names[i] = fmt.Sprintf("user.%d.requests", i)
+			}
+			stop, stopped := make(chan struct{}), make(chan struct{})
+			go func() {
+				defer close(stopped)
+				tick := time.NewTicker(100 * time.Millisecond)
+				defer tick.Stop()
+				for {
+					select {
+					case <-stop:
+						return
+					case <-tick.C:
+					}
+					if sealed, ok := s.Seal(); ok {
+						s.spool.Remove(sealed.Seq)
+					}
+					s.Prepare()
+				}
+			}()
+			took := make([]time.Duration, b.N)
+			b.ResetTimer()
+			for i := range took {
+				start := time.Now()
+				s.Add(names[i%len(names)], 1)
+				took[i] = time.Since(start)
+			}
+			b.StopTimer()
+			close(stop)
+			<-stopped
+			slices.Sort(took)
+			b.ReportMetric(float64(took[b.N/2]), "p50-ns")
+			b.ReportMetric(float64(took[min(b.N-1, b.N*999/1000)]), "p99.9-ns")
+			b.ReportMetric(float64(took[b.N-1]), "max-ns")
+		})
+	}
+}

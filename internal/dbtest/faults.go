@@ -210,9 +210,10 @@ type tx struct {
 }
 
 func (t tx) Commit() error {
-	_, err := through(t.c, Commit, "", func() (struct{}, error) { return struct{}{}, t.Tx.Commit() })
-	if err != nil && !t.c.broken {
-		_ = t.Tx.Rollback() // where it failed before it took effect
+	ended := false // lib/pq may panic in a second end, under locks of database/sql
+	_, err := through(t.c, Commit, "", func() (struct{}, error) { ended = true; return struct{}{}, t.Tx.Commit() })
+	if !ended && !t.c.broken {
+		_ = t.Tx.Rollback()
 	}
 	return err
 }
