@@ -8,7 +8,7 @@ each        = for m in $(1); do echo "$(2): $$m"; (cd $$m && $(2)) || exit 1; do
 staticcheck = $(GO) tool -modfile="$(CURDIR)/internal/tools/go.mod" staticcheck
 
 .DEFAULT_GOAL := help
-.PHONY: help run test race lint fuzz postgresql
+.PHONY: help run test race faults lint fuzz postgresql
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ test: postgresql ## all tests, on SQLite and on a private PostgreSQL
 
 race: postgresql ## all tests under the race detector
 	@export USAGEKIT_PG=require; $(call each,$(RACING),$(GO) test -race -parallel=4 -shuffle=on ./...)
+
+faults: postgresql ## the fault matrix, with real processes: up to 30 minutes
+	@USAGEKIT_PG=require USAGEKIT_FAULTS=full $(GO) test -timeout 40m -v -count=1 -parallel 4 ./internal/faults
 
 lint: ## gofmt, vet, staticcheck, go mod tidy
 	@unformatted="$$(gofmt -l $(GOFILES))"; [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }

@@ -115,14 +115,15 @@ func TestImportArrows(t *testing.T) {
 	}
 	allowed := map[string][]string{
 		"/middleware":           nil,
-		"/internal/counter":     {"github.com/puzpuzpuz/xsync/v4"},
+		"/internal/counter":     {"github.com/puzpuzpuz/xsync/v4", "golang.org/x/sys/unix"},
 		"/store":                {module + "/internal/counter", "github.com/jmoiron/sqlx", "github.com/lib/pq"},
 		"/store/postgres":       {"github.com/jmoiron/sqlx", "github.com/lib/pq"},
 		"/store/sqlite":         {"github.com/jmoiron/sqlx", "modernc.org/sqlite"},
 		"/store/storetest":      {module + "/store", module + "/store/sqlite"},
 		"/dashboard":            {module + "/store"},
 		"/example":              {module + "/middleware", module + "/dashboard", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
-		"/internal/dbtest":      {"github.com/lib/pq"}, // only tests import these two
+		"/internal/dbtest":      {"github.com/lib/pq"}, // only tests import these three
+		"/internal/faults":      {module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite"},
 		"/internal/conformance": {module + "/internal/counter", module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx", "github.com/lib/pq"},
 	}
 	seen := 0

@@ -33,7 +33,9 @@ func (s *service) routes() *http.ServeMux {
 	mux.HandleFunc("POST /writer/chapters", s.feature("feature.chapter.written"))
 	mux.HandleFunc("POST /writer/outlines", s.feature("feature.outline.generated"))
 	mux.HandleFunc("POST /llm/complete", s.complete)
-	mux.HandleFunc("/site/{path...}", site)
+	for _, section := range []string{"/site/", "/help/", "/press/", "/forum/", "/shop/"} {
+		mux.HandleFunc(section+"{path...}", site)
+	}
 	return mux
 }
 

@@ -32,6 +32,7 @@ func TestRefusesToStart(t *testing.T) {
 		{"-db", dir, "the file and its directory must exist and be writable"},
 		{"-db", text, "the file is not a SQLite database"},
 		{"-db", "", "want the path of the database"},
+		{"-ledger", filepath.Join(dir, "none", "ledger"), "-ledger: open"},
 		{"-db", "postgres://ann:s3cret@127.0.0.1:1/usage?sslmode=disable", "127.0.0.1:1: connect: connection refused: is the database there"},
 		{"-db", "postgres://ann:s3cret%@127.0.0.1/usage", "want postgres://user:password@host:port/database"},
 	}

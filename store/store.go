@@ -17,7 +17,7 @@
 //	user.42.requests                 of a user; its day buckets are the counts per user and day
 //	user.registrations, feature.chapter.written, error.llm.timeout, llm.gpt-4.tokens
 //	                                 whatever the application counts
-//	usagekit.counts.dropped          batches that could not be read
+//	usagekit.counts.dropped          what was in batches and files that could not be read, at least
 //
 // Four names are derived, and refused by Add: api.requests.total (the sum of all
 // api.<route>.requests), api.requests.today (its current day), user.active.daily
@@ -37,6 +37,12 @@
 // database was away. Add takes no lock that a request could wait for, and returns
 // nothing; Stats and usagekit.counts.dropped say what went wrong.
 //
+// With Config.Spool, a process that is killed loses nothing that Add returned for:
+// the next start, or another process with the same spool, sends it, once. Shutdown
+// leaves there what it could not store. A power loss costs what the kernel had not
+// written yet, and doubles nothing. Where the spool cannot be used, counts are in
+// memory, as without one, and Stats.Degraded says why.
+//
 // A Store takes two connections from its pool, one for reads and one for writes,
 // and returns them after each transaction; a server that stands still may hold
 // two more.
@@ -50,6 +56,10 @@
 // advances each writer's row in usage_writers from the number it read, by compare
 // and set: of two folds that met, one is undone. That, and not the lease, is why a
 // batch counts once, however often it arrives.
+//
+// With a spool, each count is made in a mapped file, where the kernel keeps it
+// whatever becomes of the process (12 ns in memory, 20 there); a file is removed
+// after the certain answer, and a repeat is nothing new: the guard knows its number.
 //
 // Updating the shared rows from every instance would be simpler, and does not
 // scale: 32 writers with 500 shared names reached 21 flushes a second, waiting for

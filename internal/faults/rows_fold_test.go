@@ -1,0 +1,238 @@
+package faults
+
+import (
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/counter"
+)
+
+// twoLeaders: both programs may always fold, and without taking turns. Only the
+// guard is left.
+func twoLeaders(r *trial) {
+	r.start(setup{programs: 2, proxied: true, interval: 20 * time.Millisecond})
+	n := r.foldAtOnce(r.lasts(20*time.Second, 4*time.Second), true)
+	if n == 0 {
+		r.Error("no fold was undone: no two of them met")
+	}
+	r.judge(exactly)
+}
+
+// A fold that trusts its lease must be caught counting twice, or row 32 proves
+// nothing.
+func TestTrustedLeaseIsCaught(t *testing.T) {
+	if shared.server == nil {
+		t.Skip("PostgreSQL was not tried: make test does")
+	}
+	t.Parallel()
+	r := newTrial(t, shared, 32, inMemory)
+	r.start(setup{programs: 2, proxied: true, interval: 20 * time.Millisecond})
+	r.foldAtOnce(3*time.Second, false)
+	r.load.stop()
+	r.drain()
+	v, _ := r.gather()
+	t.Logf("%d counted of %d", v.counted[requestsTotal], v.attempted[requestsTotal])
+	if wrong := v.check(exactly); len(wrong) == 0 || v.counted[requestsTotal] <= v.attempted[requestsTotal] {
+		t.Errorf("not caught: %q", wrong)
+	}
+}
+
+// foldAtOnce changes the programs' SQL for as long: nobody ever has the lease, and
+// folds do not take turns; unless guarded, the second of two that met does not see
+// that they did. Folds that have merged batches wait for each other before they
+// write. It returns how many were undone.
+func (r *trial) foldAtOnce(d time.Duration, guarded bool) int64 {
+	r.Helper()
+	edit := []string{"SELECT value, CAST(", "SELECT ' 0' AS value, CAST(", " FOR UPDATE SKIP LOCKED", ""}
+	if !guarded {
+		edit = append(edit, " AND w.seq = v.guard", "")
+	}
+	var undone atomic.Int64
+	met := &meeting{waits: make(chan struct{})}
+	for _, p := range r.proxies {
+		p.rewrite(edit...)
+		p.set(func(s statement) verdict {
+			switch {
+			case strings.HasPrefix(s.text, "UPDATE usage_writers AS w"):
+				met.wait(500 * time.Millisecond)
+			case s.text == "ROLLBACK" && strings.Contains(s.before, "UPDATE usage_writers AS w") && !strings.Contains(s.before, "INSERT INTO usage_metrics"):
+				undone.Add(1)
+			}
+			return verdict{}
+		})
+	}
+	r.fault(func() {
+		r.pause(d)
+		r.eventually(30*time.Second, func() string { // who saw a lease before looks again within 6 s
+			if met.times.Load() < 2 {
+				return "no two folds met"
+			}
+			return ""
+		})
+		r.pause(500 * time.Millisecond) // the last of them ends
+	})
+	for _, p := range r.proxies {
+		p.rewrite()
+		p.set(nil)
+	}
+	r.note("%d folds undone by the guard", undone.Load())
+	return undone.Load()
+}
+
+// meeting lets two that come within a moment of each other go on together.
+type meeting struct {
+	waits chan struct{}
+	times atomic.Int64
+}
+
+func (m *meeting) wait(limit time.Duration) {
+	select {
+	case m.waits <- struct{}{}:
+	case <-m.waits:
+		m.times.Add(1)
+	case <-time.After(limit):
+	}
+}
+
+// badBatches puts batches into the inbox that are damaged, of another time, and of
+// a later release. The others are folded all the same.
+func badBatches(r *trial) {
+	r.start(setup{})
+	now := time.Now()
+	batch := func(opened time.Time) []byte {
+		return counter.Batch{Opened: opened.UnixMilli(), Counts: []counter.Count{{Name: "feature.late.used", N: 1}}}.Encode()
+	}
+	damaged := batch(now)
+	damaged[len(damaged)-1] ^= 1
+	r.fault(func() {
+		r.insert("damaged", 1, damaged)
+		r.insert("damaged", 2, batch(now))
+		r.insert("dated", 1, batch(time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC)))
+		r.pause(r.lasts(10*time.Second, 3*time.Second))
+	})
+	r.eventually(10*time.Second, func() string {
+		if n := r.one(`SELECT COALESCE(SUM(value), 0) FROM usage_metrics WHERE key = 'feature.late.used'`); n != 2 {
+			return "the good batches are not folded"
+		}
+		return ""
+	})
+	for query, want := range map[string]int64{
+		`SELECT COUNT(*) FROM usage_meta WHERE name = 'bad/damaged/1'`:                                            1,
+		`SELECT COALESCE(SUM(value), 0) FROM usage_metrics WHERE key = 'usagekit.counts.dropped'`:                 1,
+		`SELECT COUNT(*) FROM usage_history WHERE bucket > EXTRACT(EPOCH FROM now()) + 86400`:                     0,
+		`SELECT COALESCE(SUM(value), 0) FROM usage_history WHERE step = 1 AND key = 'feature.late.used'`:          2,
+		`SELECT COUNT(*) FROM usage_writers WHERE writer = 'damaged' AND seq = 2 OR writer = 'dated' AND seq = 1`: 2,
+	} {
+		if got := r.one(query); got != want {
+			r.Errorf("%s: %d, want %d", query, got, want)
+		}
+	}
+
+	// A later release's: whoever meets it leaves the lease alone for a minute, so
+	// the rest is folded on the way out.
+	later := laterRelease(batch(now))
+	r.insert("later", 1, later)
+	r.insert("later", 2, batch(now))
+	r.pause(time.Second)
+	r.load.stop()
+	r.kept = 2
+	if status, err := r.programs[0].stop(); status != 0 || err != nil {
+		r.Errorf("exit status %d, %v", status, err)
+	}
+	r.judge(exactly)
+	if n := r.one(`SELECT COUNT(*) FROM usage_inbox WHERE writer = 'later'`); n != 2 {
+		r.Errorf("%d batches of the later release wait, want 2", n)
+	}
+	text := must1(r.programs[0].output())(r)
+	for _, said := range []string{"bad/damaged/1", "dated more than a day ahead", "written by a later release"} {
+		if !strings.Contains(text, said) {
+			r.Errorf("it does not say %q", said)
+		}
+	}
+}
+
+// insert puts a batch into the inbox.
+func (r *trial) insert(writer string, seq int64, payload []byte) {
+	r.Helper()
+	bind := sqlx.DOLLAR
+	if r.mode.sqlite() {
+		bind = sqlx.QUESTION
+	}
+	_, err := r.db.ExecContext(r.ctx, sqlx.Rebind(bind, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 0) ON CONFLICT DO NOTHING`), writer, []byte{})
+	r.must(err)
+	_, err = r.db.ExecContext(r.ctx, sqlx.Rebind(bind, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?)`), writer, seq, time.Now().UnixMilli(), payload)
+	r.must(err)
+}
+
+// one reads a number.
+func (r *trial) one(query string) (n int64) {
+	r.Helper()
+	r.must(r.db.QueryRowContext(r.ctx, query).Scan(&n))
+	return n
+}
+
+// openSnapshot: dead row versions cannot be removed while a transaction may see
+// them. The fold must stay fresh, and take no more than a tenth of the time.
+func openSnapshot(r *trial) {
+	r.start(setup{proxied: true})
+	tx := must1(r.db.BeginTx(r.ctx, nil))(r)
+	defer tx.Rollback()
+	for _, query := range []string{`SET TRANSACTION ISOLATION LEVEL REPEATABLE READ`, `SELECT COUNT(*) FROM usage_metrics`} {
+		_, err := tx.ExecContext(r.ctx, query)
+		r.must(err)
+	}
+	duty := &duty{}
+	for _, p := range r.proxies {
+		p.set(duty.script)
+	}
+	var stalest time.Duration
+	d := r.lasts(60*time.Second, 5*time.Second)
+	r.fault(func() {
+		for until := time.Now().Add(d); time.Now().Before(until); r.pause(200 * time.Millisecond) {
+			folded := time.UnixMilli(r.one(`SELECT CAST(value AS BIGINT) FROM usage_meta WHERE name = 'folded'`))
+			stalest = max(stalest, time.Since(folded))
+		}
+	})
+	r.judge(exactly)
+	share := duty.share()
+	r.note("at most %.1f s behind, upserts %.1f %% of the time", stalest.Seconds(), 100*share)
+	if stalest > 10*time.Second || share > 0.1 {
+		r.Errorf("want 10 s and 10 %% at most: %v", r.notes)
+	}
+}
+
+// duty measures the time that folds spend in upserts, of the time from one fold to
+// the next.
+type duty struct {
+	mu            sync.Mutex
+	began         time.Time // of the last fold's upserts
+	upserts       time.Duration
+	spent, passed time.Duration // of all folds that were followed by another
+}
+
+func (d *duty) script(s statement) verdict {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch now := time.Now(); {
+	case strings.HasPrefix(s.text, "INSERT INTO usage_metrics"):
+		if !d.began.IsZero() {
+			d.spent += d.upserts
+			d.passed += now.Sub(d.began)
+		}
+		d.began, d.upserts = now, 0
+	case strings.HasPrefix(s.text, "DELETE FROM usage_inbox"):
+		d.upserts = now.Sub(d.began)
+	}
+	return verdict{}
+}
+
+func (d *duty) share() float64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return float64(d.spent) / float64(max(d.passed, 1))
+}

@@ -1,0 +1,189 @@
+package faults
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func terminateUnderLoad(r *trial) {
+	r.start(setup{kills: true})
+	p := r.programs[0]
+	if status, err := p.stop(); status != 0 || err != nil {
+		r.Errorf("exit status %d, %v", status, err)
+	}
+	r.pause(200 * time.Millisecond) // the clients go on
+	r.judge(handled)
+	text := must1(p.output())(r)
+	if said := fmt.Sprintf("\n%d requests counted, all of them stored\n", r.last.counted[requestsTotal]); !strings.Contains(text, said) {
+		r.Errorf("it does not say %q", said)
+	}
+}
+
+// terminateWithoutDatabase: with a spool, what is left waits there for the next
+// start; without, Shutdown says by name what is lost.
+func terminateWithoutDatabase(r *trial) {
+	r.start(setup{ownServer: true, kills: true})
+	p := r.programs[0]
+	r.must(r.server.StopImmediate())
+	r.pause(r.lasts(5*time.Second, time.Second))
+	status, err := p.stop()
+	r.must(err)
+	text := must1(p.output())(r)
+	r.must(r.server.Restart())
+	if r.mode.spools() {
+		if status != 0 {
+			r.Errorf("exit status %d, although the spool has what is left", status)
+		}
+		r.must(p.start())
+		r.judge(handled)
+		return
+	}
+	r.reported = notStored(text)
+	r.note("%d requests reported lost", r.reported[requestsTotal])
+	if status == 0 || len(r.reported) == 0 {
+		r.Errorf("exit status %d, %d names were said not to be stored", status, len(r.reported))
+	}
+	r.load.stop() // or more is counted
+	r.must(p.start())
+	r.judge(bounded)
+	if r.last.begun[requestsTotal] != r.last.responded[requestsTotal] {
+		r.Error("a request was begun and not answered")
+	}
+}
+
+var lost = regexp.MustCompile(`(?m)^not stored: (.*) (\d+)$`)
+
+// notStored is what a program said it could not store, of the names that the
+// oracle compares. The sum of the routes is derived where it arrives.
+func notStored(output string) tally {
+	reported := tally{}
+	for _, m := range lost.FindAllStringSubmatch(output, -1) {
+		n, err := strconv.ParseInt(m[2], 10, 64)
+		if err != nil {
+			continue
+		}
+		reported[m[1]] += n
+		if strings.HasPrefix(m[1], "api.") && strings.HasSuffix(m[1], ".requests") {
+			reported[requestsTotal] += n
+		}
+	}
+	return reported
+}
+
+// restartKilled kills the program and starts it again.
+func (r *trial) restartKilled(p *program) {
+	r.Helper()
+	r.must(p.kill())
+	r.kills++
+	r.must(p.start())
+}
+
+func killPrograms(r *trial) {
+	r.start(setup{kills: true, perSecond: 600})
+	r.fault(func() {
+		for until := time.Now().Add(r.lasts(40*time.Second, 4*time.Second)); time.Now().Before(until); {
+			every := r.lasts(3*time.Second, time.Second)
+			r.pause(every/2 + time.Duration(r.rng.Int64N(int64(every)))) // anywhere between two flushes
+			r.restartKilled(r.programs[0])
+		}
+	})
+	r.note("%d kills", r.kills)
+	r.judge(bounded)
+	r.note("b − e = %d", r.last.begun[requestsTotal]-r.last.responded[requestsTotal])
+}
+
+func killWithoutDatabase(r *trial) {
+	r.start(setup{ownServer: true, kills: true})
+	r.fault(func() {
+		r.must(r.server.StopImmediate())
+		for range 3 {
+			r.pause(r.lasts(3*time.Second, time.Second))
+			r.restartKilled(r.programs[0])
+		}
+		r.pause(time.Second)
+		r.must(r.server.Restart())
+	})
+	r.judge(bounded)
+	r.note("b − e = %d", r.last.begun[requestsTotal]-r.last.responded[requestsTotal])
+}
+
+// killAfterCommit: the batch is in the database, and nobody was told.
+func killAfterCommit(r *trial) {
+	r.start(setup{proxied: true, kills: true})
+	p := r.programs[0]
+	r.fault(func() {
+		for range int(r.lasts(10, 3)) {
+			killed := make(chan error, 1)
+			r.proxies[0].set(func(s statement) verdict {
+				if !s.sends() {
+					return verdict{}
+				}
+				return verdict{cut: after, then: func() {
+					r.proxies[0].set(nil)
+					killed <- p.signal(syscall.SIGKILL)
+				}}
+			})
+			select {
+			case err := <-killed:
+				r.must(err)
+			case <-time.After(20 * time.Second):
+				r.Fatal("nothing is sent")
+			}
+			r.kills++
+			_, err := p.wait(startTimeout)
+			r.must(err)
+			r.must(p.start())
+			r.pause(time.Duration(r.rng.Int64N(int64(time.Second))))
+		}
+	})
+	r.judge(bounded)
+	r.note("b − e = %d", r.last.begun[requestsTotal]-r.last.responded[requestsTotal])
+}
+
+// killAroundSeal kills the program when a batch is sealed and nothing of it is
+// sent; and, where it does little else than seal, at any moment.
+func killAroundSeal(r *trial) {
+	r.start(setup{proxied: true, kills: true, interval: time.Millisecond})
+	p := r.programs[0]
+	r.fault(func() {
+		for i := range int(r.lasts(20, 6)) {
+			if i%2 == 0 {
+				r.killBefore(p, "INSERT INTO usage_writers")
+			} else {
+				r.pause(time.Duration(r.rng.Int64N(int64(300 * time.Millisecond))))
+				r.must(p.kill())
+			}
+			r.kills++
+			r.must(p.start())
+		}
+	})
+	r.judge(bounded)
+	r.note("%d kills, b − e = %d", r.kills, r.last.begun[requestsTotal]-r.last.responded[requestsTotal])
+}
+
+// killBefore kills the program when it sends a statement, which is not forwarded.
+func (r *trial) killBefore(p *program, prefix string) {
+	r.Helper()
+	killed := make(chan error, 1)
+	r.proxies[0].set(func(s statement) verdict {
+		if !strings.HasPrefix(s.text, prefix) {
+			return verdict{}
+		}
+		return verdict{cut: before, then: func() {
+			r.proxies[0].set(nil)
+			killed <- p.signal(syscall.SIGKILL)
+		}}
+	})
+	select {
+	case err := <-killed:
+		r.must(err)
+	case <-time.After(20 * time.Second):
+		r.Fatalf("nothing begins with %s", prefix)
+	}
+	_, err := p.wait(startTimeout)
+	r.must(err)
+}
