@@ -89,10 +89,14 @@ func (d disk) Own(dir string) (func(bool), error) {
 	}, nil
 }
 
-// sweep removes what a process left that died within Own.
+// sweep removes what a process left that died within Own: not what one that is there
+// just now has not locked yet.
 func (d disk) sweep() {
 	left, _ := filepath.Glob(d.path(newPrefix + "*")) // the pattern is well-formed
 	for _, path := range left {
+		if info, err := os.Lstat(path); err != nil || time.Since(info.ModTime()) < time.Minute {
+			continue
+		}
 		if release, err := d.Claim(filepath.Base(path)); err == nil {
 			release(true)
 		}

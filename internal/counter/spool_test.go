@@ -427,6 +427,40 @@ func TestAdoptionGoesOn(t *testing.T) {
 	}
 }
 
+// Many starts at once each have a directory of their own, at once.
+func TestManySpoolsOpenAtOnce(t *testing.T) {
+	root := t.TempDir()
+	disk, err := OpenDisk(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stale := filepath.Join(root, newPrefix+"stale")
+	if err := os.Mkdir(stale, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ago := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(stale, ago, ago); err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 50 {
+				release, err := disk.Own(newWriter())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				release(true)
+			}
+		})
+	}
+	all.Wait()
+	if left := files(t, root, newPrefix+"*"); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
 // A spool that cannot be is an error that says what to do.
 func TestOpenDisk(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")

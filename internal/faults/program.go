@@ -20,10 +20,10 @@ import (
 )
 
 // buildExample builds the example program into dir, with the race detector if the
-// tests have it.
-func buildExample(dir string) (binary string, err error) {
+// tests have it, and with flags of go build.
+func buildExample(dir string, flags ...string) (binary string, err error) {
 	binary = filepath.Join(dir, "example")
-	build := exec.Command("go", "build", "-o", binary)
+	build := exec.Command("go", append([]string{"build", "-o", binary}, flags...)...)
 	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
 		build.Args = append(build.Args, "-race")
 	}

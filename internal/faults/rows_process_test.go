@@ -1,11 +1,15 @@
 package faults
 
 import (
+	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
+	"testing"
 	"time"
 )
 
@@ -147,6 +151,13 @@ func killAfterCommit(r *trial) {
 // killAroundSeal kills the program when a batch is sealed and nothing of it is
 // sent; and, where it does little else than seal, at any moment.
 func killAroundSeal(r *trial) {
+	r.killSealing()
+	r.judge(bounded)
+	r.note("%d kills, b − e = %d", r.kills, r.last.begun[requestsTotal]-r.last.responded[requestsTotal])
+}
+
+func (r *trial) killSealing() {
+	r.Helper()
 	r.start(setup{proxied: true, kills: true, interval: time.Millisecond})
 	p := r.programs[0]
 	r.fault(func() {
@@ -161,8 +172,64 @@ func killAroundSeal(r *trial) {
 			r.must(p.start())
 		}
 	})
-	r.judge(bounded)
-	r.note("%d kills, b − e = %d", r.kills, r.last.begun[requestsTotal]-r.last.responded[requestsTotal])
+}
+
+// Sealing by swapping the values out takes them out of the file, too: row 34 must
+// see that, or it proves nothing.
+func TestSwappedSealIsCaught(t *testing.T) {
+	if shared.server == nil {
+		t.Skip("PostgreSQL was not tried: make test does")
+	}
+	t.Parallel()
+	b := shared
+	b.binary = buildMutant(t, "../counter/counter.go", "c.word.Or(closed)", "c.word.Swap(closed)")
+	r := newTrial(t, b, 34, inSpool)
+	r.killSealing()
+	r.load.stop()
+	r.eventually(30*time.Second, func() string { // all that is there is adopted
+		if dirs, err := filepath.Glob(filepath.Join(r.spool, strings.Repeat("[0-9a-f]", 32))); len(dirs) != 1 || err != nil {
+			return fmt.Sprintf("the spool holds %q, %v", dirs, err)
+		}
+		return ""
+	})
+	r.mode = inMemory // there is no use in waiting for what is gone
+	r.drain()
+	v, _ := r.gather()
+	t.Logf("%d counted, %d answered", v.counted[requestsTotal], v.answered[requestsTotal])
+	if wrong := v.check(bounded); len(wrong) == 0 || v.counted[requestsTotal] >= v.responded[requestsTotal] {
+		t.Errorf("not caught: %q", wrong)
+	}
+}
+
+// buildMutant builds the example with one expression of one file changed.
+func buildMutant(t *testing.T, file, from, to string) (binary string) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(text), from); n != 1 {
+		t.Fatalf("%s has %s %d times", file, from, n)
+	}
+	dir := t.TempDir()
+	mutant, overlay := filepath.Join(dir, "mutant.go"), filepath.Join(dir, "overlay.json")
+	original, err := filepath.Abs(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace, err := json.Marshal(map[string]map[string]string{"Replace": {original: mutant}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, content := range map[string]string{mutant: strings.Replace(string(text), from, to, 1), overlay: string(replace)} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if binary, err = buildExample(dir, "-overlay", overlay); err != nil {
+		t.Fatal(err)
+	}
+	return binary
 }
 
 // killBefore kills the program when it sends a statement, which is not forwarded.
