@@ -142,6 +142,47 @@ func TestLeaseIsLeftToItsHolder(t *testing.T) {
 	}
 }
 
+// A batch that makes its fold panic is set aside, alone, and the others count.
+func TestABatchThatPanicsIsSetAside(t *testing.T) {
+	db, err := sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	s, err := open(dbtest.Context(t), db, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for seq := range 3 {
+		payload := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 1}}}.Encode()
+		db.MustExec(`INSERT INTO usage_writers VALUES ('w', 0, x'', 0) ON CONFLICT DO NOTHING`)
+		db.MustExec(`INSERT INTO usage_inbox VALUES ('w', ?, 1, ?)`, seq+1, payload)
+	}
+	s.sql.edit = func(q string) string {
+		var guard int64
+		if strings.Contains(q, "usage_history AS h") { // in the fold's own transaction: what it is about to count
+			if err := db.Get(&guard, `SELECT seq FROM usage_writers WHERE writer = 'w'`); err != nil || guard == 0 && s.folding.size == 0 || guard == 1 && s.folding.suspect == "" {
+				panic("a batch that cannot be folded")
+			}
+		}
+		return q
+	}
+	for range 10 {
+		if _, err := s.fold(dbtest.Context(t), true); err != nil && !strings.Contains(err.Error(), "cannot be folded") && !errors.Is(err, ErrUnavailable) {
+			t.Fatal(err)
+		}
+	}
+	var kept []string
+	if err := db.Select(&kept, `SELECT name FROM usage_meta WHERE name LIKE 'bad/%'`); err != nil || len(kept) != 1 || kept[0] != "bad/w/2" {
+		t.Errorf("set aside: %v, %v", kept, err)
+	}
+	for name, want := range map[string]int64{"feature.a.used": 2, "usagekit.counts.dropped": 1} {
+		if n, err := s.Get(dbtest.Context(t), name); n != want || err != nil {
+			t.Errorf("%s = %d, %v; want %d", name, n, err, want)
+		}
+	}
+}
+
 // What waits although another has the lease is reported, when that takes too long.
 func TestLateFoldIsReported(t *testing.T) {
 	if Server == nil {
