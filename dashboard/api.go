@@ -363,7 +363,7 @@ func troubles(st store.Stats, now time.Time) []string {
 		why = append(why, fmt.Sprintf("%d names have counts that wait for the database, the oldest for %v", st.Pending, now.Sub(st.Oldest).Round(time.Second)))
 	}
 	if st.Degraded != "" {
-		why = append(why, "counts are in memory only: "+st.Degraded)
+		why = append(why, st.Degraded)
 	}
 	if st.Corrupt > 0 {
 		why = append(why, fmt.Sprintf("%d files of the spool could not be used since the start, and were set aside as *.corrupt; the log knows more", st.Corrupt))

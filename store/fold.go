@@ -107,6 +107,9 @@ func (s *Store) foldThrough(ctx context.Context, seq int64) error {
 	if seq == 0 {
 		return nil
 	}
+	if s.isStarted() && s.clash != nil {
+		return s.clash // others fold it, when they like
+	}
 	for {
 		var own struct{ Guard, Waiting int64 }
 		err := s.attempt(ctx, s.reads, readTimeout, func(tx *sqlx.Tx) error {

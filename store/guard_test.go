@@ -199,21 +199,30 @@ func TestLateFoldIsReported(t *testing.T) {
 		t.Fatal(err)
 	}
 	db.MustExec(`UPDATE usage_meta SET value = $1 WHERE name = 'lease'`, fmt.Sprintf("another %d", time.Now().Add(time.Hour).UnixMilli()))
+	db.MustExec(`INSERT INTO usage_meta VALUES ('folded', '1')`)
 	for _, c := range []struct {
 		waits bool
-		ago   time.Duration
+		ago   time.Duration // that this instance saw the last fold end
 		late  bool
-	}{{false, time.Hour, false}, {true, 10 * time.Second, false}, {true, 2 * time.Minute, true}, {false, time.Hour, false}} {
+	}{{true, 0, false}, {true, time.Minute, false}, {true, time.Hour, true}, {false, time.Hour, false}, {true, 0, false}} {
 		db.MustExec(`DELETE FROM usage_inbox`)
 		if c.waits {
 			db.MustExec(`INSERT INTO usage_inbox VALUES ('w', 1, 1, '')`)
 		}
-		db.MustExec(`INSERT INTO usage_meta VALUES ('folded', $1) ON CONFLICT (name) DO UPDATE SET value = excluded.value`, fmt.Sprint(time.Now().Add(-c.ago).UnixMilli()))
+		if c.ago > 0 {
+			s.seenFold.at = time.Now().Add(-c.ago)
+		}
 		leader := false
 		s.foldTurn(&leader)
 		if err := s.Stats().Err; (err != nil) != c.late {
 			t.Errorf("%+v: Stats.Err is %v", c, err)
 		}
+	}
+	s.seenFold.at = time.Now().Add(-time.Hour)
+	db.MustExec(`UPDATE usage_meta SET value = '2' WHERE name = 'folded'`)
+	leader := false
+	if s.foldTurn(&leader); s.Stats().Err != nil {
+		t.Errorf("after a fold: %v", s.Stats().Err)
 	}
 }
 

@@ -15,7 +15,7 @@ const (
 	leaseTime  = 15 * time.Second
 	lookAgain  = 5 * time.Second // of an instance that has nothing to fold
 	standAside = time.Minute     // of one that met a payload of a later release
-	behindTime = time.Minute     // from which on a fold is late, beside two Intervals
+	behindTime = 3 * time.Minute // from which on a fold is late, beside two Intervals: three of the longest rests
 )
 
 const (
@@ -125,7 +125,13 @@ type turn struct {
 	late   error         // it waits for too long; nil: it does not
 }
 
-// look reads that, without a lock.
+// seenFold is the last fold that left nothing, and since when it is.
+type seenFold struct {
+	value int64
+	at    time.Time
+}
+
+// look reads that, without a lock. Only foldLoop calls it.
 func (s *Store) look(ctx context.Context) (turn, error) {
 	var row struct {
 		Value   string
@@ -141,8 +147,10 @@ func (s *Store) look(ctx context.Context) (turn, error) {
 	}
 	holder, until := s.parseLease(row.Value)
 	l := turn{holder: holder, left: time.Duration(until-row.Now) * time.Millisecond, work: row.Waiting > 0}
-	if lag := time.Duration(row.Now-row.Folded) * time.Millisecond; l.work && row.Folded > 0 && lag > behindTime+2*s.interval {
-		l.late = fault("batches wait to be folded; the last fold that left none was " + lag.Round(time.Second).String() + " ago")
+	if !l.work || row.Folded != s.seenFold.value || s.seenFold.at.IsZero() {
+		s.seenFold = seenFold{row.Folded, time.Now()}
+	} else if lag := time.Since(s.seenFold.at); lag > behindTime+2*s.interval {
+		l.late = fault("batches wait to be folded, and for " + lag.Round(time.Second).String() + " no fold has come to an end")
 	}
 	return l, nil
 }

@@ -86,25 +86,39 @@ func (s *Store) enqueue(b counter.Sealed) {
 // number of the last batch of it.
 func (s *Store) deliver(ctx context.Context) (int64, error) {
 	for {
-		s.sealing.Lock()
-		done := s.live.Opened().IsZero()
-		s.mu.Lock()
-		waits := len(s.queue) > 0
-		s.mu.Unlock()
-		if !done && !waits {
-			if b, ok := s.live.Seal(); ok {
-				s.enqueue(b)
-				done = true
-			}
+		var wait int64
+		var done bool
+		if err := within(ctx, func() { wait, done = s.sealAll() }); err != nil {
+			return 0, err
 		}
-		s.mu.Lock()
-		wait := s.seq
-		s.mu.Unlock()
-		s.sealing.Unlock()
 		if err := s.acknowledged(ctx, wait); err != nil || done {
 			return wait, err
 		}
+		if ctx.Err() != nil { // an Add has begun, and does not end
+			return wait, ctx.Err()
+		}
 	}
+}
+
+// sealAll seals what was added, unless a batch waits already: then all that was added
+// before is behind it only once that is gone. It returns the number of the last
+// batch, and whether nothing is left.
+func (s *Store) sealAll() (seq int64, done bool) {
+	s.sealing.Lock()
+	defer s.sealing.Unlock()
+	done = s.live.Opened().IsZero()
+	s.mu.Lock()
+	waits := len(s.queue) > 0
+	s.mu.Unlock()
+	if !done && !waits {
+		if b, ok := s.live.Seal(); ok {
+			s.enqueue(b)
+			done = true
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.seq, done
 }
 
 // acknowledged waits until the database has batch seq.
@@ -219,6 +233,9 @@ func (s *Store) adoptLoop() {
 		_ = s.spool.Adopt(func(writer string, b counter.Sealed) error {
 			for {
 				err := s.sendAdopted(writer, b)
+				if err == nil {
+					backoff = minBackoff
+				}
 				if err == nil || !s.backOff(&backoff, err) {
 					return err
 				}
@@ -269,13 +286,13 @@ func (s *Store) report(last *error, err error) {
 	s.mu.Unlock()
 	switch {
 	case news:
-		safe := "nothing is lost while this process lives"
-		if s.spool != nil {
+		safe := "they wait, and nothing is lost while this process lives"
+		if s.spool != nil && s.live.Degraded() == "" {
 			safe = "they wait in the spool"
 		}
-		s.log.Warn("usagekit: the database does not take counts; "+safe+what, "error", err)
+		s.log.Warn("usagekit: counts do not reach the tables; "+safe+what, "error", err)
 	case !now && !since.IsZero():
-		s.log.Info("usagekit: the database takes counts again", "after", time.Since(since).Round(time.Millisecond))
+		s.log.Info("usagekit: counts reach the tables again", "after", time.Since(since).Round(time.Millisecond))
 	}
 }
 

@@ -81,6 +81,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -96,10 +97,12 @@ type Config struct {
 	// Spool is a directory for counts that the database does not have yet, made
 	// with mode 0700 if need be: they outlive the process there, and the next
 	// start, or another running process, sends them. Processes may share it, as
-	// long as they have one database. It must be on ext4, xfs or tmpfs (macOS:
-	// apfs, hfs); where it cannot be written to, counts stay in memory and
-	// Stats.Degraded says why. Other systems than Linux and macOS have none. "":
-	// counts are in memory only.
+	// long as they have one database; a clone of a whole disk must not be started
+	// beside the original. It must be on ext4, xfs or tmpfs (macOS: apfs, hfs).
+	// A path that is no directory, or that the process may not write to, is an
+	// error of New; where writing fails later, counts stay in memory and
+	// Stats.Degraded says why. Other systems than Linux and macOS have no spool.
+	// "": counts are in memory only.
 	Spool string
 
 	// Location decides where hours, days and months begin. nil: the zone that
@@ -138,7 +141,7 @@ type Stats struct {
 	Overflow      int64     // counts under (other), because of MaxNames
 	Invalid       int64     // Adds refused: n out of 1 … 2^53−1, or a derived name
 	FoldedThrough time.Time // every batch that reached the database before is in what was read last; zero: nothing was read
-	Degraded      string    // why counts are kept in memory although there is a spool; "": they are not
+	Degraded      string    // why counts are in memory only although there is a spool, or files wait in it for somebody; "": neither
 	Corrupt       int       // files of the spool that this store set aside, for somebody to look at
 	Err           error     // why the last flush or fold failed; nil: it did not
 }
@@ -203,7 +206,8 @@ type Store struct {
 	advised  string    // what the log said last
 	degraded string    // what the log said last
 
-	folding foldMemory
+	folding  foldMemory
+	seenFold seenFold // of foldLoop
 
 	stopOnce sync.Once
 	stopped  chan struct{}
@@ -358,8 +362,11 @@ func (s *Store) Stats() Stats {
 		Lost:     s.live.Lost(),
 		Overflow: s.live.Overflow(),
 		Invalid:  s.live.Invalid(),
-		Degraded: s.live.Degraded(),
+		Degraded: s.spool.Stuck(),
 		Corrupt:  s.spool.Aside(),
+	}
+	if why := s.live.Degraded(); why != "" {
+		st.Degraded = "counts are in memory only: " + why
 	}
 	loc := s.Location()
 	if ms := s.foldedThrough.Load(); ms != 0 {
@@ -419,15 +426,20 @@ func (s *Store) Shutdown(ctx context.Context) error {
 }
 
 func (s *Store) stop(ctx context.Context) error {
-	s.sealing.Lock()
-	if b, ok := s.live.Close(); ok {
-		s.enqueue(b)
+	var seq int64
+	err := within(ctx, func() { // it writes to the spool
+		s.sealing.Lock()
+		defer s.sealing.Unlock()
+		if b, ok := s.live.Close(); ok {
+			s.enqueue(b)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		seq = s.seq
+	})
+	if err == nil {
+		err = s.acknowledged(ctx, seq)
 	}
-	s.mu.Lock()
-	seq := s.seq
-	s.mu.Unlock()
-	s.sealing.Unlock()
-	err := s.acknowledged(ctx, seq)
 	if err == nil {
 		// What is in the inbox is stored: a fold that does not get its turn
 		// now is the next one's.
@@ -436,9 +448,18 @@ func (s *Store) stop(ctx context.Context) error {
 		}
 	}
 	s.cancel()
-	s.wg.Wait() // the loops hold nothing that can hang: each attempt has a goroutine of its own
 	s.settle(ctx)
-	s.spool.Release()
+	missing := map[int64]bool{}
+	late := within(ctx, func() {
+		s.wg.Wait() // what the loops do ends with s.run, but for what a disk keeps them from
+		s.mu.Lock()
+		queue := slices.Clone(s.queue)
+		s.mu.Unlock()
+		for _, b := range queue {
+			missing[b.seq] = !b.spooled || !s.spool.Has(b.seq)
+		}
+		s.spool.Release()
+	})
 	if err == nil {
 		return nil
 	}
@@ -446,7 +467,7 @@ func (s *Store) stop(ctx context.Context) error {
 	defer s.mu.Unlock()
 	sums := map[string]int64{}
 	for _, b := range s.queue {
-		if b.spooled {
+		if late == nil && !missing[b.seq] || late != nil && b.spooled {
 			continue
 		}
 		batch, err := counter.Decode(b.payload)
@@ -457,8 +478,11 @@ func (s *Store) stop(ctx context.Context) error {
 			sums[c.Name] = addCapped(sums[c.Name], c.N)
 		}
 	}
-	if len(sums) == 0 {
+	if len(sums) == 0 && late == nil {
 		return nil
+	}
+	if late != nil && s.spool != nil {
+		err = fmt.Errorf("%w; the spool's disk does not answer: what is not sealed yet is in the spool's files", err)
 	}
 	u := &UndeliveredError{Err: err}
 	for name, n := range sums {
@@ -466,6 +490,30 @@ func (s *Store) stop(ctx context.Context) error {
 	}
 	sortCounts(u.Counts)
 	return u
+}
+
+// diskGrace is how long a disk may still take when a context has ended.
+const diskGrace = 300 * time.Millisecond
+
+// within runs f, which writes to the spool, and returns when it has ended, or a moment
+// after ctx has. What f would still do then, it does for nobody.
+func within(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+	}
+	select {
+	case <-done:
+		return nil
+	case <-time.After(diskGrace):
+		return ctx.Err()
+	}
 }
 
 // settle waits until no attempt has a connection of the pool, unless a server

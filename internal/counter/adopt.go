@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 )
 
 // Adopt sends what dead writers left: each one's files in order, under its own id,
@@ -17,9 +18,12 @@ import (
 func (s *Spool) Adopt(send func(writer string, b Sealed) error) error {
 	dirs, err := s.disk.Dirs()
 	if err != nil {
-		s.once("the spool cannot be read", "error", err)
+		if !errors.Is(err, fs.ErrNotExist) { // else nobody left anything
+			s.once("the spool cannot be read", "error", err)
+		}
 		return nil
 	}
+	s.stuck.Store(nil)
 	for _, dir := range dirs {
 		if dir == s.writer {
 			continue
@@ -27,25 +31,26 @@ func (s *Spool) Adopt(send func(writer string, b Sealed) error) error {
 		release, err := s.disk.Claim(dir)
 		if err != nil {
 			if !errors.Is(err, ErrOwned) && !errors.Is(err, errNoDirectory) {
-				s.once("a directory of the spool cannot be read", "directory", dir, "error", err)
+				s.stays("a directory of the spool cannot be read", dir, err)
 			}
 			continue
 		}
-		done, err := s.adopt(dir, send)
-		release(done)
-		if err != nil {
+		if err := s.adopt(dir, release, send); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// adopt sends the files of one dead writer, and tells whether none is left.
-func (s *Spool) adopt(dir string, send func(writer string, b Sealed) error) (done bool, err error) {
+// adopt sends the files of one dead writer.
+func (s *Spool) adopt(dir string, release func(remove bool), send func(writer string, b Sealed) error) error {
+	done := false
+	defer func() { release(done) }()
 	files, err := s.disk.Files(dir)
 	if err != nil {
-		return false, nil
+		return nil
 	}
+	done = true
 	copied := false
 	for _, name := range files {
 		b, why := s.load(dir, name)
@@ -55,42 +60,44 @@ func (s *Spool) adopt(dir string, send func(writer string, b Sealed) error) (don
 			continue
 		case why == nil:
 			if err := send(dir, b); err != nil {
-				return false, err
+				done = false
+				return err
 			}
 		case errors.Is(why, errEmpty):
 		case errors.Is(why, errNewer), errors.Is(why, errForeign), errors.Is(why, errUnreadable):
-			s.once("a file of the spool stays where it is, and those after it", "file", dir+"/"+name, "error", why)
-			return false, nil
+			s.stays("a file of the spool stays where it is, and those after it", dir+"/"+name, why)
+			done = false
+			return nil
 		default:
 			copied = copied || errors.Is(why, errCopy)
 			s.setAside(dir, name, why)
 			continue
 		}
 		if err := s.disk.Remove(dir, name); err != nil {
-			s.once("a file of the spool cannot be removed; its counts are delivered", "file", dir+"/"+name, "error", err)
-			return false, nil
+			s.stays("a file of the spool cannot be removed; its counts are delivered", dir+"/"+name, err)
+			done = false
 		}
 	}
-	return true, nil
+	return nil
 }
 
 func (s *Spool) load(dir, name string) (Sealed, error) {
 	f, inode, err := s.disk.Open(dir, name)
+	if errors.Is(err, errIrregular) {
+		return Sealed{}, err
+	}
 	if err != nil {
 		return Sealed{}, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
 	defer f.Close()
 	b, h, err := read(bufio.NewReaderSize(f, 64<<10), dir, name, inode)
-	if err != nil {
-		return Sealed{}, err
-	}
 	s.mu.Lock()
 	ours := s.database
 	s.mu.Unlock()
 	if none := ([16]byte{}); h.database != none && h.database != ours {
 		return Sealed{}, foreignError{hex.EncodeToString(h.database[:]), hex.EncodeToString(ours[:])}
 	}
-	return b, nil
+	return b, err
 }
 
 type foreignError struct{ theirs, ours string }
@@ -102,16 +109,33 @@ func (e foreignError) Error() string {
 func (foreignError) Is(target error) bool { return target == errForeign }
 
 func (s *Spool) setAside(dir, name string, why error) {
-	to, all, err := s.disk.SetAside(dir, name)
+	to, err := s.disk.SetAside(dir, name)
 	if err != nil {
-		s.once("a file of the spool cannot be used, nor set aside", "file", dir+"/"+name, "error", errors.Join(why, err))
+		s.stays("a file of the spool cannot be used, nor set aside", dir+"/"+name, fmt.Errorf("%w; %w", why, err))
 		return
 	}
-	s.aside.Store(int64(all))
+	s.aside.Add(1)
 	s.report(!errors.Is(why, errCopy), "a file of the spool cannot be used, and was set aside", "file", to, "error", why)
 }
 
-// Aside returns how many files are set aside.
+// stays notes that a file, or a directory, waits for somebody to do something.
+func (s *Spool) stays(message, name string, why error) {
+	text := message + ": " + name + ": " + why.Error()
+	s.stuck.Store(&text)
+	s.once(message, "file", name, "error", why)
+}
+
+// Stuck says why files that dead processes left stay where they are; "": none does.
+func (s *Spool) Stuck() string {
+	if s != nil {
+		if why := s.stuck.Load(); why != nil {
+			return *why
+		}
+	}
+	return ""
+}
+
+// Aside returns how many files were set aside.
 func (s *Spool) Aside() int {
 	if s == nil {
 		return 0

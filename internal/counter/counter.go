@@ -40,9 +40,10 @@ import (
 const Max = 1<<53 - 1
 
 const (
-	closed        = math.MinInt64 // the sign bit of a word
-	maxGroups     = 64            // groups in one generation; the rest count in group "other"
-	otherMeasures = 64            // measures of a group's (other)
+	closed        = math.MinInt64                   // the sign bit of a word
+	maxGroups     = 64                              // groups in one generation; the rest count in group "other"
+	otherMeasures = 64                              // measures of a group's (other)
+	maxMapped     = 256 >> (4 * (1 - ^uint(0)>>63)) // files of one Set that may be in memory; where addresses have 32 bits, 16
 )
 
 // Set is the live counters of one process.
@@ -186,20 +187,30 @@ func (s *Set) Seal() (Sealed, bool) {
 // touches are the cost otherwise: 200-260 ns, 147 ms worst at a million names.)
 // better tells that counts would be safer there than where they go now.
 func (s *Set) Prepare() (better bool) {
+	if s.spool != nil && s.spool.mapped.Load() > maxMapped {
+		runtime.GC() // it does not run by itself where GOGC is off, and finds what is not used any more
+	}
 	s.sealing.Lock()
 	defer s.sealing.Unlock()
 	g := s.current.Load()
 	if g == nil {
 		return false
 	}
+	g.look()
 	s.prepare(g)
 	return g.why.Load() != nil && s.spare.why.Load() == nil
 }
 
 func (s *Set) prepare(g *generation) {
-	if s.spare == nil || s.spare.why.Load() != nil { // it could not be a file: perhaps now
-		s.spare = newGeneration(g.seq+1, s.carry, s.spool)
+	if s.spare != nil {
+		if s.spare.look(); s.spare.why.Load() == nil {
+			return
+		}
+		if s.spare.file != nil { // it could not be used: another one, perhaps
+			s.spare.file.stop()
+		}
 	}
+	s.spare = newGeneration(g.seq+1, s.carry, s.spool)
 }
 
 // Close ends counting for good and returns the last counts. An Add after it is
@@ -229,7 +240,7 @@ func (s *Set) seal(g *generation) Sealed {
 	s.carry = s.carry[:0:0]
 	for _, c := range b.Counts {
 		group, _, _ := Split(c.Name)
-		if names[group] < s.maxNames/2 && len(names) < maxGroups {
+		if _, known := names[group]; names[group] < s.maxNames/2 && (known || len(names) < maxGroups) {
 			names[group]++
 			s.carry = append(s.carry, c.Name)
 		}
@@ -265,8 +276,8 @@ const (
 	inMemory        // after a fault
 )
 
-// counter is one name's count. Counters are 64 bytes, so that two busy ones never
-// share a cache line.
+// counter is one name's count. Counters are 64 bytes (56 where addresses have 32
+// bits), so that two busy ones never share a cache line.
 type counter struct {
 	name string
 	own  atomic.Int64  // the count in memory
@@ -291,7 +302,11 @@ func newGeneration(seq int64, carry []string, spool *Spool) *generation {
 		if g.file, err = spool.create(seq); err != nil {
 			g.degrade(err)
 		} else {
-			runtime.AddCleanup(g, func(m Mapping) { m.Release() }, g.file.mapping)
+			spool.mapped.Add(1)
+			runtime.AddCleanup(g, func(m Mapping) {
+				m.Release()
+				spool.mapped.Add(-1)
+			}, g.file.mapping)
 		}
 	}
 	for _, name := range carry {
@@ -304,6 +319,13 @@ func newGeneration(seq int64, carry []string, spool *Spool) *generation {
 func (g *generation) degrade(err error) {
 	why := err.Error()
 	g.why.CompareAndSwap(nil, &why)
+}
+
+// look finds out whether g's file is still where a start would look for it.
+func (g *generation) look() {
+	if g.file != nil && g.why.Load() == nil && !g.file.inPlace() {
+		g.degrade(errRemoved)
+	}
 }
 
 // lose takes note of a fault: what memory has counts from now on, unless the

@@ -23,13 +23,13 @@ type Disk interface {
 	// one that may be there.
 	Write(dir, file string, content []byte) error
 	Open(dir, file string) (r io.ReadCloser, inode uint64, err error)
-	// Inode is that of a file, 0 when there is none.
+	// Inode tells a file from its copies; 0 when there is none.
 	Inode(dir, file string) uint64
 	// Remove frees the memory of a file's mapping, too.
 	Remove(dir, file string) error
 	// SetAside moves a file where no Dirs or Files finds it, and returns its new
-	// name and how many stand there. The oldest may go.
-	SetAside(dir, file string) (name string, all int, err error)
+	// name. The oldest of them may go.
+	SetAside(dir, file string) (name string, err error)
 }
 
 // Mapping is a mapped file.
@@ -37,11 +37,15 @@ type Mapping interface {
 	Bytes() []byte // as long as the file may become
 	Inode() uint64
 	Grow(size int64) error
+	Close()   // it does not grow any more; the memory stays
 	Release() // the memory is touched no more
 }
 
 // ErrOwned says that a directory is a living process's.
 var ErrOwned = errors.New("counter: another process has it")
+
+// errIrregular says that what has a file's name is none.
+var errIrregular = errors.New("it is no regular file")
 
 // errNoDirectory says that a directory is gone.
 var errNoDirectory = errors.New("the spool's directory is gone")

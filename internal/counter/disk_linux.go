@@ -30,3 +30,9 @@ func allocate(f *os.File, size int64) error {
 		}
 	}
 }
+
+// inMemoryOnly tells whether the file system is gone when the machine restarts.
+func inMemoryOnly(path string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(path, &fs) == nil && uint32(fs.Type) == unix.TMPFS_MAGIC
+}

@@ -120,7 +120,12 @@ func (d disk) Claim(dir string) (func(bool), error) {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, ErrOwned
 		}
-		return nil, fmt.Errorf("counter: flock %s: %w", d.path(dir), err)
+		return nil, fmt.Errorf("flock: %w", err)
+	}
+	var locked, named unix.Stat_t // another may have removed it, and its owner made it anew
+	if unix.Fstat(int(f.Fd()), &locked) != nil || unix.Stat(d.path(dir), &named) != nil || locked.Ino != named.Ino || locked.Dev != named.Dev {
+		f.Close()
+		return nil, errNoDirectory
 	}
 	return func(remove bool) {
 		if remove {
@@ -175,7 +180,7 @@ func (d disk) Create(dir, file string, size int64) (Mapping, error) {
 	if err == nil {
 		var info unix.Stat_t
 		if err = unix.Fstat(int(f.Fd()), &info); err == nil {
-			m.inode = uint64(info.Ino)
+			m.inode = d.identity(info)
 			err = os.Rename(tmp, path)
 		}
 	}
@@ -202,10 +207,15 @@ func (m *mapping) Inode() uint64 { return m.inode }
 func (m *mapping) Grow(size int64) error {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &limit); err == nil && uint64(size) > uint64(limit.Cur) {
-		return fmt.Errorf("%w: the process may write files of %d bytes (ulimit -f)", unix.EFBIG, limit.Cur)
+		return fmt.Errorf("the process may write files of %d bytes only (ulimit -f): %w", limit.Cur, unix.EFBIG)
 	}
-	return allocate(m.file, size)
+	if err := allocate(m.file, size); err != nil {
+		return explain(err)
+	}
+	return nil
 }
+
+func (m *mapping) Close() { m.file.Close() }
 
 func (m *mapping) Release() {
 	if m.mem != nil {
@@ -229,18 +239,31 @@ func (d disk) Write(dir, file string, content []byte) error {
 
 func (d disk) Open(dir, file string) (io.ReadCloser, uint64, error) {
 	f, err := os.OpenFile(d.path(dir, file), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+		return nil, 0, errIrregular
+	}
 	if err != nil {
 		return nil, 0, err
 	}
 	var info unix.Stat_t
 	if err = unix.Fstat(int(f.Fd()), &info); err == nil && info.Mode&unix.S_IFMT != unix.S_IFREG {
-		err = fmt.Errorf("%s is no regular file", file)
+		err = errIrregular
 	}
 	if err != nil {
 		f.Close()
 		return nil, 0, err
 	}
-	return f, uint64(info.Ino), nil
+	return f, d.identity(info), nil
+}
+
+// identity is the inode. File systems in memory count theirs from 1, so there the
+// device, which lasts as long as they do, belongs to it.
+func (d disk) identity(info unix.Stat_t) uint64 {
+	id := uint64(info.Ino)
+	if inMemoryOnly(d.root) {
+		id ^= uint64(info.Dev) << 32
+	}
+	return id
 }
 
 func (d disk) Inode(dir, file string) uint64 {
@@ -248,7 +271,7 @@ func (d disk) Inode(dir, file string) uint64 {
 	if unix.Lstat(d.path(dir, file), &info) != nil {
 		return 0
 	}
-	return uint64(info.Ino)
+	return d.identity(info)
 }
 
 // Remove cuts the file, under a name that nobody reads any more: it may stay mapped
@@ -266,18 +289,19 @@ func (d disk) Remove(dir, file string) error {
 	return nil
 }
 
-func (d disk) SetAside(dir, file string) (string, int, error) {
+func (d disk) SetAside(dir, file string) (string, error) {
 	name := dir + "-" + file + asideSuffix
 	if err := os.Rename(d.path(dir, file), d.path(name)); err != nil {
-		return "", 0, err
+		return "", err
 	}
 	now := time.Now()
 	_ = os.Chtimes(d.path(name), now, now) // it is kept from now on
-	return name, d.aside(), nil
+	d.trim()
+	return name, nil
 }
 
-// aside counts the files set aside, and removes those that are too old or too many.
-func (d disk) aside() int {
+// trim removes files that were set aside, where they are too old or too many.
+func (d disk) trim() {
 	type old struct {
 		path string
 		time time.Time
@@ -290,17 +314,26 @@ func (d disk) aside() int {
 		}
 	}
 	slices.SortFunc(files, func(a, b old) int { return cmp.Compare(b.time.UnixNano(), a.time.UnixNano()) })
-	kept := 0
 	for i, f := range files {
-		if i < asideKept && time.Since(f.time) < asideAge || os.RemoveAll(f.path) != nil {
-			kept++
+		if i >= asideKept || time.Since(f.time) > asideAge {
+			_ = os.RemoveAll(f.path)
 		}
 	}
-	return kept
 }
 
-// explain says what to do about an error of the file system.
+// explain says what to do about an error of the file system,
+// without its path, which is another one at every generation.
 func explain(err error) error {
+	var (
+		path *fs.PathError
+		link *os.LinkError
+	)
+	switch {
+	case errors.As(err, &path):
+		err = path.Err
+	case errors.As(err, &link):
+		err = link.Err
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w: %w", errNoDirectory, err)

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 )
 
@@ -29,7 +30,7 @@ import (
 //	  0  magic      "usagekit"
 //	  8  version    uint32, 1
 //	 12  crc        uint32: CRC-32 (IEEE) of bytes 16 to 64
-//	 16  inode      uint64: of this file; another one's is a copy's
+//	 16  inode      uint64: of this file (see Disk.Inode); another one's is a copy's
 //	 24  seq        int64
 //	 32  writer     16 bytes
 //	 48  database   16 bytes; zeros: not known when the file was made
@@ -74,6 +75,7 @@ const (
 
 var (
 	errTampered = errors.New("the words in the file are not those that were written: somebody else writes to the spool")
+	errRemoved  = errors.New("the spool's files were removed under the process")
 	errFull     = errors.New("names came faster than their file grows; they are in memory until the next batch")
 )
 
@@ -83,10 +85,13 @@ type Spool struct {
 	disk   Disk
 	writer string // 32 hexadecimal digits
 	report func(lost bool, message string, args ...any)
-	aside  atomic.Int64 // files set aside
+	aside  atomic.Int64           // files set aside
+	mapped atomic.Int64           // files in memory, those included that the garbage collector has still to find
+	stuck  atomic.Pointer[string] // why files of dead writers stay where they are
 
 	mu       sync.Mutex
 	owned    func(remove bool) // releases our directory; nil: not made yet
+	lost     []func(bool)      // of those that were ours: what is in them is, still
 	database [16]byte
 	next     int64           // size of the next file
 	told     map[string]bool // what was reported already
@@ -111,8 +116,9 @@ func (s *Spool) SetDatabase(id string) {
 }
 
 func binaryID(id string) (b [16]byte) {
-	text, _ := hex.DecodeString(id) // another length or alphabet is no id of ours: zeros
-	copy(b[:], text)
+	if text, err := hex.DecodeString(id); err == nil && len(text) == len(b) { // else it is no id of ours: zeros
+		copy(b[:], text)
+	}
 	return b
 }
 
@@ -128,6 +134,10 @@ func (s *Spool) Release() {
 		s.owned(err == nil && len(files) == 0)
 		s.owned = nil
 	}
+	for _, release := range s.lost {
+		release(false)
+	}
+	s.lost = nil
 }
 
 // Remove removes the file of batch seq: the database has it.
@@ -136,6 +146,9 @@ func (s *Spool) Remove(seq int64) {
 		_ = s.disk.Remove(s.writer, fileName(seq)) // it may be in memory only; and sending it again does no harm
 	}
 }
+
+// Has tells whether there is a file of batch seq.
+func (s *Spool) Has(seq int64) bool { return s.disk.Inode(s.writer, fileName(seq)) != 0 }
 
 func fileName(seq int64) string { return fmt.Sprintf("%019d%s", seq, fileSuffix) }
 
@@ -150,7 +163,8 @@ type file struct {
 
 	growing sync.Mutex
 	stopped bool
-	asked   atomic.Bool // a goroutine grows it
+	asked   atomic.Bool           // a goroutine grows it
+	why     atomic.Pointer[error] // it did not grow
 }
 
 // create makes the file of generation seq.
@@ -164,7 +178,7 @@ func (s *Spool) create(seq int64) (f *file, err error) {
 	}
 	m, err := s.disk.Create(s.writer, fileName(seq), s.next)
 	if errors.Is(err, errNoDirectory) { // it was removed under us
-		s.owned(false)
+		s.lost = append(s.lost, s.owned)
 		if s.owned, err = s.disk.Own(s.writer); err == nil {
 			m, err = s.disk.Create(s.writer, fileName(seq), s.next)
 		}
@@ -176,9 +190,7 @@ func (s *Spool) create(seq int64) (f *file, err error) {
 	f.size.Store(s.next)
 	err = touching(func() {
 		s.putHeader(f.mem, seq, m.Inode())
-		for at := int64(headerSize); at < s.next; at += 4096 {
-			f.mem[at] = 0 // the first touch of a page costs as much as ten counts
-		}
+		touchPages(f.mem[headerSize:s.next])
 		f.at(atUsed).Store(headerSize)
 	})
 	if err != nil {
@@ -186,6 +198,14 @@ func (s *Spool) create(seq int64) (f *file, err error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// touchPages has the kernel give the pages of new memory, of zeros: on the request
+// path, each would cost as much as ten counts.
+func touchPages(mem []byte) {
+	for at := 0; at < len(mem); at += 4096 {
+		mem[at] = 0
+	}
 }
 
 // putHeader writes what does not change in a header.
@@ -219,6 +239,9 @@ func (f *file) append(name string) (*atomic.Int64, error) {
 		go f.grow(min(2*size, int64(len(f.mem))))
 	}
 	if end > size {
+		if why := f.why.Load(); why != nil {
+			return nil, *why
+		}
 		return nil, errFull
 	}
 	binary.NativeEndian.PutUint32(f.mem[at+8:], uint32(len(name)))
@@ -234,9 +257,14 @@ func (f *file) grow(size int64) {
 	f.growing.Lock()
 	defer f.growing.Unlock()
 	defer func() { _ = recover() }() // of a Disk: the file stays as it is
-	if f.stopped || size <= f.size.Load() || f.mapping.Grow(size) != nil {
+	if f.stopped || size <= f.size.Load() {
 		return
 	}
+	if err := f.mapping.Grow(size); err != nil {
+		f.why.Store(&err)
+		return
+	}
+	_ = touching(func() { touchPages(f.mem[f.size.Load():size]) })
 	f.size.Store(size)
 	f.asked.Store(false)
 }
@@ -245,28 +273,39 @@ func (f *file) grow(size int64) {
 func (f *file) stop() {
 	f.growing.Lock()
 	f.stopped = true
+	f.mapping.Close()
 	f.growing.Unlock()
 	f.spool.mu.Lock()
 	f.spool.next = min(max(minSize, (2*f.used+4095)&^4095), int64(len(f.mem)))
 	f.spool.mu.Unlock()
 }
 
+// inPlace tells whether the file is where a start would look for it.
+func (f *file) inPlace() bool {
+	return f.spool.disk.Inode(f.spool.writer, fileName(f.seq)) == f.mapping.Inode()
+}
+
 // keep makes a sealed batch durable: in its mapped file if that is whole and in its
-// place, else in a file of its own. It tells whether that worked.
+// place, else in a file of its own. It tells whether that worked; if not, there is
+// none.
 func (s *Spool) keep(f *file, b Sealed, whole bool) bool {
-	name := fileName(b.Seq)
 	if f != nil && whole {
 		err := touching(func() {
+			f.at(atOpened).Store(b.Opened) // the first Add may not have come to it
 			copy(f.mem[atSum:], Sum(b.Payload))
 			f.at(atSealed).Store(1)
 		})
-		if err == nil && s.disk.Inode(s.writer, name) == f.mapping.Inode() {
+		if err == nil && f.inPlace() {
 			return true
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.owned != nil && s.disk.Write(s.writer, name, s.encode(b)) == nil
+	if s.owned != nil && s.disk.Write(s.writer, fileName(b.Seq), s.encode(b)) == nil {
+		return true
+	}
+	s.Remove(b.Seq) // it says less, or more, than memory
+	return false
 }
 
 // encode returns the sealed file of a batch.
@@ -319,13 +358,18 @@ func read(r io.Reader, dir, name string, inode uint64) (Sealed, header, error) {
 	number := func(at int) int64 { return int64(order.Uint64(h[at:])) }
 	writer := binaryID(dir)
 	seq, _ := strconv.ParseInt(strings.TrimSuffix(name, fileSuffix), 10, 64)
+	version := order.Uint32(h[atVersion:])
 	switch {
-	case number(atUsed) == 0 && number(atOpened) == 0 && number(atSealed) == 0:
-		return Sealed{}, header{}, errEmpty // it was never published
+	case bytes.Equal(h, make([]byte, headerSize)):
+		return Sealed{}, header{}, errEmpty // it was being made
 	case string(h[:len(fileMagic)]) != fileMagic:
 		return Sealed{}, header{}, errors.New("it is no file of usagekit's")
-	case order.Uint32(h[atVersion:]) != fileVersion:
+	case version > fileVersion:
 		return Sealed{}, header{}, errNewer
+	case number(atUsed) == 0 && number(atOpened) == 0 && number(atSealed) == 0:
+		return Sealed{}, header{}, errEmpty // it was never published
+	case version != fileVersion:
+		return Sealed{}, header{}, errors.New("its version is 0")
 	case order.Uint32(h[atCRC:]) != crc32.ChecksumIEEE(h[atInode:atOpened]):
 		return Sealed{}, header{}, errors.New("its header's checksum is wrong")
 	case number(atSeq) != seq || fileName(seq) != name || !bytes.Equal(h[atWriter:atDatabase], writer[:]):
@@ -364,6 +408,9 @@ func read(r io.Reader, dir, name string, inode uint64) (Sealed, header, error) {
 			b.Counts = append(b.Counts, Count{name, n})
 		}
 		at += size
+	}
+	if !head.sealed && b.Opened <= 0 {
+		b.Opened = time.Now().UnixMilli() // the Add that would have set it was not the first to end
 	}
 	b.Payload = b.Encode()
 	switch {

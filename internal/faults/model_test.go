@@ -227,19 +227,20 @@ func (d *memDisk) Remove(dir, file string) error {
 	return nil
 }
 
-func (d *memDisk) SetAside(dir, file string) (string, int, error) {
+func (d *memDisk) SetAside(dir, file string) (string, error) {
 	d.step()
 	defer d.step()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.dirs[dir].files, file)
-	return file, 1, nil
+	return file, nil
 }
 
 func (f *memFile) Bytes() []byte    { return f.mem }
 func (f *memFile) Inode() uint64    { return f.inode }
 func (f *memFile) Grow(int64) error { return errors.New("the model's files do not grow") }
 func (f *memFile) Release()         {}
+func (f *memFile) Close()           {}
 
 // memTables are the tables that make a batch count once.
 type memTables struct {

@@ -58,8 +58,7 @@ func fill(path string) error {
 	}
 }
 
-// fullSpool: files that a program has are used again, so a disk that fills up later
-// is not noticed; this one is full from the start.
+// fullSpool: the disk is full from the start, then free, then filled again.
 func fullSpool(r *trial) {
 	dir := r.mounted("tmpfs", "size=2m")
 	ballast := filepath.Join(dir, "ballast")
@@ -71,8 +70,10 @@ func fullSpool(r *trial) {
 		r.must(os.Remove(ballast))
 		r.degraded(false)
 		r.must(fill(ballast)) // with files there
+		r.degraded(true)
 		r.pause(r.lasts(5*time.Second, time.Second))
 		r.must(os.Remove(ballast))
+		r.degraded(false)
 	})
 	r.judge(exactly)
 }
@@ -113,12 +114,20 @@ func spoolTakenAway(r *trial) {
 	r.note("with ulimit -f: %d of %d", small.last.counted[requestsTotal], small.last.attempted[requestsTotal])
 }
 
-// copiedSpool: a second program on the same directory, one on a copy of it, and one
-// of another database on what a dead program left.
+// copiedSpool: a second program on the same directory, one on a copy of it, made
+// while it lives and when it is dead, and one of another database on what a dead
+// program left.
 func copiedSpool(r *trial) {
 	r.start(setup{programs: 2, kills: true})
 	first := r.programs[0]
 	r.fault(func() {
+		for range 3 {
+			copied := r.TempDir()
+			if err := os.CopyFS(copied, os.DirFS(r.spool)); err != nil && !errors.Is(err, os.ErrNotExist) { // what was delivered meanwhile
+				r.must(err)
+			}
+			r.beside(copied, r.url)
+		}
 		r.must(first.kill())
 		r.kills++
 		copied := filepath.Join(r.TempDir(), "copy")
