@@ -286,8 +286,7 @@ func (f *file) inPlace() bool {
 }
 
 // keep makes a sealed batch durable: in its mapped file if that is whole and in its
-// place, else in a file of its own. It tells whether that worked; if not, there is
-// none.
+// place, else in a file of its own. It tells whether that is certain.
 func (s *Spool) keep(f *file, b Sealed, whole bool) bool {
 	if f != nil && whole {
 		err := touching(func() {
@@ -304,7 +303,9 @@ func (s *Spool) keep(f *file, b Sealed, whole bool) bool {
 	if s.owned != nil && s.disk.Write(s.writer, fileName(b.Seq), s.encode(b)) == nil {
 		return true
 	}
-	s.Remove(b.Seq) // it says less, or more, than memory
+	if !whole {
+		s.Remove(b.Seq) // it says less, or more, than memory
+	}
 	return false
 }
 
