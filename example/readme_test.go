@@ -122,7 +122,8 @@ func TestImportArrows(t *testing.T) {
 		"/store/storetest":      {module + "/store", module + "/store/sqlite"},
 		"/dashboard":            {module + "/store"},
 		"/example":              {module + "/middleware", module + "/dashboard", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
-		"/internal/dbtest":      {"github.com/lib/pq"}, // only tests import these three
+		"/internal/dbtest":      {"github.com/lib/pq"}, // only tests import these four
+		"/internal/memdisk":     {module + "/internal/counter"},
 		"/internal/faults":      {module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite"},
 		"/internal/conformance": {module + "/internal/counter", module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx", "github.com/lib/pq"},
 	}

@@ -11,7 +11,6 @@
 //	oracle.go       what must hold between attempted, answered, begun, responded and counted
 //	trial.go        one row of the matrix in one mode: sets all this up, drains, judges, prints its line
 //	rows_test.go    the matrix; rows_*_test.go has what each row does
-//	model_test.go   a disk and tables in memory, for the row that crashes at every step
 //	oracle_test.go  wrong numbers, and an unguarded upsert, do not pass
 //
 // A row is a function and an entry in the matrix: its number, what it is called,
