@@ -121,25 +121,8 @@ func killAfterCommit(r *trial) {
 	p := r.programs[0]
 	r.fault(func() {
 		for range int(r.lasts(10, 3)) {
-			killed := make(chan error, 1)
-			r.proxies[0].set(func(s statement) verdict {
-				if !s.sends() {
-					return verdict{}
-				}
-				return verdict{cut: after, then: func() {
-					r.proxies[0].set(nil)
-					killed <- p.signal(syscall.SIGKILL)
-				}}
-			})
-			select {
-			case err := <-killed:
-				r.must(err)
-			case <-time.After(20 * time.Second):
-				r.Fatal("nothing is sent")
-			}
+			r.killAt(p, after, statement.sends)
 			r.kills++
-			_, err := p.wait(startTimeout)
-			r.must(err)
 			r.must(p.start())
 			r.pause(time.Duration(r.rng.Int64N(int64(time.Second))))
 		}
@@ -163,7 +146,7 @@ func (r *trial) killSealing() {
 	r.fault(func() {
 		for i := range int(r.lasts(20, 6)) {
 			if i%2 == 0 {
-				r.killBefore(p, "INSERT INTO usage_writers")
+				r.killAt(p, before, func(s statement) bool { return strings.HasPrefix(s.text, "INSERT INTO usage_writers") })
 			} else {
 				r.pause(time.Duration(r.rng.Int64N(int64(300 * time.Millisecond))))
 				r.must(p.kill())
@@ -232,15 +215,16 @@ func buildMutant(t *testing.T, file, from, to string) (binary string) {
 	return binary
 }
 
-// killBefore kills the program when it sends a statement, which is not forwarded.
-func (r *trial) killBefore(p *program, prefix string) {
+// killAt kills the program when it sends such a statement, before or after the server
+// has run it.
+func (r *trial) killAt(p *program, when cut, such func(statement) bool) {
 	r.Helper()
 	killed := make(chan error, 1)
 	r.proxies[0].set(func(s statement) verdict {
-		if !strings.HasPrefix(s.text, prefix) {
+		if !such(s) {
 			return verdict{}
 		}
-		return verdict{cut: before, then: func() {
+		return verdict{cut: when, then: func() {
 			r.proxies[0].set(nil)
 			killed <- p.signal(syscall.SIGKILL)
 		}}
@@ -249,7 +233,7 @@ func (r *trial) killBefore(p *program, prefix string) {
 	case err := <-killed:
 		r.must(err)
 	case <-time.After(20 * time.Second):
-		r.Fatalf("nothing begins with %s", prefix)
+		r.Fatal("no such statement is sent")
 	}
 	_, err := p.wait(startTimeout)
 	r.must(err)
