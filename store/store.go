@@ -58,7 +58,7 @@
 // batch counts once, however often it arrives.
 //
 // With a spool, each count is made in a mapped file, where the kernel keeps it
-// whatever becomes of the process (12 ns in memory, 20 there); a file is removed
+// whatever becomes of the process (an Add takes half as long again); a file is removed
 // after the certain answer, and a repeat is nothing new: the guard knows its number.
 //
 // Updating the shared rows from every instance would be simpler, and does not

@@ -268,7 +268,7 @@ type generation struct {
 
 // A mapped file may be cut under us, and a touch of it then is a fault that takes
 // the words with it. So each count is in memory too, added after it is in the word
-// (5 ns). The word counts, and is what a process that was killed leaves; memory
+// (a few ns). The word counts, and is what a process that was killed leaves; memory
 // counts from the first fault on. Sealing closes what counts, and decides once:
 const (
 	undecided int32 = iota
