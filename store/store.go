@@ -448,7 +448,6 @@ func (s *Store) stop(ctx context.Context) error {
 		}
 	}
 	s.cancel()
-	s.settle(ctx)
 	missing := map[int64]bool{}
 	late := within(ctx, func() {
 		s.wg.Wait() // what the loops do ends with s.run, but for what a disk keeps them from
@@ -460,6 +459,7 @@ func (s *Store) stop(ctx context.Context) error {
 		}
 		s.spool.Release()
 	})
+	s.settle(ctx)
 	if err == nil {
 		return nil
 	}
