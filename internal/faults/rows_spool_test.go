@@ -122,17 +122,11 @@ func copiedSpool(r *trial) {
 	first := r.programs[0]
 	r.fault(func() {
 		for range 3 {
-			copied := r.TempDir()
-			if err := os.CopyFS(copied, os.DirFS(r.spool)); err != nil && !errors.Is(err, os.ErrNotExist) { // what was delivered meanwhile
-				r.must(err)
-			}
-			r.beside(copied, r.url)
+			r.beside(r.copied(), r.url)
 		}
 		r.must(first.kill())
 		r.kills++
-		copied := filepath.Join(r.TempDir(), "copy")
-		r.must(os.CopyFS(copied, os.DirFS(r.spool)))
-		r.beside(copied, r.url)
+		r.beside(r.copied(), r.url)
 		text := r.beside(r.spool, r.server.NewDatabase(r))
 		if !strings.Contains(text, "for the database with the id") {
 			r.Errorf("nobody says that the spool is another database's:\n%s", text)
@@ -141,6 +135,22 @@ func copiedSpool(r *trial) {
 		r.pause(time.Second)
 	})
 	r.judge(bounded)
+}
+
+// copied copies the spool as it is: files come and go meanwhile.
+func (r *trial) copied() (dir string) {
+	r.Helper()
+	for range 100 {
+		dir = r.TempDir()
+		err := os.CopyFS(dir, os.DirFS(r.spool))
+		if err == nil {
+			return dir
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			r.must(err)
+		}
+	}
+	return dir // in part
 }
 
 // beside runs a program that is asked nothing, on a spool and a database, and

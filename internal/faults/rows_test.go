@@ -62,7 +62,7 @@ func matrix() []row {
 		{27, "twenty first starts at once", []mode{S}, long, firstStarts},
 		{28, "no connection left", []mode{S, M}, long, noConnectionLeft},
 		{29, "a crash at every step", []mode{S}, long, crashAtEveryStep},
-		{30, "a snapshot stays open", []mode{S, X}, long, openSnapshot},
+		{30, "a snapshot stays open", []mode{S, X}, alone, openSnapshot},
 		{31, "PgBouncer, shared", []mode{M, X}, long, sharedPgBouncer},
 		{32, "two leaders", []mode{M}, short, twoLeaders},
 		{33, "batches that cannot be folded", []mode{S}, short, badBatches},
