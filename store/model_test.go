@@ -771,8 +771,12 @@ func drawn(seed uint64) chances {
 func TestModel(t *testing.T) {
 	limit := 1500 * time.Millisecond
 	full := os.Getenv("USAGEKIT_FAULTS") == "full"
-	if full {
-		limit = time.Minute
+	share := uint64(3) // of the steps one in so many, which, the seed decides
+	switch {
+	case full:
+		limit, share = time.Minute, 1
+	case dbtest.Race():
+		share = 20
 	}
 	seed := modelSeed(t)
 	t.Run("every step", func(t *testing.T) {
@@ -783,7 +787,7 @@ func TestModel(t *testing.T) {
 				if what == diesAfter { // as before the next one
 					continue
 				}
-				if !full && (at+seed+uint64(what))%3 > 0 { // a third; which, the seed decides
+				if (at+seed+uint64(what))%share > 0 {
 					continue
 				}
 				var c chances
@@ -805,7 +809,7 @@ func TestModel(t *testing.T) {
 		whole := newModel(t, 1, chances{}, mistake{}).run(lives)
 		for turn := 1; turn <= whole.tearables && !t.Failed(); turn++ {
 			for keep, words := 0, 1; keep <= words; keep++ {
-				if !full && (uint64(turn+keep)+seed)%2 > 0 {
+				if (uint64(turn+keep)+seed)%share > 0 {
 					continue
 				}
 				m := newModel(t, 1, chances{}, mistake{})

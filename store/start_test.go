@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime/debug"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -50,7 +48,7 @@ func TestManyProcessesStartAtOnce(t *testing.T) {
 	}
 	const processes = 20
 	rounds := 20
-	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+	if dbtest.Race() {
 		rounds = 2 // the detector sees one process at a time anyway
 	}
 	for range rounds {

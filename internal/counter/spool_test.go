@@ -20,6 +20,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/usagekit/usagekit/internal/dbtest"
 )
 
 var (
@@ -172,7 +174,7 @@ func TestSpoolCutUnderLoad(t *testing.T) {
 	const adders, each = 4, 30_000
 	for _, abuse := range []string{"none", "cut", "remove", "zeros", "no directory"} {
 		t.Run(abuse, func(t *testing.T) {
-			if info, ok := debug.ReadBuildInfo(); abuse == "cut" && ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+			if abuse == "cut" && dbtest.Race() {
 				t.Skip("the race detector's own code does not survive the fault")
 			}
 			root := filepath.Join(t.TempDir(), "spool")

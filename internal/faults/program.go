@@ -9,8 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime/debug"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -24,7 +22,7 @@ import (
 func buildExample(dir string, flags ...string) (binary string, err error) {
 	binary = filepath.Join(dir, "example")
 	build := exec.Command("go", append([]string{"build", "-o", binary}, flags...)...)
-	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+	if dbtest.Race() {
 		build.Args = append(build.Args, "-race")
 	}
 	build.Args = append(build.Args, "github.com/usagekit/usagekit/example")
