@@ -2,13 +2,13 @@
 
 GO         ?= go
 GOFILES     = $(shell git ls-files -co --exclude-standard '*.go')
-MODULES     = . internal/routers internal/pools
+MODULES     = . internal/routers internal/pools internal/bench
 RACING      = . internal/routers # pools runs the same cases again
 each        = for m in $(1); do echo "$(2): $$m"; (cd $$m && $(2)) || exit 1; done
 staticcheck = $(GO) tool -modfile="$(CURDIR)/internal/tools/go.mod" staticcheck
 
 .DEFAULT_GOAL := help
-.PHONY: help run test race faults lint fuzz postgresql
+.PHONY: help run test race faults bench lint fuzz postgresql
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,7 +23,10 @@ race: postgresql ## all tests under the race detector
 	@export USAGEKIT_PG=require; $(call each,$(RACING),$(GO) test -race -parallel=4 -shuffle=on ./...)
 
 faults: postgresql ## the fault matrix, with real processes: up to 30 minutes
-	@USAGEKIT_PG=require USAGEKIT_FAULTS=full $(GO) test -timeout 40m -v -count=1 -parallel 4 ./internal/faults
+	@USAGEKIT_PG=require USAGEKIT_FAULTS=full $(GO) test -timeout 40m -v -count=1 -parallel 6 ./internal/faults
+
+bench: ## usagekit beside Prometheus, OpenTelemetry and others: about 5 minutes (ARGS: flags)
+	@cd internal/bench && $(GO) run . $(ARGS)
 
 lint: ## gofmt, vet, staticcheck, go mod tidy
 	@unformatted="$$(gofmt -l $(GOFILES))"; [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
