@@ -38,6 +38,7 @@ fuzz: ## each fuzz target for 30 s
 	$(GO) test -run '^$$' -fuzz FuzzSplit -fuzztime 30s ./internal/counter
 	$(GO) test -run '^$$' -fuzz FuzzClean -fuzztime 30s ./internal/counter
 	$(GO) test -run '^$$' -fuzz FuzzDecode -fuzztime 30s ./internal/counter
+	$(GO) test -run '^$$' -fuzz FuzzRead -fuzztime 30s ./internal/counter
 	$(GO) test -run '^$$' -fuzz FuzzParameters -fuzztime 30s -fuzzminimizetime 10x ./dashboard
 
 # The tests start a PostgreSQL and a PgBouncer of their own, and need the programs.

@@ -5,6 +5,7 @@ package counter
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"flag"
@@ -626,8 +627,15 @@ func FuzzRead(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(golden)
-	f.Fuzz(func(t *testing.T, content []byte) {
+	f.Add(golden, false)
+	f.Add(golden[headerSize:], true)
+	f.Fuzz(func(t *testing.T, content []byte, records bool) {
+		if records { // behind a header that is right, of a file that was not sealed
+			head := bytes.Clone(golden[:headerSize])
+			head[atSealed] = 0
+			binary.NativeEndian.PutUint64(head[atUsed:], uint64(headerSize+len(content)))
+			content = append(head, content...)
+		}
 		b, _, err := read(bytes.NewReader(content), writer, fileName(7), 0)
 		if err != nil {
 			return
