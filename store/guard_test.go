@@ -183,6 +183,55 @@ func TestABatchThatPanicsIsSetAside(t *testing.T) {
 	}
 }
 
+// stuckDisk is one that hangs when a file is made, from when it is told to.
+type stuckDisk struct {
+	counter.Disk
+	hangs *atomic.Bool
+	until chan struct{}
+}
+
+func (d stuckDisk) Create(dir, file string, size int64) (counter.Mapping, error) {
+	if d.hangs.Load() {
+		<-d.until
+	}
+	return d.Disk.Create(dir, file, size)
+}
+
+// A disk that hangs keeps neither Flush nor Shutdown beyond its context, nor an Add;
+// and Shutdown does not say that all is well.
+func TestSpoolOnADiskThatHangs(t *testing.T) {
+	dir := t.TempDir()
+	db, err := sqlite.Open(filepath.Join(dir, "usage.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	var hangs atomic.Bool
+	until := make(chan struct{})
+	s, err := openOn(dbtest.Context(t), db, Config{Spool: filepath.Join(dir, "spool")}, func(root string) (counter.Disk, error) {
+		real, err := counter.OpenDisk(root)
+		return stuckDisk{real, &hangs, until}, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hangs.Store(true)
+	s.Inc("feature.a.used")
+	for _, f := range []func(context.Context) error{s.Flush, s.Shutdown} {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		start := time.Now()
+		if err := f(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v, want the deadline", err)
+		}
+		if took := time.Since(start); took > 5*time.Second {
+			t.Errorf("it took %v", took)
+		}
+		s.Inc("feature.a.used") // does not wait either
+		cancel()
+	}
+	close(until)
+}
+
 // What waits although another has the lease is reported, when that takes too long.
 func TestLateFoldIsReported(t *testing.T) {
 	if Server == nil {

@@ -243,7 +243,7 @@ func (d disk) Open(dir, file string) (io.ReadCloser, uint64, error) {
 		return nil, 0, errIrregular
 	}
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, explain(err)
 	}
 	var info unix.Stat_t
 	if err = unix.Fstat(int(f.Fd()), &info); err == nil && info.Mode&unix.S_IFMT != unix.S_IFREG {
@@ -282,7 +282,7 @@ func (d disk) Remove(dir, file string) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
-		return err
+		return explain(err)
 	}
 	_ = os.Truncate(tmp, 0)
 	_ = os.Remove(tmp) // or the next Files does

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
@@ -86,8 +85,6 @@ func buildAndRun(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	help, _ := exec.Command(shared.binary, "-help").CombinedOutput()
-	shared.spools = strings.Contains(string(help), "-spool")
 	how := os.Getenv("USAGEKIT_FAULTS")
 	shared.full, shared.all = how == "full", how == "full" || how == "quick"
 	if shared.seed, err = seed(); err != nil {

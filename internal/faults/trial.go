@@ -44,7 +44,6 @@ type bench struct {
 	full   bool           // the long form
 	all    bool           // all rows
 	seed   uint64
-	spools bool // the program has -spool
 }
 
 // trial is one row of the matrix in one mode.
@@ -200,9 +199,6 @@ func (r *trial) start(s setup) {
 		database = r.server.PgBouncer(r, database, s.pgBouncer)
 	}
 	if r.mode.spools() {
-		if !r.bench.spools {
-			r.notRun("the example has no -spool")
-		}
 		r.spool = cmp.Or(s.spool, filepath.Join(dir, "spool"))
 	}
 	r.ledger = filepath.Join(dir, "ledger")
