@@ -7,7 +7,6 @@ require (
 	github.com/felixge/httpsnoop v1.1.0
 	github.com/jmoiron/sqlx v1.4.0
 	github.com/lib/pq v1.12.3
-	github.com/puzpuzpuz/xsync/v4 v4.5.0
 	golang.org/x/sys v0.49.0
 	modernc.org/sqlite v1.62.0
 )

@@ -782,17 +782,98 @@ func TestLatencyBuckets(t *testing.T) {
 		if i+1 < len(bounds) {
 			beyond = fmt.Sprintf("latency_%dms", bounds[i+1])
 		}
-		if got := latency(b * ms); got != at {
+		if got := measure(latency(b * ms)); got != at {
 			t.Errorf("%v: %s, want %s", b*ms, got, at)
 		}
-		if got := latency(b*ms + 1); got != beyond {
+		if got := measure(latency(b*ms + 1)); got != beyond {
 			t.Errorf("%v: %s, want %s", b*ms+1, got, beyond)
 		}
 	}
 	for d, want := range map[time.Duration]string{-1: "latency_5ms", 0: "latency_5ms", time.Hour: "latency_inf"} {
-		if got := latency(d); got != want {
+		if got := measure(latency(d)); got != want {
 			t.Errorf("%v: %s, want %s", d, got, want)
 		}
+	}
+}
+
+// A request allocates its response and the names of its user and area: the names
+// of a route are made once, and no copy of the request.
+func TestAllocations(t *testing.T) {
+	constant := func(s string) func(*http.Request) string { return func(*http.Request) string { return s } }
+	for want, cfg := range map[float64]Config{
+		1: {},
+		2: {User: constant("42")},
+		3: {User: constant("42"), Area: constant("novels")},
+	} {
+		h := New(recorderFunc(func(string, int64) {}), cfg)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(204) }))
+		w, r := httptest.NewRecorder(), httptest.NewRequest("GET", "/x", nil)
+		r.Pattern = "GET /{what}"
+		if got := testing.AllocsPerRun(100, func() { h.ServeHTTP(w, r) }); got != want {
+			t.Errorf("a request takes %v allocations, want %v", got, want)
+		}
+	}
+}
+
+// counting is a Recorder with counters to keep.
+type counting struct{ tally }
+
+func (c *counting) Add(name string, n int64) { c.tally["Add "+name] += n }
+func (c *counting) Counter(name string) func(int64) {
+	return func(n int64) { c.tally["Counter "+name] += n }
+}
+
+// louder has the counters of another one, and does something about Add.
+type louder struct{ *counting }
+
+func (l louder) Add(name string, n int64) { l.counting.Add(name, 10*n) }
+
+// The counts of a route are kept, where the Recorder has that, unless it is around
+// one that has: its own Add is asked, then.
+func TestRecorderWithCounters(t *testing.T) {
+	for _, tt := range []struct {
+		rec  func(*counting) Recorder
+		want tally
+	}{
+		{func(c *counting) Recorder { return c }, tally{
+			"Counter api.GET /x.requests": 1, "Counter api.GET /x.status_2xx": 1, "Counter api.GET /x.latency_5ms": 1, "Add user.42.requests": 1}},
+		{func(c *counting) Recorder { return louder{c} }, tally{
+			"Add api.GET /x.requests": 10, "Add api.GET /x.status_2xx": 10, "Add api.GET /x.latency_5ms": 10, "Add user.42.requests": 10}},
+		{func(c *counting) Recorder { return &louder{c} }, tally{
+			"Add api.GET /x.requests": 10, "Add api.GET /x.status_2xx": 10, "Add api.GET /x.latency_5ms": 10, "Add user.42.requests": 10}},
+	} {
+		c := &counting{tally{}}
+		r := httptest.NewRequest("GET", "/x", nil)
+		r.Pattern = "GET /x"
+		count := New(tt.rec(c), Config{User: func(*http.Request) string { return "42" }})
+		count(http.HandlerFunc(hello)).ServeHTTP(httptest.NewRecorder(), r)
+		if !maps.Equal(c.tally, tt.want) {
+			t.Errorf("%T: %v, want %v", tt.rec(c), c.tally, tt.want)
+		}
+	}
+}
+
+// Whatever Config.Route answers, the names that are kept for it have a limit, and
+// what is beyond counts as well.
+func TestNamesOfManyRoutes(t *testing.T) {
+	rec := tally{}
+	count := New(rec, Config{Route: func(r *http.Request) string { return r.URL.Path }})
+	h := count(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(204) }))
+	for i := range maxRoutes + 100 {
+		for range 2 {
+			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", fmt.Sprint("/", i), nil))
+		}
+	}
+	for i := range maxRoutes + 100 {
+		if n := rec[fmt.Sprintf("api.GET /%d.requests", i)]; n != 2 {
+			t.Fatalf("route %d: %d requests, want 2", i, n)
+		}
+	}
+	var r routes
+	for i := range maxRoutes + 100 {
+		r.find(rec, fmt.Sprint("/", i), "GET", false)
+	}
+	if n := len(*r.known.Load()); n != maxRoutes {
+		t.Errorf("%d routes are kept, want %d", n, maxRoutes)
 	}
 }
 

@@ -16,20 +16,23 @@ const (
 	failed    = "(error)" // a callback panicked
 )
 
-// response counts one request.
+// response counts one request. It is the ResponseWriter of what is inside: see
+// wrap.go.
 type response struct {
 	inner http.ResponseWriter
 
 	in      *middleware
 	request *http.Request // the innermost one seen
 	entry   string        // its Pattern when it was seen
-	asks    Config        // for what nobody has set; an inner middleware fills gaps
-	since   time.Time
+	asks    struct {      // for what nobody has set; an inner middleware fills gaps
+		user, route, area func(*http.Request) string
+	}
+	since time.Duration // after in.base
 
 	user, route string // set by the handler
 	started     atomic.Bool
-	name        string // "api.<route>." once started
 	stream      bool   // hijacked, or of events: its duration says nothing
+	counted     *route // once started
 }
 
 // responses gives the responses around w, the innermost first. It follows Unwrap
@@ -40,7 +43,7 @@ func responses(w http.ResponseWriter) iter.Seq[*response] {
 			if c, ok := w.(interface{ counts() *response }); ok && !yield(c.counts()) {
 				return
 			}
-			u, ok := w.(interface{ Unwrap() http.ResponseWriter })
+			u, ok := w.(wrapper)
 			if !ok {
 				return
 			}
@@ -53,44 +56,51 @@ func responses(w http.ResponseWriter) iter.Seq[*response] {
 // that they are given, and code between two middlewares may have copied it.
 func (c *response) enter(r *http.Request, cfg Config) {
 	c.request, c.entry = r, r.Pattern
-	if c.asks.User == nil {
-		c.asks.User = cfg.User
+	if c.asks.user == nil {
+		c.asks.user = cfg.User
 	}
-	if c.asks.Route == nil {
-		c.asks.Route = cfg.Route
+	if c.asks.route == nil {
+		c.asks.route = cfg.Route
 	}
-	if c.asks.Area == nil {
-		c.asks.Area = cfg.Area
+	if c.asks.area == nil {
+		c.asks.area = cfg.Area
 	}
 }
 
 // start counts the request, the first time it is called.
-func (c *response) start(status int) {
+func (c *response) start(code int) {
 	if c.started.Load() || !c.started.CompareAndSwap(false, true) {
 		return
 	}
 	defer func() { _ = recover() }() // a Recorder's: never the request's
-	add := c.in.rec.Add
-	c.name = "api." + c.routeOf() + "."
-	c.stream = c.stream || strings.HasPrefix(strings.ToLower(c.inner.Header().Get("Content-Type")), "text/event-stream")
-	add(c.name+"requests", 1)
-	add(c.name+statusClass(status), 1)
+	rec := c.in.rec
+	c.counted = c.routeOf()
+	c.stream = c.stream || ofEvents(c.inner.Header())
+	c.counted.count(rec, requests)
+	c.counted.count(rec, status(code))
 	if area := c.areaOf(); area != "" {
-		add("api.requests."+area, 1)
+		rec.Add("api.requests."+area, 1)
 	}
 	if user := c.userOf(); user != "" {
-		add("user."+user+".requests", 1)
+		rec.Add("user."+user+".requests", 1)
 	}
 }
 
+// ofEvents tells whether a response of these headers is a stream of events.
+func ofEvents(h http.Header) bool {
+	const events = "text/event-stream"
+	types := h["Content-Type"]
+	return len(types) > 0 && len(types[0]) >= len(events) && strings.EqualFold(types[0][:len(events)], events)
+}
+
 // end counts a request that has not started, and how long it took.
-func (c *response) end(status int) {
-	c.start(status)
-	if c.stream || c.name == "" {
+func (c *response) end(code int) {
+	c.start(code)
+	if c.stream || c.counted == nil {
 		return
 	}
 	defer func() { _ = recover() }()
-	c.in.rec.Add(c.name+latency(time.Since(c.since)), 1)
+	c.counted.count(c.in.rec, latency(time.Since(c.in.base)-c.since))
 }
 
 func (c *response) panicked() {
@@ -115,7 +125,7 @@ func (c *response) userOf() string {
 	user := c.user
 	if user == "" {
 		var ok bool
-		if user, ok = c.ask(c.asks.User); !ok {
+		if user, ok = c.ask(c.asks.user); !ok {
 			return failed
 		}
 	}
@@ -123,9 +133,12 @@ func (c *response) userOf() string {
 }
 
 func (c *response) areaOf() string {
-	area, ok := c.ask(c.asks.Area)
-	if !ok {
+	area, ok := c.ask(c.asks.area)
+	switch {
+	case !ok:
 		return failed
+	case area == "":
+		return ""
 	}
 	switch area = strings.ReplaceAll(area, ".", "_"); area {
 	case "requests", "total", "today": // the names of other counters
@@ -134,12 +147,13 @@ func (c *response) areaOf() string {
 	return escape(area)
 }
 
-func (c *response) routeOf() string {
+func (c *response) routeOf() *route {
+	known := &c.in.routes
 	route := c.route
 	if route == "" {
 		var ok bool
-		if route, ok = c.ask(c.asks.Route); !ok {
-			return failed
+		if route, ok = c.ask(c.asks.route); !ok {
+			return known.find(c.in.rec, failed, "", false)
 		}
 	}
 	host := false
@@ -148,16 +162,9 @@ func (c *response) routeOf() string {
 		route, host = p, true
 	}
 	if route == "" {
-		return unmatched
+		return known.find(c.in.rec, unmatched, "", false)
 	}
-	method, pattern := knownMethod(c.request.Method), route
-	if i := strings.IndexAny(route, " \t"); i > 0 && strings.Trim(route[:i], "ABCDEFGHIJKLMNOPQRSTUVWXYZ") == "" {
-		method, pattern = route[:i], strings.TrimLeft(route[i:], " \t")
-	}
-	if i := strings.IndexByte(pattern, '/'); host && i > 0 {
-		pattern = pattern[i:] // ServeMux has patterns of a host: [METHOD ][HOST]/[PATH]
-	}
-	return method + " " + pattern
+	return known.find(c.in.rec, route, knownMethod(c.request.Method), host)
 }
 
 // isRedirect tells whether r's Pattern is no pattern: where ServeMux redirects a
@@ -172,50 +179,4 @@ func escape(subject string) string {
 		return "(" + subject
 	}
 	return subject
-}
-
-// knownMethod is "OTHER" for a method that a client made up.
-func knownMethod(method string) string {
-	switch method {
-	case "":
-		return http.MethodGet
-	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch,
-		http.MethodDelete, http.MethodConnect, http.MethodOptions, http.MethodTrace:
-		return method
-	}
-	return "OTHER"
-}
-
-// statusClass is the measure of a status; one that is none is the server's fault.
-func statusClass(status int) string {
-	switch status / 100 {
-	case 1:
-		return "status_1xx"
-	case 2:
-		return "status_2xx"
-	case 3:
-		return "status_3xx"
-	case 4:
-		return "status_4xx"
-	}
-	return "status_5xx"
-}
-
-// latency is the measure of a duration: the bounds of OpenTelemetry's
-// http.server.request.duration, not cumulative.
-func latency(d time.Duration) string {
-	for _, b := range [...]struct {
-		bound   time.Duration
-		measure string
-	}{
-		{5, "latency_5ms"}, {10, "latency_10ms"}, {25, "latency_25ms"}, {50, "latency_50ms"}, {75, "latency_75ms"},
-		{100, "latency_100ms"}, {250, "latency_250ms"}, {500, "latency_500ms"}, {750, "latency_750ms"},
-		{1000, "latency_1000ms"}, {2500, "latency_2500ms"}, {5000, "latency_5000ms"}, {7500, "latency_7500ms"},
-		{10000, "latency_10000ms"},
-	} {
-		if d <= b.bound*time.Millisecond {
-			return b.measure
-		}
-	}
-	return "latency_inf"
 }

@@ -5,86 +5,110 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"reflect"
+	"sync/atomic"
 	"time"
 )
 
 //go:generate go run generate.go
 
-// writer is the http.ResponseWriter of a response.
-type writer struct{ c *response }
+// kind is what is known of a type of ResponseWriter.
+type kind struct {
+	of    reflect.Type
+	has   int  // its optional interfaces, as wrap wants them
+	plain bool // it is no response, nor around one
+}
 
-func (w *writer) counts() *response   { return w.c }
-func (w *writer) Header() http.Header { return w.c.inner.Header() }
+// kinds are those that were met: finding out takes a dozen type assertions. A
+// server has one or two.
+type kinds struct{ seen atomic.Pointer[[]kind] }
+
+const maxKinds = 16
+
+func (k *kinds) find(w http.ResponseWriter) kind {
+	of := reflect.TypeOf(w)
+	var seen []kind
+	if p := k.seen.Load(); p != nil {
+		seen = *p
+	}
+	for i := range seen {
+		if seen[i].of == of {
+			return seen[i]
+		}
+	}
+	_, response := w.(interface{ counts() *response })
+	_, around := w.(wrapper)
+	one := kind{of, optional(w), !response && !around}
+	if len(seen) < maxKinds {
+		all := append(seen[:len(seen):len(seen)], one)
+		k.seen.Store(&all) // one that another goroutine stored just now comes again
+	}
+	return one
+}
+
+type wrapper interface{ Unwrap() http.ResponseWriter }
+
+// What follows are the methods of a response as an http.ResponseWriter.
+
+func (c *response) counts() *response   { return c }
+func (c *response) Header() http.Header { return c.inner.Header() }
 
 // Unwrap returns the inner writer, for http.ResponseController.
-func (w *writer) Unwrap() http.ResponseWriter { return w.c.inner }
+func (c *response) Unwrap() http.ResponseWriter { return c.inner }
 
 // WriteHeader counts a final status; an informational one (1xx, but for 101,
 // which ends HTTP) passes.
-func (w *writer) WriteHeader(status int) {
+func (c *response) WriteHeader(status int) {
 	if status/100 != 1 || status == http.StatusSwitchingProtocols {
-		w.c.start(status)
+		c.start(status)
 	}
-	w.c.inner.WriteHeader(status)
+	c.inner.WriteHeader(status)
 }
 
-func (w *writer) Write(p []byte) (int, error) {
-	w.c.start(http.StatusOK)
-	return w.c.inner.Write(p)
+func (c *response) Write(p []byte) (int, error) {
+	c.start(http.StatusOK)
+	return c.inner.Write(p)
 }
 
-// What follows are the optional interfaces of a ResponseWriter. wrap gives a
-// writer those that the inner one has: each is used only where the inner one
-// has it, too.
+// And the optional ones: wrap gives a writer those that the inner one has, and
+// each is used only where the inner one has it, too.
 
-type flusher struct{ c *response }
-
-func (f *flusher) Flush() {
-	f.c.start(http.StatusOK)
-	f.c.inner.(http.Flusher).Flush()
+func (c *response) flush() {
+	c.start(http.StatusOK)
+	c.inner.(http.Flusher).Flush()
 }
 
 type flushError interface{ FlushError() error }
 
-type errorFlusher struct{ c *response }
-
-func (f *errorFlusher) FlushError() error {
-	f.c.start(http.StatusOK)
-	return f.c.inner.(flushError).FlushError()
+func (c *response) flushError() error {
+	c.start(http.StatusOK)
+	return c.inner.(flushError).FlushError()
 }
 
 type notifier interface{ CloseNotify() <-chan bool } // http.CloseNotifier, deprecated
 
-type closeNotifier struct{ c *response }
+func (c *response) closeNotify() <-chan bool { return c.inner.(notifier).CloseNotify() }
 
-func (n *closeNotifier) CloseNotify() <-chan bool {
-	return n.c.inner.(notifier).CloseNotify()
-}
-
-type hijacker struct{ c *response }
-
-func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, rw, err := h.c.inner.(http.Hijacker).Hijack()
+func (c *response) hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := c.inner.(http.Hijacker).Hijack()
 	if err == nil {
-		h.c.stream = true
-		h.c.start(http.StatusSwitchingProtocols)
+		c.stream = true
+		c.start(http.StatusSwitchingProtocols)
 	}
 	return conn, rw, err
 }
 
-type readerFrom struct{ c *response }
-
-// ReadFrom counts when there is something to send: a source that is empty, or
+// readFrom counts when there is something to send: a source that is empty, or
 // fails at once, leaves the status open. With a Content-Length net/http may have
 // the kernel send a file, and has to see it.
-func (r *readerFrom) ReadFrom(src io.Reader) (int64, error) {
-	if r.c.inner.Header().Get("Content-Length") != "" {
-		r.c.start(http.StatusOK)
+func (c *response) readFrom(src io.Reader) (int64, error) {
+	if c.inner.Header().Get("Content-Length") != "" {
+		c.start(http.StatusOK)
 	}
-	if !r.c.started.Load() {
-		src = startingReader{src, r.c}
+	if !c.started.Load() {
+		src = startingReader{src, c}
 	}
-	return r.c.inner.(io.ReaderFrom).ReadFrom(src)
+	return c.inner.(io.ReaderFrom).ReadFrom(src)
 }
 
 // startingReader starts a response with its first byte.
@@ -106,33 +130,23 @@ type deadliner interface {
 	SetWriteDeadline(time.Time) error
 }
 
-type deadlines struct{ c *response }
-
-func (d *deadlines) SetReadDeadline(t time.Time) error {
-	return d.c.inner.(deadliner).SetReadDeadline(t)
+func (c *response) setReadDeadline(t time.Time) error {
+	return c.inner.(deadliner).SetReadDeadline(t)
 }
 
-func (d *deadlines) SetWriteDeadline(t time.Time) error {
-	return d.c.inner.(deadliner).SetWriteDeadline(t)
+func (c *response) setWriteDeadline(t time.Time) error {
+	return c.inner.(deadliner).SetWriteDeadline(t)
 }
 
 type fullDuplexer interface{ EnableFullDuplex() error }
 
-type fullDuplex struct{ c *response }
+func (c *response) enableFullDuplex() error { return c.inner.(fullDuplexer).EnableFullDuplex() }
 
-func (f *fullDuplex) EnableFullDuplex() error {
-	return f.c.inner.(fullDuplexer).EnableFullDuplex()
+func (c *response) push(target string, opts *http.PushOptions) error {
+	return c.inner.(http.Pusher).Push(target, opts)
 }
 
-type pusher struct{ c *response }
-
-func (p *pusher) Push(target string, opts *http.PushOptions) error {
-	return p.c.inner.(http.Pusher).Push(target, opts)
-}
-
-type stringWriter struct{ c *response }
-
-func (s *stringWriter) WriteString(text string) (int, error) {
-	s.c.start(http.StatusOK)
-	return s.c.inner.(io.StringWriter).WriteString(text)
+func (c *response) writeString(s string) (int, error) {
+	c.start(http.StatusOK)
+	return c.inner.(io.StringWriter).WriteString(s)
 }

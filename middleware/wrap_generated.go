@@ -3,14 +3,15 @@
 package middleware
 
 import (
+	"bufio"
 	"io"
+	"net"
 	"net/http"
+	"time"
 )
 
-// wrap returns a new response, and it as a writer with the optional interfaces of
-// w.
-func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
-	has := 0
+// optional tells which optional interfaces w has: a bit each.
+func optional(w http.ResponseWriter) (has int) {
 	if _, ok := w.(http.Flusher); ok {
 		has |= 1 << 0
 	}
@@ -38,8710 +39,5129 @@ func wrap(w http.ResponseWriter) (*response, http.ResponseWriter) {
 	if _, ok := w.(io.StringWriter); ok {
 		has |= 1 << 8
 	}
-	switch has {
-	default:
-		var v struct {
-			r response
-			writer
-		}
-		c := &v.r
-		v.writer.c = c
-		return c, &v
-	case 1:
-		var v struct {
-			r response
-			writer
-			flusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		return c, &v
-	case 2:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		return c, &v
-	case 3:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		return c, &v
-	case 4:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		return c, &v
-	case 5:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		return c, &v
-	case 6:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		return c, &v
-	case 7:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		return c, &v
-	case 8:
-		var v struct {
-			r response
-			writer
-			hijacker
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		return c, &v
-	case 9:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		return c, &v
-	case 10:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		return c, &v
-	case 11:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		return c, &v
-	case 12:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		return c, &v
-	case 13:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		return c, &v
-	case 14:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		return c, &v
-	case 15:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		return c, &v
-	case 16:
-		var v struct {
-			r response
-			writer
-			readerFrom
-		}
-		c := &v.r
-		v.writer.c = c
-		v.readerFrom.c = c
-		return c, &v
-	case 17:
-		var v struct {
-			r response
-			writer
-			flusher
-			readerFrom
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.readerFrom.c = c
-		return c, &v
-	case 18:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			readerFrom
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		return c, &v
-	case 19:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			readerFrom
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		return c, &v
-	case 20:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			readerFrom
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		return c, &v
-	case 21:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			readerFrom
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		return c, &v
-	case 22:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			readerFrom
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		return c, &v
-	case 23:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			readerFrom
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		return c, &v
-	case 24:
-		var v struct {
-			r response
-			writer
-			hijacker
-			readerFrom
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		return c, &v
-	case 25:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			readerFrom
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		return c, &v
-	case 26:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			readerFrom
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		return c, &v
-	case 27:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			readerFrom
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		return c, &v
-	case 28:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			readerFrom
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		return c, &v
-	case 29:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			readerFrom
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		return c, &v
-	case 30:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		return c, &v
-	case 31:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		return c, &v
-	case 32:
-		var v struct {
-			r response
-			writer
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 33:
-		var v struct {
-			r response
-			writer
-			flusher
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 34:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 35:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 36:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 37:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 38:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 39:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 40:
-		var v struct {
-			r response
-			writer
-			hijacker
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 41:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 42:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 43:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 44:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 45:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 46:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 47:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 48:
-		var v struct {
-			r response
-			writer
-			readerFrom
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 49:
-		var v struct {
-			r response
-			writer
-			flusher
-			readerFrom
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 50:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			readerFrom
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 51:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			readerFrom
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 52:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			readerFrom
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 53:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			readerFrom
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 54:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			readerFrom
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 55:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			readerFrom
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 56:
-		var v struct {
-			r response
-			writer
-			hijacker
-			readerFrom
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 57:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			readerFrom
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 58:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			readerFrom
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 59:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			readerFrom
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 60:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 61:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 62:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 63:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		return c, &v
-	case 64:
-		var v struct {
-			r response
-			writer
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 65:
-		var v struct {
-			r response
-			writer
-			flusher
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 66:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 67:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 68:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 69:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 70:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 71:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 72:
-		var v struct {
-			r response
-			writer
-			hijacker
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 73:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 74:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 75:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 76:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 77:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 78:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 79:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 80:
-		var v struct {
-			r response
-			writer
-			readerFrom
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 81:
-		var v struct {
-			r response
-			writer
-			flusher
-			readerFrom
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 82:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			readerFrom
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 83:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			readerFrom
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 84:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			readerFrom
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 85:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			readerFrom
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 86:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			readerFrom
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 87:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			readerFrom
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 88:
-		var v struct {
-			r response
-			writer
-			hijacker
-			readerFrom
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 89:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			readerFrom
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 90:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			readerFrom
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 91:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			readerFrom
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 92:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			readerFrom
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 93:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			readerFrom
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 94:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 95:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 96:
-		var v struct {
-			r response
-			writer
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 97:
-		var v struct {
-			r response
-			writer
-			flusher
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 98:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 99:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 100:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 101:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 102:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 103:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 104:
-		var v struct {
-			r response
-			writer
-			hijacker
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 105:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 106:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 107:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 108:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 109:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 110:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 111:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 112:
-		var v struct {
-			r response
-			writer
-			readerFrom
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 113:
-		var v struct {
-			r response
-			writer
-			flusher
-			readerFrom
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 114:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			readerFrom
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 115:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			readerFrom
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 116:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			readerFrom
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 117:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			readerFrom
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 118:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			readerFrom
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 119:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			readerFrom
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 120:
-		var v struct {
-			r response
-			writer
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 121:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 122:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 123:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 124:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 125:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 126:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 127:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		return c, &v
-	case 128:
-		var v struct {
-			r response
-			writer
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.pusher.c = c
-		return c, &v
-	case 129:
-		var v struct {
-			r response
-			writer
-			flusher
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.pusher.c = c
-		return c, &v
-	case 130:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.pusher.c = c
-		return c, &v
-	case 131:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.pusher.c = c
-		return c, &v
-	case 132:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.pusher.c = c
-		return c, &v
-	case 133:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.pusher.c = c
-		return c, &v
-	case 134:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.pusher.c = c
-		return c, &v
-	case 135:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.pusher.c = c
-		return c, &v
-	case 136:
-		var v struct {
-			r response
-			writer
-			hijacker
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.pusher.c = c
-		return c, &v
-	case 137:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.pusher.c = c
-		return c, &v
-	case 138:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.pusher.c = c
-		return c, &v
-	case 139:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.pusher.c = c
-		return c, &v
-	case 140:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.pusher.c = c
-		return c, &v
-	case 141:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.pusher.c = c
-		return c, &v
-	case 142:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.pusher.c = c
-		return c, &v
-	case 143:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.pusher.c = c
-		return c, &v
-	case 144:
-		var v struct {
-			r response
-			writer
-			readerFrom
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		return c, &v
-	case 145:
-		var v struct {
-			r response
-			writer
-			flusher
-			readerFrom
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		return c, &v
-	case 146:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			readerFrom
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		return c, &v
-	case 147:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			readerFrom
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		return c, &v
-	case 148:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			readerFrom
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		return c, &v
-	case 149:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			readerFrom
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		return c, &v
-	case 150:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			readerFrom
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		return c, &v
-	case 151:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			readerFrom
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		return c, &v
-	case 152:
-		var v struct {
-			r response
-			writer
-			hijacker
-			readerFrom
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		return c, &v
-	case 153:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			readerFrom
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		return c, &v
-	case 154:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			readerFrom
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		return c, &v
-	case 155:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			readerFrom
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		return c, &v
-	case 156:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			readerFrom
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		return c, &v
-	case 157:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			readerFrom
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		return c, &v
-	case 158:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		return c, &v
-	case 159:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		return c, &v
-	case 160:
-		var v struct {
-			r response
-			writer
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 161:
-		var v struct {
-			r response
-			writer
-			flusher
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 162:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 163:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 164:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 165:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 166:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 167:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 168:
-		var v struct {
-			r response
-			writer
-			hijacker
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 169:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 170:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 171:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 172:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 173:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 174:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 175:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 176:
-		var v struct {
-			r response
-			writer
-			readerFrom
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 177:
-		var v struct {
-			r response
-			writer
-			flusher
-			readerFrom
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 178:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			readerFrom
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 179:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			readerFrom
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 180:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			readerFrom
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 181:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			readerFrom
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 182:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			readerFrom
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 183:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			readerFrom
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 184:
-		var v struct {
-			r response
-			writer
-			hijacker
-			readerFrom
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 185:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			readerFrom
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 186:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			readerFrom
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 187:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			readerFrom
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 188:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 189:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 190:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 191:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		return c, &v
-	case 192:
-		var v struct {
-			r response
-			writer
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 193:
-		var v struct {
-			r response
-			writer
-			flusher
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 194:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 195:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 196:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 197:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 198:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 199:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 200:
-		var v struct {
-			r response
-			writer
-			hijacker
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 201:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 202:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 203:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 204:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 205:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 206:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 207:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 208:
-		var v struct {
-			r response
-			writer
-			readerFrom
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 209:
-		var v struct {
-			r response
-			writer
-			flusher
-			readerFrom
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 210:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			readerFrom
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 211:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			readerFrom
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 212:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			readerFrom
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 213:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			readerFrom
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 214:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			readerFrom
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 215:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			readerFrom
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 216:
-		var v struct {
-			r response
-			writer
-			hijacker
-			readerFrom
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 217:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			readerFrom
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 218:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			readerFrom
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 219:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			readerFrom
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 220:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			readerFrom
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 221:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			readerFrom
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 222:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 223:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 224:
-		var v struct {
-			r response
-			writer
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 225:
-		var v struct {
-			r response
-			writer
-			flusher
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 226:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 227:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 228:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 229:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 230:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 231:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 232:
-		var v struct {
-			r response
-			writer
-			hijacker
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 233:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 234:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 235:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 236:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 237:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 238:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 239:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 240:
-		var v struct {
-			r response
-			writer
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 241:
-		var v struct {
-			r response
-			writer
-			flusher
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 242:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 243:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 244:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 245:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 246:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 247:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 248:
-		var v struct {
-			r response
-			writer
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 249:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 250:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 251:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 252:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 253:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 254:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 255:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		return c, &v
-	case 256:
-		var v struct {
-			r response
-			writer
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 257:
-		var v struct {
-			r response
-			writer
-			flusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 258:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 259:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 260:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 261:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 262:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 263:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 264:
-		var v struct {
-			r response
-			writer
-			hijacker
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 265:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 266:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 267:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 268:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 269:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 270:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 271:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 272:
-		var v struct {
-			r response
-			writer
-			readerFrom
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.readerFrom.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 273:
-		var v struct {
-			r response
-			writer
-			flusher
-			readerFrom
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.readerFrom.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 274:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			readerFrom
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 275:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			readerFrom
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 276:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			readerFrom
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 277:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			readerFrom
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 278:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			readerFrom
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 279:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			readerFrom
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 280:
-		var v struct {
-			r response
-			writer
-			hijacker
-			readerFrom
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 281:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			readerFrom
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 282:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			readerFrom
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 283:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			readerFrom
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 284:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			readerFrom
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 285:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			readerFrom
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 286:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 287:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 288:
-		var v struct {
-			r response
-			writer
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 289:
-		var v struct {
-			r response
-			writer
-			flusher
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 290:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 291:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 292:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 293:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 294:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 295:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 296:
-		var v struct {
-			r response
-			writer
-			hijacker
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 297:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 298:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 299:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 300:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 301:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 302:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 303:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 304:
-		var v struct {
-			r response
-			writer
-			readerFrom
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 305:
-		var v struct {
-			r response
-			writer
-			flusher
-			readerFrom
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 306:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			readerFrom
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 307:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			readerFrom
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 308:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			readerFrom
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 309:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			readerFrom
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 310:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			readerFrom
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 311:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			readerFrom
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 312:
-		var v struct {
-			r response
-			writer
-			hijacker
-			readerFrom
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 313:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			readerFrom
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 314:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			readerFrom
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 315:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			readerFrom
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 316:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 317:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 318:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 319:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 320:
-		var v struct {
-			r response
-			writer
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 321:
-		var v struct {
-			r response
-			writer
-			flusher
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 322:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 323:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 324:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 325:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 326:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 327:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 328:
-		var v struct {
-			r response
-			writer
-			hijacker
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 329:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 330:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 331:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 332:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 333:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 334:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 335:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 336:
-		var v struct {
-			r response
-			writer
-			readerFrom
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 337:
-		var v struct {
-			r response
-			writer
-			flusher
-			readerFrom
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 338:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			readerFrom
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 339:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			readerFrom
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 340:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			readerFrom
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 341:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			readerFrom
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 342:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			readerFrom
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 343:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			readerFrom
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 344:
-		var v struct {
-			r response
-			writer
-			hijacker
-			readerFrom
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 345:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			readerFrom
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 346:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			readerFrom
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 347:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			readerFrom
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 348:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			readerFrom
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 349:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			readerFrom
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 350:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 351:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 352:
-		var v struct {
-			r response
-			writer
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 353:
-		var v struct {
-			r response
-			writer
-			flusher
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 354:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 355:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 356:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 357:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 358:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 359:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 360:
-		var v struct {
-			r response
-			writer
-			hijacker
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 361:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 362:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 363:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 364:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 365:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 366:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 367:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 368:
-		var v struct {
-			r response
-			writer
-			readerFrom
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 369:
-		var v struct {
-			r response
-			writer
-			flusher
-			readerFrom
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 370:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			readerFrom
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 371:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			readerFrom
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 372:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			readerFrom
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 373:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			readerFrom
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 374:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			readerFrom
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 375:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			readerFrom
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 376:
-		var v struct {
-			r response
-			writer
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 377:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 378:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 379:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 380:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 381:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 382:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 383:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 384:
-		var v struct {
-			r response
-			writer
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 385:
-		var v struct {
-			r response
-			writer
-			flusher
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 386:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 387:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 388:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 389:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 390:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 391:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 392:
-		var v struct {
-			r response
-			writer
-			hijacker
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 393:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 394:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 395:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 396:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 397:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 398:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 399:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 400:
-		var v struct {
-			r response
-			writer
-			readerFrom
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 401:
-		var v struct {
-			r response
-			writer
-			flusher
-			readerFrom
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 402:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			readerFrom
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 403:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			readerFrom
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 404:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			readerFrom
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 405:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			readerFrom
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 406:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			readerFrom
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 407:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			readerFrom
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 408:
-		var v struct {
-			r response
-			writer
-			hijacker
-			readerFrom
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 409:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			readerFrom
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 410:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			readerFrom
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 411:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			readerFrom
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 412:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			readerFrom
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 413:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			readerFrom
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 414:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 415:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 416:
-		var v struct {
-			r response
-			writer
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 417:
-		var v struct {
-			r response
-			writer
-			flusher
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 418:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 419:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 420:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 421:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 422:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 423:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 424:
-		var v struct {
-			r response
-			writer
-			hijacker
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 425:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 426:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 427:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 428:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 429:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 430:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 431:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 432:
-		var v struct {
-			r response
-			writer
-			readerFrom
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 433:
-		var v struct {
-			r response
-			writer
-			flusher
-			readerFrom
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 434:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			readerFrom
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 435:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			readerFrom
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 436:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			readerFrom
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 437:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			readerFrom
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 438:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			readerFrom
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 439:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			readerFrom
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 440:
-		var v struct {
-			r response
-			writer
-			hijacker
-			readerFrom
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 441:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			readerFrom
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 442:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			readerFrom
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 443:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			readerFrom
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 444:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 445:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 446:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 447:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 448:
-		var v struct {
-			r response
-			writer
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 449:
-		var v struct {
-			r response
-			writer
-			flusher
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 450:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 451:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 452:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 453:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 454:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 455:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 456:
-		var v struct {
-			r response
-			writer
-			hijacker
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 457:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 458:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 459:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 460:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 461:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 462:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 463:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 464:
-		var v struct {
-			r response
-			writer
-			readerFrom
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 465:
-		var v struct {
-			r response
-			writer
-			flusher
-			readerFrom
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 466:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			readerFrom
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 467:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			readerFrom
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 468:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			readerFrom
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 469:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			readerFrom
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 470:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			readerFrom
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 471:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			readerFrom
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 472:
-		var v struct {
-			r response
-			writer
-			hijacker
-			readerFrom
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 473:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			readerFrom
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 474:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			readerFrom
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 475:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			readerFrom
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 476:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			readerFrom
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 477:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			readerFrom
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 478:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 479:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 480:
-		var v struct {
-			r response
-			writer
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 481:
-		var v struct {
-			r response
-			writer
-			flusher
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 482:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 483:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 484:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 485:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 486:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 487:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 488:
-		var v struct {
-			r response
-			writer
-			hijacker
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 489:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 490:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 491:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 492:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 493:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 494:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 495:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 496:
-		var v struct {
-			r response
-			writer
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 497:
-		var v struct {
-			r response
-			writer
-			flusher
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 498:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 499:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 500:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 501:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 502:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 503:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 504:
-		var v struct {
-			r response
-			writer
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 505:
-		var v struct {
-			r response
-			writer
-			flusher
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 506:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 507:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 508:
-		var v struct {
-			r response
-			writer
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 509:
-		var v struct {
-			r response
-			writer
-			flusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 510:
-		var v struct {
-			r response
-			writer
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	case 511:
-		var v struct {
-			r response
-			writer
-			flusher
-			errorFlusher
-			closeNotifier
-			hijacker
-			readerFrom
-			deadlines
-			fullDuplex
-			pusher
-			stringWriter
-		}
-		c := &v.r
-		v.writer.c = c
-		v.flusher.c = c
-		v.errorFlusher.c = c
-		v.closeNotifier.c = c
-		v.hijacker.c = c
-		v.readerFrom.c = c
-		v.deadlines.c = c
-		v.fullDuplex.c = c
-		v.pusher.c = c
-		v.stringWriter.c = c
-		return c, &v
-	}
+	return has
 }
+
+// wrap returns c as a writer that has these.
+func wrap(c *response, has int) http.ResponseWriter {
+	switch has {
+	case 1:
+		return w1{c}
+	case 2:
+		return w2{c}
+	case 3:
+		return w3{c}
+	case 4:
+		return w4{c}
+	case 5:
+		return w5{c}
+	case 6:
+		return w6{c}
+	case 7:
+		return w7{c}
+	case 8:
+		return w8{c}
+	case 9:
+		return w9{c}
+	case 10:
+		return w10{c}
+	case 11:
+		return w11{c}
+	case 12:
+		return w12{c}
+	case 13:
+		return w13{c}
+	case 14:
+		return w14{c}
+	case 15:
+		return w15{c}
+	case 16:
+		return w16{c}
+	case 17:
+		return w17{c}
+	case 18:
+		return w18{c}
+	case 19:
+		return w19{c}
+	case 20:
+		return w20{c}
+	case 21:
+		return w21{c}
+	case 22:
+		return w22{c}
+	case 23:
+		return w23{c}
+	case 24:
+		return w24{c}
+	case 25:
+		return w25{c}
+	case 26:
+		return w26{c}
+	case 27:
+		return w27{c}
+	case 28:
+		return w28{c}
+	case 29:
+		return w29{c}
+	case 30:
+		return w30{c}
+	case 31:
+		return w31{c}
+	case 32:
+		return w32{c}
+	case 33:
+		return w33{c}
+	case 34:
+		return w34{c}
+	case 35:
+		return w35{c}
+	case 36:
+		return w36{c}
+	case 37:
+		return w37{c}
+	case 38:
+		return w38{c}
+	case 39:
+		return w39{c}
+	case 40:
+		return w40{c}
+	case 41:
+		return w41{c}
+	case 42:
+		return w42{c}
+	case 43:
+		return w43{c}
+	case 44:
+		return w44{c}
+	case 45:
+		return w45{c}
+	case 46:
+		return w46{c}
+	case 47:
+		return w47{c}
+	case 48:
+		return w48{c}
+	case 49:
+		return w49{c}
+	case 50:
+		return w50{c}
+	case 51:
+		return w51{c}
+	case 52:
+		return w52{c}
+	case 53:
+		return w53{c}
+	case 54:
+		return w54{c}
+	case 55:
+		return w55{c}
+	case 56:
+		return w56{c}
+	case 57:
+		return w57{c}
+	case 58:
+		return w58{c}
+	case 59:
+		return w59{c}
+	case 60:
+		return w60{c}
+	case 61:
+		return w61{c}
+	case 62:
+		return w62{c}
+	case 63:
+		return w63{c}
+	case 64:
+		return w64{c}
+	case 65:
+		return w65{c}
+	case 66:
+		return w66{c}
+	case 67:
+		return w67{c}
+	case 68:
+		return w68{c}
+	case 69:
+		return w69{c}
+	case 70:
+		return w70{c}
+	case 71:
+		return w71{c}
+	case 72:
+		return w72{c}
+	case 73:
+		return w73{c}
+	case 74:
+		return w74{c}
+	case 75:
+		return w75{c}
+	case 76:
+		return w76{c}
+	case 77:
+		return w77{c}
+	case 78:
+		return w78{c}
+	case 79:
+		return w79{c}
+	case 80:
+		return w80{c}
+	case 81:
+		return w81{c}
+	case 82:
+		return w82{c}
+	case 83:
+		return w83{c}
+	case 84:
+		return w84{c}
+	case 85:
+		return w85{c}
+	case 86:
+		return w86{c}
+	case 87:
+		return w87{c}
+	case 88:
+		return w88{c}
+	case 89:
+		return w89{c}
+	case 90:
+		return w90{c}
+	case 91:
+		return w91{c}
+	case 92:
+		return w92{c}
+	case 93:
+		return w93{c}
+	case 94:
+		return w94{c}
+	case 95:
+		return w95{c}
+	case 96:
+		return w96{c}
+	case 97:
+		return w97{c}
+	case 98:
+		return w98{c}
+	case 99:
+		return w99{c}
+	case 100:
+		return w100{c}
+	case 101:
+		return w101{c}
+	case 102:
+		return w102{c}
+	case 103:
+		return w103{c}
+	case 104:
+		return w104{c}
+	case 105:
+		return w105{c}
+	case 106:
+		return w106{c}
+	case 107:
+		return w107{c}
+	case 108:
+		return w108{c}
+	case 109:
+		return w109{c}
+	case 110:
+		return w110{c}
+	case 111:
+		return w111{c}
+	case 112:
+		return w112{c}
+	case 113:
+		return w113{c}
+	case 114:
+		return w114{c}
+	case 115:
+		return w115{c}
+	case 116:
+		return w116{c}
+	case 117:
+		return w117{c}
+	case 118:
+		return w118{c}
+	case 119:
+		return w119{c}
+	case 120:
+		return w120{c}
+	case 121:
+		return w121{c}
+	case 122:
+		return w122{c}
+	case 123:
+		return w123{c}
+	case 124:
+		return w124{c}
+	case 125:
+		return w125{c}
+	case 126:
+		return w126{c}
+	case 127:
+		return w127{c}
+	case 128:
+		return w128{c}
+	case 129:
+		return w129{c}
+	case 130:
+		return w130{c}
+	case 131:
+		return w131{c}
+	case 132:
+		return w132{c}
+	case 133:
+		return w133{c}
+	case 134:
+		return w134{c}
+	case 135:
+		return w135{c}
+	case 136:
+		return w136{c}
+	case 137:
+		return w137{c}
+	case 138:
+		return w138{c}
+	case 139:
+		return w139{c}
+	case 140:
+		return w140{c}
+	case 141:
+		return w141{c}
+	case 142:
+		return w142{c}
+	case 143:
+		return w143{c}
+	case 144:
+		return w144{c}
+	case 145:
+		return w145{c}
+	case 146:
+		return w146{c}
+	case 147:
+		return w147{c}
+	case 148:
+		return w148{c}
+	case 149:
+		return w149{c}
+	case 150:
+		return w150{c}
+	case 151:
+		return w151{c}
+	case 152:
+		return w152{c}
+	case 153:
+		return w153{c}
+	case 154:
+		return w154{c}
+	case 155:
+		return w155{c}
+	case 156:
+		return w156{c}
+	case 157:
+		return w157{c}
+	case 158:
+		return w158{c}
+	case 159:
+		return w159{c}
+	case 160:
+		return w160{c}
+	case 161:
+		return w161{c}
+	case 162:
+		return w162{c}
+	case 163:
+		return w163{c}
+	case 164:
+		return w164{c}
+	case 165:
+		return w165{c}
+	case 166:
+		return w166{c}
+	case 167:
+		return w167{c}
+	case 168:
+		return w168{c}
+	case 169:
+		return w169{c}
+	case 170:
+		return w170{c}
+	case 171:
+		return w171{c}
+	case 172:
+		return w172{c}
+	case 173:
+		return w173{c}
+	case 174:
+		return w174{c}
+	case 175:
+		return w175{c}
+	case 176:
+		return w176{c}
+	case 177:
+		return w177{c}
+	case 178:
+		return w178{c}
+	case 179:
+		return w179{c}
+	case 180:
+		return w180{c}
+	case 181:
+		return w181{c}
+	case 182:
+		return w182{c}
+	case 183:
+		return w183{c}
+	case 184:
+		return w184{c}
+	case 185:
+		return w185{c}
+	case 186:
+		return w186{c}
+	case 187:
+		return w187{c}
+	case 188:
+		return w188{c}
+	case 189:
+		return w189{c}
+	case 190:
+		return w190{c}
+	case 191:
+		return w191{c}
+	case 192:
+		return w192{c}
+	case 193:
+		return w193{c}
+	case 194:
+		return w194{c}
+	case 195:
+		return w195{c}
+	case 196:
+		return w196{c}
+	case 197:
+		return w197{c}
+	case 198:
+		return w198{c}
+	case 199:
+		return w199{c}
+	case 200:
+		return w200{c}
+	case 201:
+		return w201{c}
+	case 202:
+		return w202{c}
+	case 203:
+		return w203{c}
+	case 204:
+		return w204{c}
+	case 205:
+		return w205{c}
+	case 206:
+		return w206{c}
+	case 207:
+		return w207{c}
+	case 208:
+		return w208{c}
+	case 209:
+		return w209{c}
+	case 210:
+		return w210{c}
+	case 211:
+		return w211{c}
+	case 212:
+		return w212{c}
+	case 213:
+		return w213{c}
+	case 214:
+		return w214{c}
+	case 215:
+		return w215{c}
+	case 216:
+		return w216{c}
+	case 217:
+		return w217{c}
+	case 218:
+		return w218{c}
+	case 219:
+		return w219{c}
+	case 220:
+		return w220{c}
+	case 221:
+		return w221{c}
+	case 222:
+		return w222{c}
+	case 223:
+		return w223{c}
+	case 224:
+		return w224{c}
+	case 225:
+		return w225{c}
+	case 226:
+		return w226{c}
+	case 227:
+		return w227{c}
+	case 228:
+		return w228{c}
+	case 229:
+		return w229{c}
+	case 230:
+		return w230{c}
+	case 231:
+		return w231{c}
+	case 232:
+		return w232{c}
+	case 233:
+		return w233{c}
+	case 234:
+		return w234{c}
+	case 235:
+		return w235{c}
+	case 236:
+		return w236{c}
+	case 237:
+		return w237{c}
+	case 238:
+		return w238{c}
+	case 239:
+		return w239{c}
+	case 240:
+		return w240{c}
+	case 241:
+		return w241{c}
+	case 242:
+		return w242{c}
+	case 243:
+		return w243{c}
+	case 244:
+		return w244{c}
+	case 245:
+		return w245{c}
+	case 246:
+		return w246{c}
+	case 247:
+		return w247{c}
+	case 248:
+		return w248{c}
+	case 249:
+		return w249{c}
+	case 250:
+		return w250{c}
+	case 251:
+		return w251{c}
+	case 252:
+		return w252{c}
+	case 253:
+		return w253{c}
+	case 254:
+		return w254{c}
+	case 255:
+		return w255{c}
+	case 256:
+		return w256{c}
+	case 257:
+		return w257{c}
+	case 258:
+		return w258{c}
+	case 259:
+		return w259{c}
+	case 260:
+		return w260{c}
+	case 261:
+		return w261{c}
+	case 262:
+		return w262{c}
+	case 263:
+		return w263{c}
+	case 264:
+		return w264{c}
+	case 265:
+		return w265{c}
+	case 266:
+		return w266{c}
+	case 267:
+		return w267{c}
+	case 268:
+		return w268{c}
+	case 269:
+		return w269{c}
+	case 270:
+		return w270{c}
+	case 271:
+		return w271{c}
+	case 272:
+		return w272{c}
+	case 273:
+		return w273{c}
+	case 274:
+		return w274{c}
+	case 275:
+		return w275{c}
+	case 276:
+		return w276{c}
+	case 277:
+		return w277{c}
+	case 278:
+		return w278{c}
+	case 279:
+		return w279{c}
+	case 280:
+		return w280{c}
+	case 281:
+		return w281{c}
+	case 282:
+		return w282{c}
+	case 283:
+		return w283{c}
+	case 284:
+		return w284{c}
+	case 285:
+		return w285{c}
+	case 286:
+		return w286{c}
+	case 287:
+		return w287{c}
+	case 288:
+		return w288{c}
+	case 289:
+		return w289{c}
+	case 290:
+		return w290{c}
+	case 291:
+		return w291{c}
+	case 292:
+		return w292{c}
+	case 293:
+		return w293{c}
+	case 294:
+		return w294{c}
+	case 295:
+		return w295{c}
+	case 296:
+		return w296{c}
+	case 297:
+		return w297{c}
+	case 298:
+		return w298{c}
+	case 299:
+		return w299{c}
+	case 300:
+		return w300{c}
+	case 301:
+		return w301{c}
+	case 302:
+		return w302{c}
+	case 303:
+		return w303{c}
+	case 304:
+		return w304{c}
+	case 305:
+		return w305{c}
+	case 306:
+		return w306{c}
+	case 307:
+		return w307{c}
+	case 308:
+		return w308{c}
+	case 309:
+		return w309{c}
+	case 310:
+		return w310{c}
+	case 311:
+		return w311{c}
+	case 312:
+		return w312{c}
+	case 313:
+		return w313{c}
+	case 314:
+		return w314{c}
+	case 315:
+		return w315{c}
+	case 316:
+		return w316{c}
+	case 317:
+		return w317{c}
+	case 318:
+		return w318{c}
+	case 319:
+		return w319{c}
+	case 320:
+		return w320{c}
+	case 321:
+		return w321{c}
+	case 322:
+		return w322{c}
+	case 323:
+		return w323{c}
+	case 324:
+		return w324{c}
+	case 325:
+		return w325{c}
+	case 326:
+		return w326{c}
+	case 327:
+		return w327{c}
+	case 328:
+		return w328{c}
+	case 329:
+		return w329{c}
+	case 330:
+		return w330{c}
+	case 331:
+		return w331{c}
+	case 332:
+		return w332{c}
+	case 333:
+		return w333{c}
+	case 334:
+		return w334{c}
+	case 335:
+		return w335{c}
+	case 336:
+		return w336{c}
+	case 337:
+		return w337{c}
+	case 338:
+		return w338{c}
+	case 339:
+		return w339{c}
+	case 340:
+		return w340{c}
+	case 341:
+		return w341{c}
+	case 342:
+		return w342{c}
+	case 343:
+		return w343{c}
+	case 344:
+		return w344{c}
+	case 345:
+		return w345{c}
+	case 346:
+		return w346{c}
+	case 347:
+		return w347{c}
+	case 348:
+		return w348{c}
+	case 349:
+		return w349{c}
+	case 350:
+		return w350{c}
+	case 351:
+		return w351{c}
+	case 352:
+		return w352{c}
+	case 353:
+		return w353{c}
+	case 354:
+		return w354{c}
+	case 355:
+		return w355{c}
+	case 356:
+		return w356{c}
+	case 357:
+		return w357{c}
+	case 358:
+		return w358{c}
+	case 359:
+		return w359{c}
+	case 360:
+		return w360{c}
+	case 361:
+		return w361{c}
+	case 362:
+		return w362{c}
+	case 363:
+		return w363{c}
+	case 364:
+		return w364{c}
+	case 365:
+		return w365{c}
+	case 366:
+		return w366{c}
+	case 367:
+		return w367{c}
+	case 368:
+		return w368{c}
+	case 369:
+		return w369{c}
+	case 370:
+		return w370{c}
+	case 371:
+		return w371{c}
+	case 372:
+		return w372{c}
+	case 373:
+		return w373{c}
+	case 374:
+		return w374{c}
+	case 375:
+		return w375{c}
+	case 376:
+		return w376{c}
+	case 377:
+		return w377{c}
+	case 378:
+		return w378{c}
+	case 379:
+		return w379{c}
+	case 380:
+		return w380{c}
+	case 381:
+		return w381{c}
+	case 382:
+		return w382{c}
+	case 383:
+		return w383{c}
+	case 384:
+		return w384{c}
+	case 385:
+		return w385{c}
+	case 386:
+		return w386{c}
+	case 387:
+		return w387{c}
+	case 388:
+		return w388{c}
+	case 389:
+		return w389{c}
+	case 390:
+		return w390{c}
+	case 391:
+		return w391{c}
+	case 392:
+		return w392{c}
+	case 393:
+		return w393{c}
+	case 394:
+		return w394{c}
+	case 395:
+		return w395{c}
+	case 396:
+		return w396{c}
+	case 397:
+		return w397{c}
+	case 398:
+		return w398{c}
+	case 399:
+		return w399{c}
+	case 400:
+		return w400{c}
+	case 401:
+		return w401{c}
+	case 402:
+		return w402{c}
+	case 403:
+		return w403{c}
+	case 404:
+		return w404{c}
+	case 405:
+		return w405{c}
+	case 406:
+		return w406{c}
+	case 407:
+		return w407{c}
+	case 408:
+		return w408{c}
+	case 409:
+		return w409{c}
+	case 410:
+		return w410{c}
+	case 411:
+		return w411{c}
+	case 412:
+		return w412{c}
+	case 413:
+		return w413{c}
+	case 414:
+		return w414{c}
+	case 415:
+		return w415{c}
+	case 416:
+		return w416{c}
+	case 417:
+		return w417{c}
+	case 418:
+		return w418{c}
+	case 419:
+		return w419{c}
+	case 420:
+		return w420{c}
+	case 421:
+		return w421{c}
+	case 422:
+		return w422{c}
+	case 423:
+		return w423{c}
+	case 424:
+		return w424{c}
+	case 425:
+		return w425{c}
+	case 426:
+		return w426{c}
+	case 427:
+		return w427{c}
+	case 428:
+		return w428{c}
+	case 429:
+		return w429{c}
+	case 430:
+		return w430{c}
+	case 431:
+		return w431{c}
+	case 432:
+		return w432{c}
+	case 433:
+		return w433{c}
+	case 434:
+		return w434{c}
+	case 435:
+		return w435{c}
+	case 436:
+		return w436{c}
+	case 437:
+		return w437{c}
+	case 438:
+		return w438{c}
+	case 439:
+		return w439{c}
+	case 440:
+		return w440{c}
+	case 441:
+		return w441{c}
+	case 442:
+		return w442{c}
+	case 443:
+		return w443{c}
+	case 444:
+		return w444{c}
+	case 445:
+		return w445{c}
+	case 446:
+		return w446{c}
+	case 447:
+		return w447{c}
+	case 448:
+		return w448{c}
+	case 449:
+		return w449{c}
+	case 450:
+		return w450{c}
+	case 451:
+		return w451{c}
+	case 452:
+		return w452{c}
+	case 453:
+		return w453{c}
+	case 454:
+		return w454{c}
+	case 455:
+		return w455{c}
+	case 456:
+		return w456{c}
+	case 457:
+		return w457{c}
+	case 458:
+		return w458{c}
+	case 459:
+		return w459{c}
+	case 460:
+		return w460{c}
+	case 461:
+		return w461{c}
+	case 462:
+		return w462{c}
+	case 463:
+		return w463{c}
+	case 464:
+		return w464{c}
+	case 465:
+		return w465{c}
+	case 466:
+		return w466{c}
+	case 467:
+		return w467{c}
+	case 468:
+		return w468{c}
+	case 469:
+		return w469{c}
+	case 470:
+		return w470{c}
+	case 471:
+		return w471{c}
+	case 472:
+		return w472{c}
+	case 473:
+		return w473{c}
+	case 474:
+		return w474{c}
+	case 475:
+		return w475{c}
+	case 476:
+		return w476{c}
+	case 477:
+		return w477{c}
+	case 478:
+		return w478{c}
+	case 479:
+		return w479{c}
+	case 480:
+		return w480{c}
+	case 481:
+		return w481{c}
+	case 482:
+		return w482{c}
+	case 483:
+		return w483{c}
+	case 484:
+		return w484{c}
+	case 485:
+		return w485{c}
+	case 486:
+		return w486{c}
+	case 487:
+		return w487{c}
+	case 488:
+		return w488{c}
+	case 489:
+		return w489{c}
+	case 490:
+		return w490{c}
+	case 491:
+		return w491{c}
+	case 492:
+		return w492{c}
+	case 493:
+		return w493{c}
+	case 494:
+		return w494{c}
+	case 495:
+		return w495{c}
+	case 496:
+		return w496{c}
+	case 497:
+		return w497{c}
+	case 498:
+		return w498{c}
+	case 499:
+		return w499{c}
+	case 500:
+		return w500{c}
+	case 501:
+		return w501{c}
+	case 502:
+		return w502{c}
+	case 503:
+		return w503{c}
+	case 504:
+		return w504{c}
+	case 505:
+		return w505{c}
+	case 506:
+		return w506{c}
+	case 507:
+		return w507{c}
+	case 508:
+		return w508{c}
+	case 509:
+		return w509{c}
+	case 510:
+		return w510{c}
+	case 511:
+		return w511{c}
+	}
+	return w0{c}
+}
+
+type w0 struct{ *response }
+
+type w1 struct{ *response }
+
+func (w w1) Flush() { w.flush() }
+
+type w2 struct{ *response }
+
+func (w w2) FlushError() error { return w.flushError() }
+
+type w3 struct{ *response }
+
+func (w w3) Flush()            { w.flush() }
+func (w w3) FlushError() error { return w.flushError() }
+
+type w4 struct{ *response }
+
+func (w w4) CloseNotify() <-chan bool { return w.closeNotify() }
+
+type w5 struct{ *response }
+
+func (w w5) Flush()                   { w.flush() }
+func (w w5) CloseNotify() <-chan bool { return w.closeNotify() }
+
+type w6 struct{ *response }
+
+func (w w6) FlushError() error        { return w.flushError() }
+func (w w6) CloseNotify() <-chan bool { return w.closeNotify() }
+
+type w7 struct{ *response }
+
+func (w w7) Flush()                   { w.flush() }
+func (w w7) FlushError() error        { return w.flushError() }
+func (w w7) CloseNotify() <-chan bool { return w.closeNotify() }
+
+type w8 struct{ *response }
+
+func (w w8) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+
+type w9 struct{ *response }
+
+func (w w9) Flush()                                       { w.flush() }
+func (w w9) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+
+type w10 struct{ *response }
+
+func (w w10) FlushError() error                            { return w.flushError() }
+func (w w10) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+
+type w11 struct{ *response }
+
+func (w w11) Flush()                                       { w.flush() }
+func (w w11) FlushError() error                            { return w.flushError() }
+func (w w11) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+
+type w12 struct{ *response }
+
+func (w w12) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w12) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+
+type w13 struct{ *response }
+
+func (w w13) Flush()                                       { w.flush() }
+func (w w13) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w13) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+
+type w14 struct{ *response }
+
+func (w w14) FlushError() error                            { return w.flushError() }
+func (w w14) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w14) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+
+type w15 struct{ *response }
+
+func (w w15) Flush()                                       { w.flush() }
+func (w w15) FlushError() error                            { return w.flushError() }
+func (w w15) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w15) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+
+type w16 struct{ *response }
+
+func (w w16) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+
+type w17 struct{ *response }
+
+func (w w17) Flush()                                { w.flush() }
+func (w w17) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+
+type w18 struct{ *response }
+
+func (w w18) FlushError() error                     { return w.flushError() }
+func (w w18) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+
+type w19 struct{ *response }
+
+func (w w19) Flush()                                { w.flush() }
+func (w w19) FlushError() error                     { return w.flushError() }
+func (w w19) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+
+type w20 struct{ *response }
+
+func (w w20) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w20) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+
+type w21 struct{ *response }
+
+func (w w21) Flush()                                { w.flush() }
+func (w w21) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w21) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+
+type w22 struct{ *response }
+
+func (w w22) FlushError() error                     { return w.flushError() }
+func (w w22) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w22) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+
+type w23 struct{ *response }
+
+func (w w23) Flush()                                { w.flush() }
+func (w w23) FlushError() error                     { return w.flushError() }
+func (w w23) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w23) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+
+type w24 struct{ *response }
+
+func (w w24) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w24) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+
+type w25 struct{ *response }
+
+func (w w25) Flush()                                       { w.flush() }
+func (w w25) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w25) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+
+type w26 struct{ *response }
+
+func (w w26) FlushError() error                            { return w.flushError() }
+func (w w26) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w26) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+
+type w27 struct{ *response }
+
+func (w w27) Flush()                                       { w.flush() }
+func (w w27) FlushError() error                            { return w.flushError() }
+func (w w27) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w27) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+
+type w28 struct{ *response }
+
+func (w w28) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w28) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w28) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+
+type w29 struct{ *response }
+
+func (w w29) Flush()                                       { w.flush() }
+func (w w29) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w29) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w29) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+
+type w30 struct{ *response }
+
+func (w w30) FlushError() error                            { return w.flushError() }
+func (w w30) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w30) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w30) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+
+type w31 struct{ *response }
+
+func (w w31) Flush()                                       { w.flush() }
+func (w w31) FlushError() error                            { return w.flushError() }
+func (w w31) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w31) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w31) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+
+type w32 struct{ *response }
+
+func (w w32) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w32) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+
+type w33 struct{ *response }
+
+func (w w33) Flush()                             { w.flush() }
+func (w w33) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w33) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+
+type w34 struct{ *response }
+
+func (w w34) FlushError() error                  { return w.flushError() }
+func (w w34) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w34) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+
+type w35 struct{ *response }
+
+func (w w35) Flush()                             { w.flush() }
+func (w w35) FlushError() error                  { return w.flushError() }
+func (w w35) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w35) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+
+type w36 struct{ *response }
+
+func (w w36) CloseNotify() <-chan bool           { return w.closeNotify() }
+func (w w36) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w36) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+
+type w37 struct{ *response }
+
+func (w w37) Flush()                             { w.flush() }
+func (w w37) CloseNotify() <-chan bool           { return w.closeNotify() }
+func (w w37) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w37) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+
+type w38 struct{ *response }
+
+func (w w38) FlushError() error                  { return w.flushError() }
+func (w w38) CloseNotify() <-chan bool           { return w.closeNotify() }
+func (w w38) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w38) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+
+type w39 struct{ *response }
+
+func (w w39) Flush()                             { w.flush() }
+func (w w39) FlushError() error                  { return w.flushError() }
+func (w w39) CloseNotify() <-chan bool           { return w.closeNotify() }
+func (w w39) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w39) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+
+type w40 struct{ *response }
+
+func (w w40) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w40) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w40) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+
+type w41 struct{ *response }
+
+func (w w41) Flush()                                       { w.flush() }
+func (w w41) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w41) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w41) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+
+type w42 struct{ *response }
+
+func (w w42) FlushError() error                            { return w.flushError() }
+func (w w42) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w42) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w42) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+
+type w43 struct{ *response }
+
+func (w w43) Flush()                                       { w.flush() }
+func (w w43) FlushError() error                            { return w.flushError() }
+func (w w43) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w43) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w43) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+
+type w44 struct{ *response }
+
+func (w w44) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w44) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w44) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w44) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+
+type w45 struct{ *response }
+
+func (w w45) Flush()                                       { w.flush() }
+func (w w45) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w45) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w45) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w45) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+
+type w46 struct{ *response }
+
+func (w w46) FlushError() error                            { return w.flushError() }
+func (w w46) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w46) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w46) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w46) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+
+type w47 struct{ *response }
+
+func (w w47) Flush()                                       { w.flush() }
+func (w w47) FlushError() error                            { return w.flushError() }
+func (w w47) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w47) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w47) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w47) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+
+type w48 struct{ *response }
+
+func (w w48) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w48) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w48) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+
+type w49 struct{ *response }
+
+func (w w49) Flush()                                { w.flush() }
+func (w w49) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w49) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w49) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+
+type w50 struct{ *response }
+
+func (w w50) FlushError() error                     { return w.flushError() }
+func (w w50) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w50) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w50) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+
+type w51 struct{ *response }
+
+func (w w51) Flush()                                { w.flush() }
+func (w w51) FlushError() error                     { return w.flushError() }
+func (w w51) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w51) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w51) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+
+type w52 struct{ *response }
+
+func (w w52) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w52) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w52) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w52) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+
+type w53 struct{ *response }
+
+func (w w53) Flush()                                { w.flush() }
+func (w w53) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w53) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w53) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w53) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+
+type w54 struct{ *response }
+
+func (w w54) FlushError() error                     { return w.flushError() }
+func (w w54) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w54) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w54) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w54) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+
+type w55 struct{ *response }
+
+func (w w55) Flush()                                { w.flush() }
+func (w w55) FlushError() error                     { return w.flushError() }
+func (w w55) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w55) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w55) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w55) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+
+type w56 struct{ *response }
+
+func (w w56) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w56) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w56) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w56) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+
+type w57 struct{ *response }
+
+func (w w57) Flush()                                       { w.flush() }
+func (w w57) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w57) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w57) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w57) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+
+type w58 struct{ *response }
+
+func (w w58) FlushError() error                            { return w.flushError() }
+func (w w58) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w58) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w58) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w58) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+
+type w59 struct{ *response }
+
+func (w w59) Flush()                                       { w.flush() }
+func (w w59) FlushError() error                            { return w.flushError() }
+func (w w59) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w59) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w59) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w59) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+
+type w60 struct{ *response }
+
+func (w w60) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w60) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w60) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w60) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w60) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+
+type w61 struct{ *response }
+
+func (w w61) Flush()                                       { w.flush() }
+func (w w61) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w61) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w61) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w61) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w61) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+
+type w62 struct{ *response }
+
+func (w w62) FlushError() error                            { return w.flushError() }
+func (w w62) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w62) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w62) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w62) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w62) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+
+type w63 struct{ *response }
+
+func (w w63) Flush()                                       { w.flush() }
+func (w w63) FlushError() error                            { return w.flushError() }
+func (w w63) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w63) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w63) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w63) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w63) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+
+type w64 struct{ *response }
+
+func (w w64) EnableFullDuplex() error { return w.enableFullDuplex() }
+
+type w65 struct{ *response }
+
+func (w w65) Flush()                  { w.flush() }
+func (w w65) EnableFullDuplex() error { return w.enableFullDuplex() }
+
+type w66 struct{ *response }
+
+func (w w66) FlushError() error       { return w.flushError() }
+func (w w66) EnableFullDuplex() error { return w.enableFullDuplex() }
+
+type w67 struct{ *response }
+
+func (w w67) Flush()                  { w.flush() }
+func (w w67) FlushError() error       { return w.flushError() }
+func (w w67) EnableFullDuplex() error { return w.enableFullDuplex() }
+
+type w68 struct{ *response }
+
+func (w w68) CloseNotify() <-chan bool { return w.closeNotify() }
+func (w w68) EnableFullDuplex() error  { return w.enableFullDuplex() }
+
+type w69 struct{ *response }
+
+func (w w69) Flush()                   { w.flush() }
+func (w w69) CloseNotify() <-chan bool { return w.closeNotify() }
+func (w w69) EnableFullDuplex() error  { return w.enableFullDuplex() }
+
+type w70 struct{ *response }
+
+func (w w70) FlushError() error        { return w.flushError() }
+func (w w70) CloseNotify() <-chan bool { return w.closeNotify() }
+func (w w70) EnableFullDuplex() error  { return w.enableFullDuplex() }
+
+type w71 struct{ *response }
+
+func (w w71) Flush()                   { w.flush() }
+func (w w71) FlushError() error        { return w.flushError() }
+func (w w71) CloseNotify() <-chan bool { return w.closeNotify() }
+func (w w71) EnableFullDuplex() error  { return w.enableFullDuplex() }
+
+type w72 struct{ *response }
+
+func (w w72) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w72) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w73 struct{ *response }
+
+func (w w73) Flush()                                       { w.flush() }
+func (w w73) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w73) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w74 struct{ *response }
+
+func (w w74) FlushError() error                            { return w.flushError() }
+func (w w74) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w74) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w75 struct{ *response }
+
+func (w w75) Flush()                                       { w.flush() }
+func (w w75) FlushError() error                            { return w.flushError() }
+func (w w75) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w75) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w76 struct{ *response }
+
+func (w w76) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w76) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w76) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w77 struct{ *response }
+
+func (w w77) Flush()                                       { w.flush() }
+func (w w77) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w77) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w77) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w78 struct{ *response }
+
+func (w w78) FlushError() error                            { return w.flushError() }
+func (w w78) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w78) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w78) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w79 struct{ *response }
+
+func (w w79) Flush()                                       { w.flush() }
+func (w w79) FlushError() error                            { return w.flushError() }
+func (w w79) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w79) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w79) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w80 struct{ *response }
+
+func (w w80) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w80) EnableFullDuplex() error               { return w.enableFullDuplex() }
+
+type w81 struct{ *response }
+
+func (w w81) Flush()                                { w.flush() }
+func (w w81) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w81) EnableFullDuplex() error               { return w.enableFullDuplex() }
+
+type w82 struct{ *response }
+
+func (w w82) FlushError() error                     { return w.flushError() }
+func (w w82) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w82) EnableFullDuplex() error               { return w.enableFullDuplex() }
+
+type w83 struct{ *response }
+
+func (w w83) Flush()                                { w.flush() }
+func (w w83) FlushError() error                     { return w.flushError() }
+func (w w83) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w83) EnableFullDuplex() error               { return w.enableFullDuplex() }
+
+type w84 struct{ *response }
+
+func (w w84) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w84) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w84) EnableFullDuplex() error               { return w.enableFullDuplex() }
+
+type w85 struct{ *response }
+
+func (w w85) Flush()                                { w.flush() }
+func (w w85) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w85) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w85) EnableFullDuplex() error               { return w.enableFullDuplex() }
+
+type w86 struct{ *response }
+
+func (w w86) FlushError() error                     { return w.flushError() }
+func (w w86) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w86) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w86) EnableFullDuplex() error               { return w.enableFullDuplex() }
+
+type w87 struct{ *response }
+
+func (w w87) Flush()                                { w.flush() }
+func (w w87) FlushError() error                     { return w.flushError() }
+func (w w87) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w87) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w87) EnableFullDuplex() error               { return w.enableFullDuplex() }
+
+type w88 struct{ *response }
+
+func (w w88) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w88) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w88) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w89 struct{ *response }
+
+func (w w89) Flush()                                       { w.flush() }
+func (w w89) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w89) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w89) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w90 struct{ *response }
+
+func (w w90) FlushError() error                            { return w.flushError() }
+func (w w90) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w90) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w90) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w91 struct{ *response }
+
+func (w w91) Flush()                                       { w.flush() }
+func (w w91) FlushError() error                            { return w.flushError() }
+func (w w91) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w91) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w91) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w92 struct{ *response }
+
+func (w w92) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w92) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w92) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w92) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w93 struct{ *response }
+
+func (w w93) Flush()                                       { w.flush() }
+func (w w93) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w93) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w93) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w93) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w94 struct{ *response }
+
+func (w w94) FlushError() error                            { return w.flushError() }
+func (w w94) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w94) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w94) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w94) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w95 struct{ *response }
+
+func (w w95) Flush()                                       { w.flush() }
+func (w w95) FlushError() error                            { return w.flushError() }
+func (w w95) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w95) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w95) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w95) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w96 struct{ *response }
+
+func (w w96) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w96) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w96) EnableFullDuplex() error            { return w.enableFullDuplex() }
+
+type w97 struct{ *response }
+
+func (w w97) Flush()                             { w.flush() }
+func (w w97) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w97) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w97) EnableFullDuplex() error            { return w.enableFullDuplex() }
+
+type w98 struct{ *response }
+
+func (w w98) FlushError() error                  { return w.flushError() }
+func (w w98) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w98) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w98) EnableFullDuplex() error            { return w.enableFullDuplex() }
+
+type w99 struct{ *response }
+
+func (w w99) Flush()                             { w.flush() }
+func (w w99) FlushError() error                  { return w.flushError() }
+func (w w99) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w99) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w99) EnableFullDuplex() error            { return w.enableFullDuplex() }
+
+type w100 struct{ *response }
+
+func (w w100) CloseNotify() <-chan bool           { return w.closeNotify() }
+func (w w100) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w100) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w100) EnableFullDuplex() error            { return w.enableFullDuplex() }
+
+type w101 struct{ *response }
+
+func (w w101) Flush()                             { w.flush() }
+func (w w101) CloseNotify() <-chan bool           { return w.closeNotify() }
+func (w w101) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w101) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w101) EnableFullDuplex() error            { return w.enableFullDuplex() }
+
+type w102 struct{ *response }
+
+func (w w102) FlushError() error                  { return w.flushError() }
+func (w w102) CloseNotify() <-chan bool           { return w.closeNotify() }
+func (w w102) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w102) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w102) EnableFullDuplex() error            { return w.enableFullDuplex() }
+
+type w103 struct{ *response }
+
+func (w w103) Flush()                             { w.flush() }
+func (w w103) FlushError() error                  { return w.flushError() }
+func (w w103) CloseNotify() <-chan bool           { return w.closeNotify() }
+func (w w103) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w103) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w103) EnableFullDuplex() error            { return w.enableFullDuplex() }
+
+type w104 struct{ *response }
+
+func (w w104) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w104) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w104) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w104) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w105 struct{ *response }
+
+func (w w105) Flush()                                       { w.flush() }
+func (w w105) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w105) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w105) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w105) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w106 struct{ *response }
+
+func (w w106) FlushError() error                            { return w.flushError() }
+func (w w106) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w106) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w106) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w106) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w107 struct{ *response }
+
+func (w w107) Flush()                                       { w.flush() }
+func (w w107) FlushError() error                            { return w.flushError() }
+func (w w107) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w107) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w107) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w107) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w108 struct{ *response }
+
+func (w w108) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w108) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w108) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w108) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w108) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w109 struct{ *response }
+
+func (w w109) Flush()                                       { w.flush() }
+func (w w109) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w109) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w109) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w109) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w109) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w110 struct{ *response }
+
+func (w w110) FlushError() error                            { return w.flushError() }
+func (w w110) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w110) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w110) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w110) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w110) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w111 struct{ *response }
+
+func (w w111) Flush()                                       { w.flush() }
+func (w w111) FlushError() error                            { return w.flushError() }
+func (w w111) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w111) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w111) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w111) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w111) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w112 struct{ *response }
+
+func (w w112) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w112) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w112) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w112) EnableFullDuplex() error               { return w.enableFullDuplex() }
+
+type w113 struct{ *response }
+
+func (w w113) Flush()                                { w.flush() }
+func (w w113) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w113) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w113) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w113) EnableFullDuplex() error               { return w.enableFullDuplex() }
+
+type w114 struct{ *response }
+
+func (w w114) FlushError() error                     { return w.flushError() }
+func (w w114) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w114) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w114) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w114) EnableFullDuplex() error               { return w.enableFullDuplex() }
+
+type w115 struct{ *response }
+
+func (w w115) Flush()                                { w.flush() }
+func (w w115) FlushError() error                     { return w.flushError() }
+func (w w115) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w115) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w115) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w115) EnableFullDuplex() error               { return w.enableFullDuplex() }
+
+type w116 struct{ *response }
+
+func (w w116) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w116) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w116) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w116) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w116) EnableFullDuplex() error               { return w.enableFullDuplex() }
+
+type w117 struct{ *response }
+
+func (w w117) Flush()                                { w.flush() }
+func (w w117) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w117) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w117) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w117) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w117) EnableFullDuplex() error               { return w.enableFullDuplex() }
+
+type w118 struct{ *response }
+
+func (w w118) FlushError() error                     { return w.flushError() }
+func (w w118) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w118) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w118) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w118) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w118) EnableFullDuplex() error               { return w.enableFullDuplex() }
+
+type w119 struct{ *response }
+
+func (w w119) Flush()                                { w.flush() }
+func (w w119) FlushError() error                     { return w.flushError() }
+func (w w119) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w119) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w119) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w119) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w119) EnableFullDuplex() error               { return w.enableFullDuplex() }
+
+type w120 struct{ *response }
+
+func (w w120) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w120) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w120) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w120) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w120) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w121 struct{ *response }
+
+func (w w121) Flush()                                       { w.flush() }
+func (w w121) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w121) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w121) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w121) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w121) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w122 struct{ *response }
+
+func (w w122) FlushError() error                            { return w.flushError() }
+func (w w122) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w122) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w122) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w122) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w122) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w123 struct{ *response }
+
+func (w w123) Flush()                                       { w.flush() }
+func (w w123) FlushError() error                            { return w.flushError() }
+func (w w123) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w123) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w123) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w123) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w123) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w124 struct{ *response }
+
+func (w w124) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w124) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w124) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w124) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w124) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w124) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w125 struct{ *response }
+
+func (w w125) Flush()                                       { w.flush() }
+func (w w125) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w125) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w125) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w125) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w125) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w125) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w126 struct{ *response }
+
+func (w w126) FlushError() error                            { return w.flushError() }
+func (w w126) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w126) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w126) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w126) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w126) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w126) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w127 struct{ *response }
+
+func (w w127) Flush()                                       { w.flush() }
+func (w w127) FlushError() error                            { return w.flushError() }
+func (w w127) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w127) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w127) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w127) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w127) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w127) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+
+type w128 struct{ *response }
+
+func (w w128) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w129 struct{ *response }
+
+func (w w129) Flush()                                           { w.flush() }
+func (w w129) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w130 struct{ *response }
+
+func (w w130) FlushError() error                                { return w.flushError() }
+func (w w130) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w131 struct{ *response }
+
+func (w w131) Flush()                                           { w.flush() }
+func (w w131) FlushError() error                                { return w.flushError() }
+func (w w131) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w132 struct{ *response }
+
+func (w w132) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w132) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w133 struct{ *response }
+
+func (w w133) Flush()                                           { w.flush() }
+func (w w133) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w133) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w134 struct{ *response }
+
+func (w w134) FlushError() error                                { return w.flushError() }
+func (w w134) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w134) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w135 struct{ *response }
+
+func (w w135) Flush()                                           { w.flush() }
+func (w w135) FlushError() error                                { return w.flushError() }
+func (w w135) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w135) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w136 struct{ *response }
+
+func (w w136) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w136) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w137 struct{ *response }
+
+func (w w137) Flush()                                           { w.flush() }
+func (w w137) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w137) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w138 struct{ *response }
+
+func (w w138) FlushError() error                                { return w.flushError() }
+func (w w138) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w138) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w139 struct{ *response }
+
+func (w w139) Flush()                                           { w.flush() }
+func (w w139) FlushError() error                                { return w.flushError() }
+func (w w139) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w139) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w140 struct{ *response }
+
+func (w w140) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w140) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w140) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w141 struct{ *response }
+
+func (w w141) Flush()                                           { w.flush() }
+func (w w141) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w141) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w141) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w142 struct{ *response }
+
+func (w w142) FlushError() error                                { return w.flushError() }
+func (w w142) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w142) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w142) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w143 struct{ *response }
+
+func (w w143) Flush()                                           { w.flush() }
+func (w w143) FlushError() error                                { return w.flushError() }
+func (w w143) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w143) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w143) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w144 struct{ *response }
+
+func (w w144) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w144) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w145 struct{ *response }
+
+func (w w145) Flush()                                           { w.flush() }
+func (w w145) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w145) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w146 struct{ *response }
+
+func (w w146) FlushError() error                                { return w.flushError() }
+func (w w146) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w146) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w147 struct{ *response }
+
+func (w w147) Flush()                                           { w.flush() }
+func (w w147) FlushError() error                                { return w.flushError() }
+func (w w147) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w147) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w148 struct{ *response }
+
+func (w w148) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w148) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w148) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w149 struct{ *response }
+
+func (w w149) Flush()                                           { w.flush() }
+func (w w149) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w149) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w149) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w150 struct{ *response }
+
+func (w w150) FlushError() error                                { return w.flushError() }
+func (w w150) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w150) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w150) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w151 struct{ *response }
+
+func (w w151) Flush()                                           { w.flush() }
+func (w w151) FlushError() error                                { return w.flushError() }
+func (w w151) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w151) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w151) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w152 struct{ *response }
+
+func (w w152) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w152) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w152) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w153 struct{ *response }
+
+func (w w153) Flush()                                           { w.flush() }
+func (w w153) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w153) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w153) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w154 struct{ *response }
+
+func (w w154) FlushError() error                                { return w.flushError() }
+func (w w154) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w154) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w154) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w155 struct{ *response }
+
+func (w w155) Flush()                                           { w.flush() }
+func (w w155) FlushError() error                                { return w.flushError() }
+func (w w155) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w155) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w155) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w156 struct{ *response }
+
+func (w w156) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w156) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w156) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w156) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w157 struct{ *response }
+
+func (w w157) Flush()                                           { w.flush() }
+func (w w157) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w157) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w157) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w157) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w158 struct{ *response }
+
+func (w w158) FlushError() error                                { return w.flushError() }
+func (w w158) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w158) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w158) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w158) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w159 struct{ *response }
+
+func (w w159) Flush()                                           { w.flush() }
+func (w w159) FlushError() error                                { return w.flushError() }
+func (w w159) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w159) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w159) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w159) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w160 struct{ *response }
+
+func (w w160) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w160) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w160) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w161 struct{ *response }
+
+func (w w161) Flush()                                           { w.flush() }
+func (w w161) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w161) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w161) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w162 struct{ *response }
+
+func (w w162) FlushError() error                                { return w.flushError() }
+func (w w162) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w162) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w162) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w163 struct{ *response }
+
+func (w w163) Flush()                                           { w.flush() }
+func (w w163) FlushError() error                                { return w.flushError() }
+func (w w163) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w163) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w163) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w164 struct{ *response }
+
+func (w w164) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w164) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w164) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w164) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w165 struct{ *response }
+
+func (w w165) Flush()                                           { w.flush() }
+func (w w165) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w165) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w165) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w165) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w166 struct{ *response }
+
+func (w w166) FlushError() error                                { return w.flushError() }
+func (w w166) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w166) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w166) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w166) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w167 struct{ *response }
+
+func (w w167) Flush()                                           { w.flush() }
+func (w w167) FlushError() error                                { return w.flushError() }
+func (w w167) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w167) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w167) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w167) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w168 struct{ *response }
+
+func (w w168) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w168) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w168) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w168) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w169 struct{ *response }
+
+func (w w169) Flush()                                           { w.flush() }
+func (w w169) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w169) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w169) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w169) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w170 struct{ *response }
+
+func (w w170) FlushError() error                                { return w.flushError() }
+func (w w170) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w170) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w170) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w170) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w171 struct{ *response }
+
+func (w w171) Flush()                                           { w.flush() }
+func (w w171) FlushError() error                                { return w.flushError() }
+func (w w171) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w171) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w171) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w171) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w172 struct{ *response }
+
+func (w w172) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w172) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w172) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w172) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w172) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w173 struct{ *response }
+
+func (w w173) Flush()                                           { w.flush() }
+func (w w173) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w173) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w173) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w173) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w173) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w174 struct{ *response }
+
+func (w w174) FlushError() error                                { return w.flushError() }
+func (w w174) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w174) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w174) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w174) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w174) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w175 struct{ *response }
+
+func (w w175) Flush()                                           { w.flush() }
+func (w w175) FlushError() error                                { return w.flushError() }
+func (w w175) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w175) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w175) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w175) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w175) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w176 struct{ *response }
+
+func (w w176) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w176) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w176) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w176) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w177 struct{ *response }
+
+func (w w177) Flush()                                           { w.flush() }
+func (w w177) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w177) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w177) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w177) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w178 struct{ *response }
+
+func (w w178) FlushError() error                                { return w.flushError() }
+func (w w178) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w178) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w178) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w178) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w179 struct{ *response }
+
+func (w w179) Flush()                                           { w.flush() }
+func (w w179) FlushError() error                                { return w.flushError() }
+func (w w179) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w179) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w179) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w179) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w180 struct{ *response }
+
+func (w w180) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w180) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w180) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w180) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w180) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w181 struct{ *response }
+
+func (w w181) Flush()                                           { w.flush() }
+func (w w181) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w181) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w181) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w181) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w181) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w182 struct{ *response }
+
+func (w w182) FlushError() error                                { return w.flushError() }
+func (w w182) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w182) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w182) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w182) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w182) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w183 struct{ *response }
+
+func (w w183) Flush()                                           { w.flush() }
+func (w w183) FlushError() error                                { return w.flushError() }
+func (w w183) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w183) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w183) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w183) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w183) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w184 struct{ *response }
+
+func (w w184) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w184) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w184) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w184) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w184) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w185 struct{ *response }
+
+func (w w185) Flush()                                           { w.flush() }
+func (w w185) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w185) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w185) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w185) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w185) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w186 struct{ *response }
+
+func (w w186) FlushError() error                                { return w.flushError() }
+func (w w186) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w186) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w186) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w186) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w186) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w187 struct{ *response }
+
+func (w w187) Flush()                                           { w.flush() }
+func (w w187) FlushError() error                                { return w.flushError() }
+func (w w187) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w187) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w187) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w187) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w187) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w188 struct{ *response }
+
+func (w w188) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w188) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w188) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w188) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w188) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w188) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w189 struct{ *response }
+
+func (w w189) Flush()                                           { w.flush() }
+func (w w189) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w189) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w189) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w189) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w189) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w189) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w190 struct{ *response }
+
+func (w w190) FlushError() error                                { return w.flushError() }
+func (w w190) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w190) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w190) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w190) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w190) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w190) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w191 struct{ *response }
+
+func (w w191) Flush()                                           { w.flush() }
+func (w w191) FlushError() error                                { return w.flushError() }
+func (w w191) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w191) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w191) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w191) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w191) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w191) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w192 struct{ *response }
+
+func (w w192) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w192) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w193 struct{ *response }
+
+func (w w193) Flush()                                           { w.flush() }
+func (w w193) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w193) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w194 struct{ *response }
+
+func (w w194) FlushError() error                                { return w.flushError() }
+func (w w194) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w194) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w195 struct{ *response }
+
+func (w w195) Flush()                                           { w.flush() }
+func (w w195) FlushError() error                                { return w.flushError() }
+func (w w195) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w195) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w196 struct{ *response }
+
+func (w w196) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w196) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w196) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w197 struct{ *response }
+
+func (w w197) Flush()                                           { w.flush() }
+func (w w197) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w197) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w197) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w198 struct{ *response }
+
+func (w w198) FlushError() error                                { return w.flushError() }
+func (w w198) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w198) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w198) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w199 struct{ *response }
+
+func (w w199) Flush()                                           { w.flush() }
+func (w w199) FlushError() error                                { return w.flushError() }
+func (w w199) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w199) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w199) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w200 struct{ *response }
+
+func (w w200) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w200) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w200) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w201 struct{ *response }
+
+func (w w201) Flush()                                           { w.flush() }
+func (w w201) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w201) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w201) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w202 struct{ *response }
+
+func (w w202) FlushError() error                                { return w.flushError() }
+func (w w202) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w202) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w202) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w203 struct{ *response }
+
+func (w w203) Flush()                                           { w.flush() }
+func (w w203) FlushError() error                                { return w.flushError() }
+func (w w203) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w203) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w203) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w204 struct{ *response }
+
+func (w w204) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w204) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w204) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w204) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w205 struct{ *response }
+
+func (w w205) Flush()                                           { w.flush() }
+func (w w205) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w205) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w205) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w205) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w206 struct{ *response }
+
+func (w w206) FlushError() error                                { return w.flushError() }
+func (w w206) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w206) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w206) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w206) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w207 struct{ *response }
+
+func (w w207) Flush()                                           { w.flush() }
+func (w w207) FlushError() error                                { return w.flushError() }
+func (w w207) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w207) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w207) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w207) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w208 struct{ *response }
+
+func (w w208) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w208) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w208) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w209 struct{ *response }
+
+func (w w209) Flush()                                           { w.flush() }
+func (w w209) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w209) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w209) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w210 struct{ *response }
+
+func (w w210) FlushError() error                                { return w.flushError() }
+func (w w210) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w210) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w210) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w211 struct{ *response }
+
+func (w w211) Flush()                                           { w.flush() }
+func (w w211) FlushError() error                                { return w.flushError() }
+func (w w211) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w211) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w211) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w212 struct{ *response }
+
+func (w w212) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w212) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w212) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w212) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w213 struct{ *response }
+
+func (w w213) Flush()                                           { w.flush() }
+func (w w213) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w213) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w213) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w213) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w214 struct{ *response }
+
+func (w w214) FlushError() error                                { return w.flushError() }
+func (w w214) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w214) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w214) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w214) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w215 struct{ *response }
+
+func (w w215) Flush()                                           { w.flush() }
+func (w w215) FlushError() error                                { return w.flushError() }
+func (w w215) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w215) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w215) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w215) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w216 struct{ *response }
+
+func (w w216) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w216) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w216) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w216) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w217 struct{ *response }
+
+func (w w217) Flush()                                           { w.flush() }
+func (w w217) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w217) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w217) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w217) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w218 struct{ *response }
+
+func (w w218) FlushError() error                                { return w.flushError() }
+func (w w218) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w218) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w218) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w218) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w219 struct{ *response }
+
+func (w w219) Flush()                                           { w.flush() }
+func (w w219) FlushError() error                                { return w.flushError() }
+func (w w219) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w219) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w219) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w219) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w220 struct{ *response }
+
+func (w w220) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w220) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w220) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w220) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w220) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w221 struct{ *response }
+
+func (w w221) Flush()                                           { w.flush() }
+func (w w221) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w221) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w221) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w221) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w221) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w222 struct{ *response }
+
+func (w w222) FlushError() error                                { return w.flushError() }
+func (w w222) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w222) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w222) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w222) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w222) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w223 struct{ *response }
+
+func (w w223) Flush()                                           { w.flush() }
+func (w w223) FlushError() error                                { return w.flushError() }
+func (w w223) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w223) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w223) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w223) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w223) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w224 struct{ *response }
+
+func (w w224) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w224) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w224) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w224) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w225 struct{ *response }
+
+func (w w225) Flush()                                           { w.flush() }
+func (w w225) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w225) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w225) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w225) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w226 struct{ *response }
+
+func (w w226) FlushError() error                                { return w.flushError() }
+func (w w226) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w226) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w226) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w226) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w227 struct{ *response }
+
+func (w w227) Flush()                                           { w.flush() }
+func (w w227) FlushError() error                                { return w.flushError() }
+func (w w227) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w227) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w227) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w227) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w228 struct{ *response }
+
+func (w w228) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w228) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w228) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w228) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w228) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w229 struct{ *response }
+
+func (w w229) Flush()                                           { w.flush() }
+func (w w229) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w229) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w229) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w229) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w229) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w230 struct{ *response }
+
+func (w w230) FlushError() error                                { return w.flushError() }
+func (w w230) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w230) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w230) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w230) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w230) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w231 struct{ *response }
+
+func (w w231) Flush()                                           { w.flush() }
+func (w w231) FlushError() error                                { return w.flushError() }
+func (w w231) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w231) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w231) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w231) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w231) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w232 struct{ *response }
+
+func (w w232) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w232) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w232) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w232) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w232) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w233 struct{ *response }
+
+func (w w233) Flush()                                           { w.flush() }
+func (w w233) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w233) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w233) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w233) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w233) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w234 struct{ *response }
+
+func (w w234) FlushError() error                                { return w.flushError() }
+func (w w234) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w234) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w234) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w234) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w234) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w235 struct{ *response }
+
+func (w w235) Flush()                                           { w.flush() }
+func (w w235) FlushError() error                                { return w.flushError() }
+func (w w235) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w235) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w235) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w235) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w235) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w236 struct{ *response }
+
+func (w w236) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w236) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w236) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w236) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w236) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w236) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w237 struct{ *response }
+
+func (w w237) Flush()                                           { w.flush() }
+func (w w237) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w237) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w237) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w237) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w237) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w237) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w238 struct{ *response }
+
+func (w w238) FlushError() error                                { return w.flushError() }
+func (w w238) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w238) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w238) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w238) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w238) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w238) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w239 struct{ *response }
+
+func (w w239) Flush()                                           { w.flush() }
+func (w w239) FlushError() error                                { return w.flushError() }
+func (w w239) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w239) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w239) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w239) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w239) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w239) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w240 struct{ *response }
+
+func (w w240) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w240) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w240) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w240) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w240) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w241 struct{ *response }
+
+func (w w241) Flush()                                           { w.flush() }
+func (w w241) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w241) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w241) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w241) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w241) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w242 struct{ *response }
+
+func (w w242) FlushError() error                                { return w.flushError() }
+func (w w242) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w242) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w242) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w242) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w242) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w243 struct{ *response }
+
+func (w w243) Flush()                                           { w.flush() }
+func (w w243) FlushError() error                                { return w.flushError() }
+func (w w243) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w243) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w243) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w243) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w243) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w244 struct{ *response }
+
+func (w w244) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w244) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w244) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w244) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w244) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w244) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w245 struct{ *response }
+
+func (w w245) Flush()                                           { w.flush() }
+func (w w245) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w245) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w245) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w245) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w245) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w245) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w246 struct{ *response }
+
+func (w w246) FlushError() error                                { return w.flushError() }
+func (w w246) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w246) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w246) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w246) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w246) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w246) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w247 struct{ *response }
+
+func (w w247) Flush()                                           { w.flush() }
+func (w w247) FlushError() error                                { return w.flushError() }
+func (w w247) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w247) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w247) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w247) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w247) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w247) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w248 struct{ *response }
+
+func (w w248) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w248) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w248) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w248) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w248) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w248) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w249 struct{ *response }
+
+func (w w249) Flush()                                           { w.flush() }
+func (w w249) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w249) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w249) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w249) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w249) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w249) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w250 struct{ *response }
+
+func (w w250) FlushError() error                                { return w.flushError() }
+func (w w250) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w250) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w250) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w250) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w250) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w250) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w251 struct{ *response }
+
+func (w w251) Flush()                                           { w.flush() }
+func (w w251) FlushError() error                                { return w.flushError() }
+func (w w251) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w251) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w251) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w251) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w251) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w251) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w252 struct{ *response }
+
+func (w w252) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w252) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w252) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w252) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w252) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w252) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w252) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w253 struct{ *response }
+
+func (w w253) Flush()                                           { w.flush() }
+func (w w253) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w253) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w253) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w253) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w253) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w253) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w253) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w254 struct{ *response }
+
+func (w w254) FlushError() error                                { return w.flushError() }
+func (w w254) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w254) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w254) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w254) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w254) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w254) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w254) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w255 struct{ *response }
+
+func (w w255) Flush()                                           { w.flush() }
+func (w w255) FlushError() error                                { return w.flushError() }
+func (w w255) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w255) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w255) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w255) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w255) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w255) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w255) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+
+type w256 struct{ *response }
+
+func (w w256) WriteString(s string) (int, error) { return w.writeString(s) }
+
+type w257 struct{ *response }
+
+func (w w257) Flush()                            { w.flush() }
+func (w w257) WriteString(s string) (int, error) { return w.writeString(s) }
+
+type w258 struct{ *response }
+
+func (w w258) FlushError() error                 { return w.flushError() }
+func (w w258) WriteString(s string) (int, error) { return w.writeString(s) }
+
+type w259 struct{ *response }
+
+func (w w259) Flush()                            { w.flush() }
+func (w w259) FlushError() error                 { return w.flushError() }
+func (w w259) WriteString(s string) (int, error) { return w.writeString(s) }
+
+type w260 struct{ *response }
+
+func (w w260) CloseNotify() <-chan bool          { return w.closeNotify() }
+func (w w260) WriteString(s string) (int, error) { return w.writeString(s) }
+
+type w261 struct{ *response }
+
+func (w w261) Flush()                            { w.flush() }
+func (w w261) CloseNotify() <-chan bool          { return w.closeNotify() }
+func (w w261) WriteString(s string) (int, error) { return w.writeString(s) }
+
+type w262 struct{ *response }
+
+func (w w262) FlushError() error                 { return w.flushError() }
+func (w w262) CloseNotify() <-chan bool          { return w.closeNotify() }
+func (w w262) WriteString(s string) (int, error) { return w.writeString(s) }
+
+type w263 struct{ *response }
+
+func (w w263) Flush()                            { w.flush() }
+func (w w263) FlushError() error                 { return w.flushError() }
+func (w w263) CloseNotify() <-chan bool          { return w.closeNotify() }
+func (w w263) WriteString(s string) (int, error) { return w.writeString(s) }
+
+type w264 struct{ *response }
+
+func (w w264) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w264) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w265 struct{ *response }
+
+func (w w265) Flush()                                       { w.flush() }
+func (w w265) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w265) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w266 struct{ *response }
+
+func (w w266) FlushError() error                            { return w.flushError() }
+func (w w266) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w266) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w267 struct{ *response }
+
+func (w w267) Flush()                                       { w.flush() }
+func (w w267) FlushError() error                            { return w.flushError() }
+func (w w267) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w267) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w268 struct{ *response }
+
+func (w w268) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w268) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w268) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w269 struct{ *response }
+
+func (w w269) Flush()                                       { w.flush() }
+func (w w269) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w269) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w269) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w270 struct{ *response }
+
+func (w w270) FlushError() error                            { return w.flushError() }
+func (w w270) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w270) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w270) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w271 struct{ *response }
+
+func (w w271) Flush()                                       { w.flush() }
+func (w w271) FlushError() error                            { return w.flushError() }
+func (w w271) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w271) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w271) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w272 struct{ *response }
+
+func (w w272) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w272) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w273 struct{ *response }
+
+func (w w273) Flush()                                { w.flush() }
+func (w w273) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w273) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w274 struct{ *response }
+
+func (w w274) FlushError() error                     { return w.flushError() }
+func (w w274) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w274) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w275 struct{ *response }
+
+func (w w275) Flush()                                { w.flush() }
+func (w w275) FlushError() error                     { return w.flushError() }
+func (w w275) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w275) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w276 struct{ *response }
+
+func (w w276) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w276) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w276) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w277 struct{ *response }
+
+func (w w277) Flush()                                { w.flush() }
+func (w w277) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w277) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w277) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w278 struct{ *response }
+
+func (w w278) FlushError() error                     { return w.flushError() }
+func (w w278) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w278) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w278) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w279 struct{ *response }
+
+func (w w279) Flush()                                { w.flush() }
+func (w w279) FlushError() error                     { return w.flushError() }
+func (w w279) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w279) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w279) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w280 struct{ *response }
+
+func (w w280) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w280) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w280) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w281 struct{ *response }
+
+func (w w281) Flush()                                       { w.flush() }
+func (w w281) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w281) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w281) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w282 struct{ *response }
+
+func (w w282) FlushError() error                            { return w.flushError() }
+func (w w282) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w282) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w282) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w283 struct{ *response }
+
+func (w w283) Flush()                                       { w.flush() }
+func (w w283) FlushError() error                            { return w.flushError() }
+func (w w283) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w283) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w283) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w284 struct{ *response }
+
+func (w w284) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w284) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w284) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w284) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w285 struct{ *response }
+
+func (w w285) Flush()                                       { w.flush() }
+func (w w285) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w285) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w285) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w285) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w286 struct{ *response }
+
+func (w w286) FlushError() error                            { return w.flushError() }
+func (w w286) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w286) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w286) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w286) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w287 struct{ *response }
+
+func (w w287) Flush()                                       { w.flush() }
+func (w w287) FlushError() error                            { return w.flushError() }
+func (w w287) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w287) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w287) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w287) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w288 struct{ *response }
+
+func (w w288) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w288) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w288) WriteString(s string) (int, error)  { return w.writeString(s) }
+
+type w289 struct{ *response }
+
+func (w w289) Flush()                             { w.flush() }
+func (w w289) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w289) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w289) WriteString(s string) (int, error)  { return w.writeString(s) }
+
+type w290 struct{ *response }
+
+func (w w290) FlushError() error                  { return w.flushError() }
+func (w w290) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w290) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w290) WriteString(s string) (int, error)  { return w.writeString(s) }
+
+type w291 struct{ *response }
+
+func (w w291) Flush()                             { w.flush() }
+func (w w291) FlushError() error                  { return w.flushError() }
+func (w w291) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w291) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w291) WriteString(s string) (int, error)  { return w.writeString(s) }
+
+type w292 struct{ *response }
+
+func (w w292) CloseNotify() <-chan bool           { return w.closeNotify() }
+func (w w292) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w292) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w292) WriteString(s string) (int, error)  { return w.writeString(s) }
+
+type w293 struct{ *response }
+
+func (w w293) Flush()                             { w.flush() }
+func (w w293) CloseNotify() <-chan bool           { return w.closeNotify() }
+func (w w293) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w293) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w293) WriteString(s string) (int, error)  { return w.writeString(s) }
+
+type w294 struct{ *response }
+
+func (w w294) FlushError() error                  { return w.flushError() }
+func (w w294) CloseNotify() <-chan bool           { return w.closeNotify() }
+func (w w294) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w294) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w294) WriteString(s string) (int, error)  { return w.writeString(s) }
+
+type w295 struct{ *response }
+
+func (w w295) Flush()                             { w.flush() }
+func (w w295) FlushError() error                  { return w.flushError() }
+func (w w295) CloseNotify() <-chan bool           { return w.closeNotify() }
+func (w w295) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w295) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w295) WriteString(s string) (int, error)  { return w.writeString(s) }
+
+type w296 struct{ *response }
+
+func (w w296) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w296) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w296) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w296) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w297 struct{ *response }
+
+func (w w297) Flush()                                       { w.flush() }
+func (w w297) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w297) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w297) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w297) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w298 struct{ *response }
+
+func (w w298) FlushError() error                            { return w.flushError() }
+func (w w298) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w298) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w298) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w298) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w299 struct{ *response }
+
+func (w w299) Flush()                                       { w.flush() }
+func (w w299) FlushError() error                            { return w.flushError() }
+func (w w299) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w299) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w299) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w299) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w300 struct{ *response }
+
+func (w w300) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w300) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w300) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w300) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w300) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w301 struct{ *response }
+
+func (w w301) Flush()                                       { w.flush() }
+func (w w301) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w301) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w301) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w301) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w301) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w302 struct{ *response }
+
+func (w w302) FlushError() error                            { return w.flushError() }
+func (w w302) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w302) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w302) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w302) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w302) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w303 struct{ *response }
+
+func (w w303) Flush()                                       { w.flush() }
+func (w w303) FlushError() error                            { return w.flushError() }
+func (w w303) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w303) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w303) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w303) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w303) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w304 struct{ *response }
+
+func (w w304) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w304) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w304) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w304) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w305 struct{ *response }
+
+func (w w305) Flush()                                { w.flush() }
+func (w w305) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w305) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w305) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w305) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w306 struct{ *response }
+
+func (w w306) FlushError() error                     { return w.flushError() }
+func (w w306) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w306) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w306) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w306) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w307 struct{ *response }
+
+func (w w307) Flush()                                { w.flush() }
+func (w w307) FlushError() error                     { return w.flushError() }
+func (w w307) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w307) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w307) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w307) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w308 struct{ *response }
+
+func (w w308) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w308) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w308) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w308) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w308) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w309 struct{ *response }
+
+func (w w309) Flush()                                { w.flush() }
+func (w w309) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w309) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w309) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w309) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w309) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w310 struct{ *response }
+
+func (w w310) FlushError() error                     { return w.flushError() }
+func (w w310) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w310) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w310) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w310) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w310) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w311 struct{ *response }
+
+func (w w311) Flush()                                { w.flush() }
+func (w w311) FlushError() error                     { return w.flushError() }
+func (w w311) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w311) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w311) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w311) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w311) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w312 struct{ *response }
+
+func (w w312) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w312) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w312) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w312) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w312) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w313 struct{ *response }
+
+func (w w313) Flush()                                       { w.flush() }
+func (w w313) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w313) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w313) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w313) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w313) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w314 struct{ *response }
+
+func (w w314) FlushError() error                            { return w.flushError() }
+func (w w314) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w314) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w314) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w314) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w314) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w315 struct{ *response }
+
+func (w w315) Flush()                                       { w.flush() }
+func (w w315) FlushError() error                            { return w.flushError() }
+func (w w315) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w315) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w315) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w315) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w315) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w316 struct{ *response }
+
+func (w w316) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w316) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w316) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w316) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w316) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w316) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w317 struct{ *response }
+
+func (w w317) Flush()                                       { w.flush() }
+func (w w317) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w317) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w317) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w317) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w317) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w317) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w318 struct{ *response }
+
+func (w w318) FlushError() error                            { return w.flushError() }
+func (w w318) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w318) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w318) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w318) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w318) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w318) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w319 struct{ *response }
+
+func (w w319) Flush()                                       { w.flush() }
+func (w w319) FlushError() error                            { return w.flushError() }
+func (w w319) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w319) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w319) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w319) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w319) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w319) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w320 struct{ *response }
+
+func (w w320) EnableFullDuplex() error           { return w.enableFullDuplex() }
+func (w w320) WriteString(s string) (int, error) { return w.writeString(s) }
+
+type w321 struct{ *response }
+
+func (w w321) Flush()                            { w.flush() }
+func (w w321) EnableFullDuplex() error           { return w.enableFullDuplex() }
+func (w w321) WriteString(s string) (int, error) { return w.writeString(s) }
+
+type w322 struct{ *response }
+
+func (w w322) FlushError() error                 { return w.flushError() }
+func (w w322) EnableFullDuplex() error           { return w.enableFullDuplex() }
+func (w w322) WriteString(s string) (int, error) { return w.writeString(s) }
+
+type w323 struct{ *response }
+
+func (w w323) Flush()                            { w.flush() }
+func (w w323) FlushError() error                 { return w.flushError() }
+func (w w323) EnableFullDuplex() error           { return w.enableFullDuplex() }
+func (w w323) WriteString(s string) (int, error) { return w.writeString(s) }
+
+type w324 struct{ *response }
+
+func (w w324) CloseNotify() <-chan bool          { return w.closeNotify() }
+func (w w324) EnableFullDuplex() error           { return w.enableFullDuplex() }
+func (w w324) WriteString(s string) (int, error) { return w.writeString(s) }
+
+type w325 struct{ *response }
+
+func (w w325) Flush()                            { w.flush() }
+func (w w325) CloseNotify() <-chan bool          { return w.closeNotify() }
+func (w w325) EnableFullDuplex() error           { return w.enableFullDuplex() }
+func (w w325) WriteString(s string) (int, error) { return w.writeString(s) }
+
+type w326 struct{ *response }
+
+func (w w326) FlushError() error                 { return w.flushError() }
+func (w w326) CloseNotify() <-chan bool          { return w.closeNotify() }
+func (w w326) EnableFullDuplex() error           { return w.enableFullDuplex() }
+func (w w326) WriteString(s string) (int, error) { return w.writeString(s) }
+
+type w327 struct{ *response }
+
+func (w w327) Flush()                            { w.flush() }
+func (w w327) FlushError() error                 { return w.flushError() }
+func (w w327) CloseNotify() <-chan bool          { return w.closeNotify() }
+func (w w327) EnableFullDuplex() error           { return w.enableFullDuplex() }
+func (w w327) WriteString(s string) (int, error) { return w.writeString(s) }
+
+type w328 struct{ *response }
+
+func (w w328) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w328) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w328) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w329 struct{ *response }
+
+func (w w329) Flush()                                       { w.flush() }
+func (w w329) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w329) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w329) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w330 struct{ *response }
+
+func (w w330) FlushError() error                            { return w.flushError() }
+func (w w330) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w330) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w330) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w331 struct{ *response }
+
+func (w w331) Flush()                                       { w.flush() }
+func (w w331) FlushError() error                            { return w.flushError() }
+func (w w331) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w331) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w331) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w332 struct{ *response }
+
+func (w w332) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w332) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w332) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w332) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w333 struct{ *response }
+
+func (w w333) Flush()                                       { w.flush() }
+func (w w333) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w333) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w333) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w333) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w334 struct{ *response }
+
+func (w w334) FlushError() error                            { return w.flushError() }
+func (w w334) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w334) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w334) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w334) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w335 struct{ *response }
+
+func (w w335) Flush()                                       { w.flush() }
+func (w w335) FlushError() error                            { return w.flushError() }
+func (w w335) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w335) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w335) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w335) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w336 struct{ *response }
+
+func (w w336) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w336) EnableFullDuplex() error               { return w.enableFullDuplex() }
+func (w w336) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w337 struct{ *response }
+
+func (w w337) Flush()                                { w.flush() }
+func (w w337) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w337) EnableFullDuplex() error               { return w.enableFullDuplex() }
+func (w w337) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w338 struct{ *response }
+
+func (w w338) FlushError() error                     { return w.flushError() }
+func (w w338) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w338) EnableFullDuplex() error               { return w.enableFullDuplex() }
+func (w w338) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w339 struct{ *response }
+
+func (w w339) Flush()                                { w.flush() }
+func (w w339) FlushError() error                     { return w.flushError() }
+func (w w339) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w339) EnableFullDuplex() error               { return w.enableFullDuplex() }
+func (w w339) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w340 struct{ *response }
+
+func (w w340) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w340) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w340) EnableFullDuplex() error               { return w.enableFullDuplex() }
+func (w w340) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w341 struct{ *response }
+
+func (w w341) Flush()                                { w.flush() }
+func (w w341) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w341) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w341) EnableFullDuplex() error               { return w.enableFullDuplex() }
+func (w w341) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w342 struct{ *response }
+
+func (w w342) FlushError() error                     { return w.flushError() }
+func (w w342) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w342) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w342) EnableFullDuplex() error               { return w.enableFullDuplex() }
+func (w w342) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w343 struct{ *response }
+
+func (w w343) Flush()                                { w.flush() }
+func (w w343) FlushError() error                     { return w.flushError() }
+func (w w343) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w343) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w343) EnableFullDuplex() error               { return w.enableFullDuplex() }
+func (w w343) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w344 struct{ *response }
+
+func (w w344) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w344) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w344) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w344) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w345 struct{ *response }
+
+func (w w345) Flush()                                       { w.flush() }
+func (w w345) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w345) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w345) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w345) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w346 struct{ *response }
+
+func (w w346) FlushError() error                            { return w.flushError() }
+func (w w346) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w346) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w346) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w346) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w347 struct{ *response }
+
+func (w w347) Flush()                                       { w.flush() }
+func (w w347) FlushError() error                            { return w.flushError() }
+func (w w347) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w347) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w347) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w347) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w348 struct{ *response }
+
+func (w w348) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w348) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w348) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w348) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w348) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w349 struct{ *response }
+
+func (w w349) Flush()                                       { w.flush() }
+func (w w349) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w349) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w349) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w349) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w349) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w350 struct{ *response }
+
+func (w w350) FlushError() error                            { return w.flushError() }
+func (w w350) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w350) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w350) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w350) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w350) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w351 struct{ *response }
+
+func (w w351) Flush()                                       { w.flush() }
+func (w w351) FlushError() error                            { return w.flushError() }
+func (w w351) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w351) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w351) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w351) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w351) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w352 struct{ *response }
+
+func (w w352) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w352) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w352) EnableFullDuplex() error            { return w.enableFullDuplex() }
+func (w w352) WriteString(s string) (int, error)  { return w.writeString(s) }
+
+type w353 struct{ *response }
+
+func (w w353) Flush()                             { w.flush() }
+func (w w353) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w353) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w353) EnableFullDuplex() error            { return w.enableFullDuplex() }
+func (w w353) WriteString(s string) (int, error)  { return w.writeString(s) }
+
+type w354 struct{ *response }
+
+func (w w354) FlushError() error                  { return w.flushError() }
+func (w w354) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w354) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w354) EnableFullDuplex() error            { return w.enableFullDuplex() }
+func (w w354) WriteString(s string) (int, error)  { return w.writeString(s) }
+
+type w355 struct{ *response }
+
+func (w w355) Flush()                             { w.flush() }
+func (w w355) FlushError() error                  { return w.flushError() }
+func (w w355) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w355) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w355) EnableFullDuplex() error            { return w.enableFullDuplex() }
+func (w w355) WriteString(s string) (int, error)  { return w.writeString(s) }
+
+type w356 struct{ *response }
+
+func (w w356) CloseNotify() <-chan bool           { return w.closeNotify() }
+func (w w356) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w356) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w356) EnableFullDuplex() error            { return w.enableFullDuplex() }
+func (w w356) WriteString(s string) (int, error)  { return w.writeString(s) }
+
+type w357 struct{ *response }
+
+func (w w357) Flush()                             { w.flush() }
+func (w w357) CloseNotify() <-chan bool           { return w.closeNotify() }
+func (w w357) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w357) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w357) EnableFullDuplex() error            { return w.enableFullDuplex() }
+func (w w357) WriteString(s string) (int, error)  { return w.writeString(s) }
+
+type w358 struct{ *response }
+
+func (w w358) FlushError() error                  { return w.flushError() }
+func (w w358) CloseNotify() <-chan bool           { return w.closeNotify() }
+func (w w358) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w358) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w358) EnableFullDuplex() error            { return w.enableFullDuplex() }
+func (w w358) WriteString(s string) (int, error)  { return w.writeString(s) }
+
+type w359 struct{ *response }
+
+func (w w359) Flush()                             { w.flush() }
+func (w w359) FlushError() error                  { return w.flushError() }
+func (w w359) CloseNotify() <-chan bool           { return w.closeNotify() }
+func (w w359) SetReadDeadline(t time.Time) error  { return w.setReadDeadline(t) }
+func (w w359) SetWriteDeadline(t time.Time) error { return w.setWriteDeadline(t) }
+func (w w359) EnableFullDuplex() error            { return w.enableFullDuplex() }
+func (w w359) WriteString(s string) (int, error)  { return w.writeString(s) }
+
+type w360 struct{ *response }
+
+func (w w360) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w360) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w360) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w360) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w360) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w361 struct{ *response }
+
+func (w w361) Flush()                                       { w.flush() }
+func (w w361) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w361) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w361) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w361) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w361) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w362 struct{ *response }
+
+func (w w362) FlushError() error                            { return w.flushError() }
+func (w w362) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w362) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w362) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w362) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w362) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w363 struct{ *response }
+
+func (w w363) Flush()                                       { w.flush() }
+func (w w363) FlushError() error                            { return w.flushError() }
+func (w w363) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w363) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w363) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w363) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w363) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w364 struct{ *response }
+
+func (w w364) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w364) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w364) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w364) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w364) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w364) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w365 struct{ *response }
+
+func (w w365) Flush()                                       { w.flush() }
+func (w w365) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w365) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w365) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w365) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w365) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w365) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w366 struct{ *response }
+
+func (w w366) FlushError() error                            { return w.flushError() }
+func (w w366) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w366) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w366) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w366) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w366) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w366) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w367 struct{ *response }
+
+func (w w367) Flush()                                       { w.flush() }
+func (w w367) FlushError() error                            { return w.flushError() }
+func (w w367) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w367) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w367) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w367) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w367) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w367) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w368 struct{ *response }
+
+func (w w368) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w368) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w368) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w368) EnableFullDuplex() error               { return w.enableFullDuplex() }
+func (w w368) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w369 struct{ *response }
+
+func (w w369) Flush()                                { w.flush() }
+func (w w369) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w369) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w369) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w369) EnableFullDuplex() error               { return w.enableFullDuplex() }
+func (w w369) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w370 struct{ *response }
+
+func (w w370) FlushError() error                     { return w.flushError() }
+func (w w370) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w370) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w370) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w370) EnableFullDuplex() error               { return w.enableFullDuplex() }
+func (w w370) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w371 struct{ *response }
+
+func (w w371) Flush()                                { w.flush() }
+func (w w371) FlushError() error                     { return w.flushError() }
+func (w w371) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w371) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w371) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w371) EnableFullDuplex() error               { return w.enableFullDuplex() }
+func (w w371) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w372 struct{ *response }
+
+func (w w372) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w372) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w372) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w372) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w372) EnableFullDuplex() error               { return w.enableFullDuplex() }
+func (w w372) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w373 struct{ *response }
+
+func (w w373) Flush()                                { w.flush() }
+func (w w373) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w373) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w373) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w373) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w373) EnableFullDuplex() error               { return w.enableFullDuplex() }
+func (w w373) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w374 struct{ *response }
+
+func (w w374) FlushError() error                     { return w.flushError() }
+func (w w374) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w374) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w374) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w374) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w374) EnableFullDuplex() error               { return w.enableFullDuplex() }
+func (w w374) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w375 struct{ *response }
+
+func (w w375) Flush()                                { w.flush() }
+func (w w375) FlushError() error                     { return w.flushError() }
+func (w w375) CloseNotify() <-chan bool              { return w.closeNotify() }
+func (w w375) ReadFrom(src io.Reader) (int64, error) { return w.readFrom(src) }
+func (w w375) SetReadDeadline(t time.Time) error     { return w.setReadDeadline(t) }
+func (w w375) SetWriteDeadline(t time.Time) error    { return w.setWriteDeadline(t) }
+func (w w375) EnableFullDuplex() error               { return w.enableFullDuplex() }
+func (w w375) WriteString(s string) (int, error)     { return w.writeString(s) }
+
+type w376 struct{ *response }
+
+func (w w376) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w376) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w376) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w376) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w376) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w376) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w377 struct{ *response }
+
+func (w w377) Flush()                                       { w.flush() }
+func (w w377) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w377) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w377) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w377) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w377) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w377) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w378 struct{ *response }
+
+func (w w378) FlushError() error                            { return w.flushError() }
+func (w w378) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w378) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w378) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w378) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w378) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w378) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w379 struct{ *response }
+
+func (w w379) Flush()                                       { w.flush() }
+func (w w379) FlushError() error                            { return w.flushError() }
+func (w w379) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w379) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w379) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w379) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w379) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w379) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w380 struct{ *response }
+
+func (w w380) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w380) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w380) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w380) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w380) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w380) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w380) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w381 struct{ *response }
+
+func (w w381) Flush()                                       { w.flush() }
+func (w w381) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w381) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w381) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w381) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w381) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w381) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w381) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w382 struct{ *response }
+
+func (w w382) FlushError() error                            { return w.flushError() }
+func (w w382) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w382) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w382) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w382) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w382) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w382) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w382) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w383 struct{ *response }
+
+func (w w383) Flush()                                       { w.flush() }
+func (w w383) FlushError() error                            { return w.flushError() }
+func (w w383) CloseNotify() <-chan bool                     { return w.closeNotify() }
+func (w w383) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w w383) ReadFrom(src io.Reader) (int64, error)        { return w.readFrom(src) }
+func (w w383) SetReadDeadline(t time.Time) error            { return w.setReadDeadline(t) }
+func (w w383) SetWriteDeadline(t time.Time) error           { return w.setWriteDeadline(t) }
+func (w w383) EnableFullDuplex() error                      { return w.enableFullDuplex() }
+func (w w383) WriteString(s string) (int, error)            { return w.writeString(s) }
+
+type w384 struct{ *response }
+
+func (w w384) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w384) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w385 struct{ *response }
+
+func (w w385) Flush()                                           { w.flush() }
+func (w w385) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w385) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w386 struct{ *response }
+
+func (w w386) FlushError() error                                { return w.flushError() }
+func (w w386) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w386) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w387 struct{ *response }
+
+func (w w387) Flush()                                           { w.flush() }
+func (w w387) FlushError() error                                { return w.flushError() }
+func (w w387) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w387) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w388 struct{ *response }
+
+func (w w388) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w388) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w388) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w389 struct{ *response }
+
+func (w w389) Flush()                                           { w.flush() }
+func (w w389) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w389) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w389) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w390 struct{ *response }
+
+func (w w390) FlushError() error                                { return w.flushError() }
+func (w w390) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w390) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w390) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w391 struct{ *response }
+
+func (w w391) Flush()                                           { w.flush() }
+func (w w391) FlushError() error                                { return w.flushError() }
+func (w w391) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w391) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w391) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w392 struct{ *response }
+
+func (w w392) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w392) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w392) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w393 struct{ *response }
+
+func (w w393) Flush()                                           { w.flush() }
+func (w w393) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w393) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w393) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w394 struct{ *response }
+
+func (w w394) FlushError() error                                { return w.flushError() }
+func (w w394) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w394) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w394) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w395 struct{ *response }
+
+func (w w395) Flush()                                           { w.flush() }
+func (w w395) FlushError() error                                { return w.flushError() }
+func (w w395) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w395) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w395) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w396 struct{ *response }
+
+func (w w396) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w396) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w396) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w396) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w397 struct{ *response }
+
+func (w w397) Flush()                                           { w.flush() }
+func (w w397) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w397) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w397) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w397) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w398 struct{ *response }
+
+func (w w398) FlushError() error                                { return w.flushError() }
+func (w w398) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w398) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w398) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w398) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w399 struct{ *response }
+
+func (w w399) Flush()                                           { w.flush() }
+func (w w399) FlushError() error                                { return w.flushError() }
+func (w w399) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w399) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w399) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w399) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w400 struct{ *response }
+
+func (w w400) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w400) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w400) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w401 struct{ *response }
+
+func (w w401) Flush()                                           { w.flush() }
+func (w w401) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w401) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w401) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w402 struct{ *response }
+
+func (w w402) FlushError() error                                { return w.flushError() }
+func (w w402) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w402) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w402) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w403 struct{ *response }
+
+func (w w403) Flush()                                           { w.flush() }
+func (w w403) FlushError() error                                { return w.flushError() }
+func (w w403) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w403) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w403) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w404 struct{ *response }
+
+func (w w404) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w404) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w404) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w404) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w405 struct{ *response }
+
+func (w w405) Flush()                                           { w.flush() }
+func (w w405) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w405) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w405) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w405) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w406 struct{ *response }
+
+func (w w406) FlushError() error                                { return w.flushError() }
+func (w w406) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w406) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w406) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w406) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w407 struct{ *response }
+
+func (w w407) Flush()                                           { w.flush() }
+func (w w407) FlushError() error                                { return w.flushError() }
+func (w w407) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w407) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w407) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w407) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w408 struct{ *response }
+
+func (w w408) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w408) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w408) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w408) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w409 struct{ *response }
+
+func (w w409) Flush()                                           { w.flush() }
+func (w w409) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w409) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w409) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w409) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w410 struct{ *response }
+
+func (w w410) FlushError() error                                { return w.flushError() }
+func (w w410) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w410) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w410) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w410) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w411 struct{ *response }
+
+func (w w411) Flush()                                           { w.flush() }
+func (w w411) FlushError() error                                { return w.flushError() }
+func (w w411) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w411) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w411) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w411) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w412 struct{ *response }
+
+func (w w412) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w412) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w412) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w412) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w412) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w413 struct{ *response }
+
+func (w w413) Flush()                                           { w.flush() }
+func (w w413) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w413) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w413) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w413) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w413) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w414 struct{ *response }
+
+func (w w414) FlushError() error                                { return w.flushError() }
+func (w w414) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w414) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w414) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w414) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w414) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w415 struct{ *response }
+
+func (w w415) Flush()                                           { w.flush() }
+func (w w415) FlushError() error                                { return w.flushError() }
+func (w w415) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w415) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w415) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w415) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w415) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w416 struct{ *response }
+
+func (w w416) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w416) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w416) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w416) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w417 struct{ *response }
+
+func (w w417) Flush()                                           { w.flush() }
+func (w w417) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w417) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w417) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w417) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w418 struct{ *response }
+
+func (w w418) FlushError() error                                { return w.flushError() }
+func (w w418) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w418) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w418) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w418) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w419 struct{ *response }
+
+func (w w419) Flush()                                           { w.flush() }
+func (w w419) FlushError() error                                { return w.flushError() }
+func (w w419) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w419) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w419) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w419) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w420 struct{ *response }
+
+func (w w420) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w420) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w420) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w420) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w420) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w421 struct{ *response }
+
+func (w w421) Flush()                                           { w.flush() }
+func (w w421) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w421) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w421) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w421) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w421) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w422 struct{ *response }
+
+func (w w422) FlushError() error                                { return w.flushError() }
+func (w w422) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w422) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w422) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w422) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w422) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w423 struct{ *response }
+
+func (w w423) Flush()                                           { w.flush() }
+func (w w423) FlushError() error                                { return w.flushError() }
+func (w w423) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w423) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w423) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w423) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w423) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w424 struct{ *response }
+
+func (w w424) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w424) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w424) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w424) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w424) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w425 struct{ *response }
+
+func (w w425) Flush()                                           { w.flush() }
+func (w w425) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w425) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w425) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w425) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w425) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w426 struct{ *response }
+
+func (w w426) FlushError() error                                { return w.flushError() }
+func (w w426) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w426) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w426) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w426) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w426) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w427 struct{ *response }
+
+func (w w427) Flush()                                           { w.flush() }
+func (w w427) FlushError() error                                { return w.flushError() }
+func (w w427) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w427) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w427) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w427) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w427) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w428 struct{ *response }
+
+func (w w428) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w428) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w428) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w428) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w428) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w428) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w429 struct{ *response }
+
+func (w w429) Flush()                                           { w.flush() }
+func (w w429) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w429) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w429) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w429) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w429) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w429) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w430 struct{ *response }
+
+func (w w430) FlushError() error                                { return w.flushError() }
+func (w w430) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w430) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w430) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w430) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w430) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w430) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w431 struct{ *response }
+
+func (w w431) Flush()                                           { w.flush() }
+func (w w431) FlushError() error                                { return w.flushError() }
+func (w w431) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w431) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w431) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w431) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w431) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w431) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w432 struct{ *response }
+
+func (w w432) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w432) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w432) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w432) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w432) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w433 struct{ *response }
+
+func (w w433) Flush()                                           { w.flush() }
+func (w w433) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w433) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w433) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w433) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w433) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w434 struct{ *response }
+
+func (w w434) FlushError() error                                { return w.flushError() }
+func (w w434) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w434) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w434) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w434) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w434) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w435 struct{ *response }
+
+func (w w435) Flush()                                           { w.flush() }
+func (w w435) FlushError() error                                { return w.flushError() }
+func (w w435) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w435) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w435) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w435) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w435) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w436 struct{ *response }
+
+func (w w436) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w436) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w436) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w436) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w436) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w436) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w437 struct{ *response }
+
+func (w w437) Flush()                                           { w.flush() }
+func (w w437) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w437) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w437) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w437) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w437) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w437) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w438 struct{ *response }
+
+func (w w438) FlushError() error                                { return w.flushError() }
+func (w w438) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w438) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w438) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w438) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w438) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w438) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w439 struct{ *response }
+
+func (w w439) Flush()                                           { w.flush() }
+func (w w439) FlushError() error                                { return w.flushError() }
+func (w w439) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w439) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w439) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w439) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w439) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w439) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w440 struct{ *response }
+
+func (w w440) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w440) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w440) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w440) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w440) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w440) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w441 struct{ *response }
+
+func (w w441) Flush()                                           { w.flush() }
+func (w w441) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w441) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w441) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w441) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w441) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w441) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w442 struct{ *response }
+
+func (w w442) FlushError() error                                { return w.flushError() }
+func (w w442) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w442) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w442) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w442) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w442) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w442) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w443 struct{ *response }
+
+func (w w443) Flush()                                           { w.flush() }
+func (w w443) FlushError() error                                { return w.flushError() }
+func (w w443) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w443) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w443) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w443) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w443) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w443) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w444 struct{ *response }
+
+func (w w444) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w444) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w444) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w444) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w444) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w444) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w444) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w445 struct{ *response }
+
+func (w w445) Flush()                                           { w.flush() }
+func (w w445) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w445) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w445) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w445) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w445) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w445) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w445) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w446 struct{ *response }
+
+func (w w446) FlushError() error                                { return w.flushError() }
+func (w w446) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w446) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w446) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w446) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w446) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w446) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w446) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w447 struct{ *response }
+
+func (w w447) Flush()                                           { w.flush() }
+func (w w447) FlushError() error                                { return w.flushError() }
+func (w w447) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w447) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w447) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w447) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w447) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w447) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w447) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w448 struct{ *response }
+
+func (w w448) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w448) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w448) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w449 struct{ *response }
+
+func (w w449) Flush()                                           { w.flush() }
+func (w w449) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w449) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w449) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w450 struct{ *response }
+
+func (w w450) FlushError() error                                { return w.flushError() }
+func (w w450) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w450) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w450) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w451 struct{ *response }
+
+func (w w451) Flush()                                           { w.flush() }
+func (w w451) FlushError() error                                { return w.flushError() }
+func (w w451) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w451) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w451) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w452 struct{ *response }
+
+func (w w452) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w452) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w452) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w452) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w453 struct{ *response }
+
+func (w w453) Flush()                                           { w.flush() }
+func (w w453) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w453) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w453) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w453) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w454 struct{ *response }
+
+func (w w454) FlushError() error                                { return w.flushError() }
+func (w w454) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w454) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w454) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w454) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w455 struct{ *response }
+
+func (w w455) Flush()                                           { w.flush() }
+func (w w455) FlushError() error                                { return w.flushError() }
+func (w w455) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w455) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w455) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w455) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w456 struct{ *response }
+
+func (w w456) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w456) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w456) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w456) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w457 struct{ *response }
+
+func (w w457) Flush()                                           { w.flush() }
+func (w w457) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w457) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w457) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w457) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w458 struct{ *response }
+
+func (w w458) FlushError() error                                { return w.flushError() }
+func (w w458) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w458) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w458) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w458) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w459 struct{ *response }
+
+func (w w459) Flush()                                           { w.flush() }
+func (w w459) FlushError() error                                { return w.flushError() }
+func (w w459) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w459) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w459) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w459) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w460 struct{ *response }
+
+func (w w460) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w460) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w460) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w460) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w460) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w461 struct{ *response }
+
+func (w w461) Flush()                                           { w.flush() }
+func (w w461) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w461) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w461) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w461) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w461) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w462 struct{ *response }
+
+func (w w462) FlushError() error                                { return w.flushError() }
+func (w w462) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w462) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w462) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w462) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w462) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w463 struct{ *response }
+
+func (w w463) Flush()                                           { w.flush() }
+func (w w463) FlushError() error                                { return w.flushError() }
+func (w w463) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w463) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w463) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w463) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w463) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w464 struct{ *response }
+
+func (w w464) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w464) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w464) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w464) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w465 struct{ *response }
+
+func (w w465) Flush()                                           { w.flush() }
+func (w w465) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w465) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w465) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w465) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w466 struct{ *response }
+
+func (w w466) FlushError() error                                { return w.flushError() }
+func (w w466) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w466) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w466) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w466) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w467 struct{ *response }
+
+func (w w467) Flush()                                           { w.flush() }
+func (w w467) FlushError() error                                { return w.flushError() }
+func (w w467) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w467) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w467) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w467) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w468 struct{ *response }
+
+func (w w468) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w468) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w468) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w468) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w468) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w469 struct{ *response }
+
+func (w w469) Flush()                                           { w.flush() }
+func (w w469) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w469) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w469) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w469) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w469) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w470 struct{ *response }
+
+func (w w470) FlushError() error                                { return w.flushError() }
+func (w w470) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w470) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w470) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w470) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w470) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w471 struct{ *response }
+
+func (w w471) Flush()                                           { w.flush() }
+func (w w471) FlushError() error                                { return w.flushError() }
+func (w w471) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w471) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w471) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w471) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w471) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w472 struct{ *response }
+
+func (w w472) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w472) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w472) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w472) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w472) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w473 struct{ *response }
+
+func (w w473) Flush()                                           { w.flush() }
+func (w w473) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w473) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w473) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w473) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w473) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w474 struct{ *response }
+
+func (w w474) FlushError() error                                { return w.flushError() }
+func (w w474) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w474) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w474) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w474) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w474) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w475 struct{ *response }
+
+func (w w475) Flush()                                           { w.flush() }
+func (w w475) FlushError() error                                { return w.flushError() }
+func (w w475) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w475) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w475) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w475) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w475) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w476 struct{ *response }
+
+func (w w476) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w476) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w476) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w476) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w476) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w476) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w477 struct{ *response }
+
+func (w w477) Flush()                                           { w.flush() }
+func (w w477) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w477) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w477) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w477) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w477) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w477) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w478 struct{ *response }
+
+func (w w478) FlushError() error                                { return w.flushError() }
+func (w w478) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w478) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w478) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w478) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w478) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w478) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w479 struct{ *response }
+
+func (w w479) Flush()                                           { w.flush() }
+func (w w479) FlushError() error                                { return w.flushError() }
+func (w w479) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w479) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w479) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w479) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w479) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w479) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w480 struct{ *response }
+
+func (w w480) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w480) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w480) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w480) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w480) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w481 struct{ *response }
+
+func (w w481) Flush()                                           { w.flush() }
+func (w w481) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w481) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w481) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w481) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w481) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w482 struct{ *response }
+
+func (w w482) FlushError() error                                { return w.flushError() }
+func (w w482) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w482) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w482) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w482) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w482) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w483 struct{ *response }
+
+func (w w483) Flush()                                           { w.flush() }
+func (w w483) FlushError() error                                { return w.flushError() }
+func (w w483) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w483) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w483) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w483) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w483) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w484 struct{ *response }
+
+func (w w484) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w484) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w484) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w484) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w484) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w484) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w485 struct{ *response }
+
+func (w w485) Flush()                                           { w.flush() }
+func (w w485) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w485) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w485) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w485) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w485) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w485) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w486 struct{ *response }
+
+func (w w486) FlushError() error                                { return w.flushError() }
+func (w w486) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w486) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w486) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w486) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w486) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w486) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w487 struct{ *response }
+
+func (w w487) Flush()                                           { w.flush() }
+func (w w487) FlushError() error                                { return w.flushError() }
+func (w w487) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w487) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w487) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w487) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w487) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w487) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w488 struct{ *response }
+
+func (w w488) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w488) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w488) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w488) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w488) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w488) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w489 struct{ *response }
+
+func (w w489) Flush()                                           { w.flush() }
+func (w w489) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w489) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w489) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w489) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w489) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w489) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w490 struct{ *response }
+
+func (w w490) FlushError() error                                { return w.flushError() }
+func (w w490) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w490) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w490) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w490) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w490) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w490) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w491 struct{ *response }
+
+func (w w491) Flush()                                           { w.flush() }
+func (w w491) FlushError() error                                { return w.flushError() }
+func (w w491) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w491) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w491) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w491) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w491) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w491) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w492 struct{ *response }
+
+func (w w492) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w492) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w492) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w492) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w492) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w492) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w492) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w493 struct{ *response }
+
+func (w w493) Flush()                                           { w.flush() }
+func (w w493) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w493) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w493) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w493) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w493) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w493) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w493) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w494 struct{ *response }
+
+func (w w494) FlushError() error                                { return w.flushError() }
+func (w w494) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w494) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w494) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w494) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w494) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w494) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w494) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w495 struct{ *response }
+
+func (w w495) Flush()                                           { w.flush() }
+func (w w495) FlushError() error                                { return w.flushError() }
+func (w w495) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w495) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w495) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w495) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w495) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w495) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w495) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w496 struct{ *response }
+
+func (w w496) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w496) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w496) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w496) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w496) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w496) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w497 struct{ *response }
+
+func (w w497) Flush()                                           { w.flush() }
+func (w w497) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w497) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w497) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w497) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w497) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w497) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w498 struct{ *response }
+
+func (w w498) FlushError() error                                { return w.flushError() }
+func (w w498) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w498) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w498) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w498) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w498) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w498) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w499 struct{ *response }
+
+func (w w499) Flush()                                           { w.flush() }
+func (w w499) FlushError() error                                { return w.flushError() }
+func (w w499) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w499) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w499) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w499) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w499) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w499) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w500 struct{ *response }
+
+func (w w500) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w500) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w500) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w500) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w500) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w500) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w500) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w501 struct{ *response }
+
+func (w w501) Flush()                                           { w.flush() }
+func (w w501) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w501) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w501) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w501) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w501) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w501) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w501) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w502 struct{ *response }
+
+func (w w502) FlushError() error                                { return w.flushError() }
+func (w w502) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w502) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w502) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w502) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w502) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w502) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w502) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w503 struct{ *response }
+
+func (w w503) Flush()                                           { w.flush() }
+func (w w503) FlushError() error                                { return w.flushError() }
+func (w w503) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w503) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w503) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w503) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w503) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w503) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w503) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w504 struct{ *response }
+
+func (w w504) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w504) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w504) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w504) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w504) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w504) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w504) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w505 struct{ *response }
+
+func (w w505) Flush()                                           { w.flush() }
+func (w w505) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w505) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w505) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w505) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w505) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w505) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w505) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w506 struct{ *response }
+
+func (w w506) FlushError() error                                { return w.flushError() }
+func (w w506) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w506) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w506) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w506) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w506) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w506) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w506) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w507 struct{ *response }
+
+func (w w507) Flush()                                           { w.flush() }
+func (w w507) FlushError() error                                { return w.flushError() }
+func (w w507) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w507) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w507) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w507) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w507) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w507) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w507) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w508 struct{ *response }
+
+func (w w508) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w508) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w508) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w508) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w508) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w508) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w508) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w508) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w509 struct{ *response }
+
+func (w w509) Flush()                                           { w.flush() }
+func (w w509) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w509) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w509) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w509) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w509) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w509) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w509) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w509) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w510 struct{ *response }
+
+func (w w510) FlushError() error                                { return w.flushError() }
+func (w w510) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w510) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w510) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w510) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w510) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w510) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w510) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w510) WriteString(s string) (int, error)                { return w.writeString(s) }
+
+type w511 struct{ *response }
+
+func (w w511) Flush()                                           { w.flush() }
+func (w w511) FlushError() error                                { return w.flushError() }
+func (w w511) CloseNotify() <-chan bool                         { return w.closeNotify() }
+func (w w511) Hijack() (net.Conn, *bufio.ReadWriter, error)     { return w.hijack() }
+func (w w511) ReadFrom(src io.Reader) (int64, error)            { return w.readFrom(src) }
+func (w w511) SetReadDeadline(t time.Time) error                { return w.setReadDeadline(t) }
+func (w w511) SetWriteDeadline(t time.Time) error               { return w.setWriteDeadline(t) }
+func (w w511) EnableFullDuplex() error                          { return w.enableFullDuplex() }
+func (w w511) Push(target string, opts *http.PushOptions) error { return w.push(target, opts) }
+func (w w511) WriteString(s string) (int, error)                { return w.writeString(s) }

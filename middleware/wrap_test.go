@@ -145,20 +145,30 @@ func methods(w http.ResponseWriter) []string {
 
 func TestWriterHasExactlyTheInterfacesOfTheInnerOne(t *testing.T) {
 	combinations := map[string]bool{}
+	var met kinds
 	for inner := range writers {
 		want := methods(httpsnoop.Wrap(inner, httpsnoop.Hooks{}))
 		combinations[fmt.Sprint(want)] = true
-		c, w := wrap(inner)
+		for range 2 { // more than are remembered
+			if k := met.find(inner); k.has != optional(inner) || !k.plain {
+				t.Fatalf("%v: %+v", want, k)
+			}
+		}
+		c := &response{}
+		w := wrap(c, optional(inner))
 		if got := methods(w); !slices.Equal(got, want) {
 			t.Errorf("has   %v\nneeds %v", got, want)
 		}
-		if n := testing.AllocsPerRun(10, func() { wrap(inner) }); n != 1 {
-			t.Errorf("%v: %v allocations, want 1", want, n)
+		if n := testing.AllocsPerRun(10, func() { w = wrap(c, optional(inner)) }); n != 0 {
+			t.Errorf("%v: %v allocations, want none", want, n)
 		}
 
 		// What it has it also does, on a writer that can do everything.
 		direct, through := new(full), new(full)
 		c.inner, c.in, c.request = through, &middleware{rec: tally{}}, httptest.NewRequest("GET", "/", nil)
+		if met.find(w).plain {
+			t.Errorf("%v: a response is none", want)
+		}
 		results := exercise(direct, w)
 		if got := exercise(w, w); !slices.Equal(got, results) || !slices.Equal(through.log, direct.log) {
 			t.Errorf("%v:\ncalls %q and returns %q,\nnot   %q and %q", want, through.log, got, direct.log, results)

@@ -41,31 +41,129 @@ type bucket struct {
 	Key    string
 }
 
-// sums is what apply writes: counts of any number of batches, merged.
+// sums is what apply writes: counts of any number of batches, merged by name, with
+// what is derived from them. A name that comes again makes no string.
 type sums struct {
 	calendar calendar
-	totals   map[string]int64
-	history  map[bucket]int64
+	names    map[string]*sum
+	requests sum                // derived: all requests
+	made     []sum              // the next ones
 	starts   map[int64][3]int64 // of the hour, day and month, by quarter hour
 }
 
-func newSums(c calendar) *sums {
-	return &sums{c, map[string]int64{}, map[bucket]int64{}, map[int64][3]int64{}}
+// sum is what was counted under a name.
+type sum struct {
+	name  string
+	total int64
+	dated []dated // by quarter hour, most often of one
+	one   [1]dated
+	whole *sum // of which it is a part; nil: of none
 }
 
-// add merges n of a clean name, counted at the time at (Unix milliseconds), with
-// what is derived from it.
+type dated struct{ quarter, n int64 } // Unix ms
+
+func newSums(c calendar) *sums {
+	return &sums{calendar: c, names: map[string]*sum{}, starts: map[int64][3]int64{}}
+}
+
+// add merges n of a name, counted at the time at (Unix ms). The name may be the
+// memory of a payload.
 func (s *sums) add(at int64, name string, n int64) {
-	group, subject, measure := counter.Split(name)
-	s.count(at, group, name, n)
-	if group == "api" && subject != "" && subject != "requests" && measure == "requests" {
-		s.count(at, group, requestsTotal, n)
+	m := s.names[name]
+	if m == nil {
+		m = s.sum(counter.Kept(name))
+	}
+	quarter := at - mod(at, quarterHour.Milliseconds())
+	for ; m != nil; m = m.whole {
+		m.add(quarter, n)
 	}
 }
 
-func (s *sums) count(at int64, group, name string, n int64) {
-	s.totals[name] = addCapped(s.totals[name], n)
-	quarter := at - mod(at, quarterHour.Milliseconds())
+// sum returns the sum of a name that may be counted under.
+func (s *sums) sum(name string) *sum {
+	if m := s.names[name]; m != nil {
+		return m
+	}
+	name = strings.Clone(name)
+	if len(s.made) == 0 {
+		s.made = make([]sum, 256)
+	}
+	m := &s.made[0]
+	s.made = s.made[1:]
+	m.name, m.dated = name, m.one[:0]
+	s.names[name] = m
+	if group, subject, measure := counter.Split(name); group == "api" && subject != "" && subject != "requests" && measure == "requests" {
+		m.whole = &s.requests
+	}
+	return m
+}
+
+func (m *sum) add(quarter, n int64) {
+	m.total = addCapped(m.total, n)
+	for i := len(m.dated) - 1; i >= 0; i-- {
+		if m.dated[i].quarter == quarter {
+			m.dated[i].n = addCapped(m.dated[i].n, n)
+			return
+		}
+	}
+	m.dated = append(m.dated, dated{quarter, n})
+}
+
+// row is what is added to one row.
+type row struct {
+	bucket
+	n int64
+}
+
+// rows returns what is added to totals, to history, and to the history of users'
+// requests, each in the order of its primary key.
+func (s *sums) rows() (totals, history, users []row) {
+	type start struct {
+		step   Step
+		bucket int64
+	}
+	of := map[start]*[2][]row{} // history and users
+	all := slices.AppendSeq(make([]*sum, 0, len(s.names)+1), maps.Values(s.names))
+	if s.requests.total > 0 {
+		s.requests.name = requestsTotal
+		all = append(all, &s.requests)
+	}
+	slices.SortFunc(all, func(a, b *sum) int { return strings.Compare(a.name, b.name) })
+	for _, m := range all {
+		name := m.name
+		totals = append(totals, row{bucket{Key: name}, m.total})
+		group, subject, measure := counter.Split(name)
+		list := 0
+		if group == "user" && measure == "requests" && subject != "" && !counter.Reserved(subject) {
+			list = 1
+		}
+		for _, d := range m.dated {
+			starts := s.startsOf(d.quarter)
+			for _, step := range kept(group) {
+				at := start{step, starts[step-Hour]}
+				lists := of[at]
+				if lists == nil {
+					lists = new([2][]row)
+					of[at] = lists
+				}
+				rows := lists[list]
+				if last := len(rows) - 1; last >= 0 && rows[last].Key == name { // another quarter of the same hour
+					rows[last].n = addCapped(rows[last].n, d.n)
+					continue
+				}
+				lists[list] = append(rows, row{bucket{step, at.bucket, name}, d.n})
+			}
+		}
+	}
+	for _, at := range slices.SortedFunc(maps.Keys(of), func(a, b start) int {
+		return cmp.Or(cmp.Compare(a.step, b.step), cmp.Compare(a.bucket, b.bucket))
+	}) {
+		history, users = append(history, of[at][0]...), append(users, of[at][1]...)
+	}
+	return totals, history, users
+}
+
+func (s *sums) startsOf(quarter int64) [3]int64 {
 	starts, ok := s.starts[quarter]
 	if !ok {
 		t := time.UnixMilli(quarter)
@@ -74,10 +172,7 @@ func (s *sums) count(at int64, group, name string, n int64) {
 		}
 		s.starts[quarter] = starts
 	}
-	for _, step := range kept(group) {
-		b := bucket{step, starts[step-Hour], name}
-		s.history[b] = addCapped(s.history[b], n)
-	}
+	return starts
 }
 
 // kept is which steps of history a group has: the finest first.
@@ -91,72 +186,91 @@ func kept(group string) [2]Step {
 // apply adds sums to totals and history, in the order of their keys, and derives
 // the active users: those whose first requests of a day or month these are.
 func (s *Store) apply(tx *sqlx.Tx, sums *sums) error {
-	if err := s.addTotals(tx, sums.totals); err != nil {
-		return err
-	}
-	var plain, users []bucket
-	for b := range sums.history {
-		if group, subject, measure := counter.Split(b.Key); group == "user" && measure == "requests" && subject != "" && !counter.Reserved(subject) {
-			users = append(users, b)
-		} else {
-			plain = append(plain, b)
+	totals, history, users := sums.rows()
+	for rows := range slices.Chunk(totals, chunk) {
+		_, keys, numbers := columns(rows)
+		if err := s.upsert(tx, sqlAddTotals, keys, numbers); err != nil {
+			return err
 		}
 	}
-	if err := s.addHistory(tx, plain, sums.history, nil); err != nil {
+	if err := s.addHistory(tx, history, nil); err != nil {
 		return err
 	}
 	active := map[bucket]int64{}
-	err := s.addHistory(tx, users, sums.history, func(b bucket) {
-		name := activeDaily
+	err := s.addHistory(tx, users, func(b bucket) {
+		b.Key = activeDaily
 		if b.Step == Month {
-			name = activeMonthly
+			b.Key = activeMonthly
 		}
-		active[bucket{b.Step, b.Bucket, name}]++
+		active[b]++
 	})
 	if err != nil {
 		return err
 	}
-	return s.addHistory(tx, slices.Collect(maps.Keys(active)), active, nil)
+	derived := make([]row, 0, len(active))
+	for _, b := range slices.SortedFunc(maps.Keys(active), func(a, b bucket) int {
+		return cmp.Or(cmp.Compare(a.Step, b.Step), cmp.Compare(a.Bucket, b.Bucket))
+	}) {
+		derived = append(derived, row{b, active[b]})
+	}
+	return s.addHistory(tx, derived, nil)
 }
 
 // chunk is how many rows one upsert takes: a twentieth of a second of a small
 // server, far below its statement_timeout, however large a batch is.
 const chunk = 5_000
 
-func (s *Store) addTotals(tx *sqlx.Tx, totals map[string]int64) error {
-	for keys := range slices.Chunk(slices.Sorted(maps.Keys(totals)), chunk) {
-		numbers := make([]int64, len(keys))
-		for i, k := range keys {
-			numbers[i] = totals[k]
+// columns are those of rows: of history the first two as well.
+func columns(rows []row) (buckets [2]column, keys, numbers column) {
+	steps, starts := make([]int64, len(rows)), make([]int64, len(rows))
+	texts, n := make([]string, len(rows)), make([]int64, len(rows))
+	for i, r := range rows {
+		steps[i], starts[i], texts[i], n[i] = int64(r.Step), r.Bucket, r.Key, r.n
+	}
+	return [2]column{{name: "step", numbers: steps}, {name: "bucket", numbers: starts}}, column{name: "key", texts: texts}, column{name: "n", numbers: n}
+}
+
+// upsert runs query for rows. On SQLite, a statement for each row takes half the
+// time of one for all, which has to take JSON apart.
+func (s *Store) upsert(tx *sqlx.Tx, query string, columns ...column) error {
+	if !s.sql.sqlite {
+		from, args := s.sql.values(columns...)
+		_, err := tx.Exec(s.sql.text(strings.Replace(query, "%s", from, 1)), args...)
+		return err
+	}
+	var names []string
+	for _, c := range columns {
+		names = append(names, "? AS "+c.name)
+	}
+	stmt, err := tx.Prepare(s.sql.text(strings.Replace(query, "%s", "(SELECT "+strings.Join(names, ", ")+")", 1)))
+	if err != nil {
+		return err
+	}
+	defer stmt.Close()
+	args := make([]any, len(columns))
+	for i := range columns[0].len() {
+		for j, c := range columns {
+			args[j] = c.at(i)
 		}
-		rows, args := s.sql.values(column{name: "key", texts: keys}, column{name: "n", numbers: numbers})
-		if _, err := tx.Exec(s.sql.text(strings.Replace(sqlAddTotals, "%s", rows, 1)), args...); err != nil {
+		if _, err := stmt.Exec(args...); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// addHistory adds n[b] to each row b; first is told of the rows that were new.
-func (s *Store) addHistory(tx *sqlx.Tx, rows []bucket, n map[bucket]int64, first func(bucket)) error {
-	slices.SortFunc(rows, func(a, b bucket) int {
-		return cmp.Or(cmp.Compare(a.Step, b.Step), cmp.Compare(a.Bucket, b.Bucket), cmp.Compare(a.Key, b.Key))
-	})
+// addHistory adds rows to history; first is told of those that were new.
+func (s *Store) addHistory(tx *sqlx.Tx, rows []row, first func(bucket)) error {
 	for rows := range slices.Chunk(rows, chunk) {
-		steps, buckets, numbers := make([]int64, len(rows)), make([]int64, len(rows)), make([]int64, len(rows))
-		keys := make([]string, len(rows))
-		for i, b := range rows {
-			steps[i], buckets[i], keys[i], numbers[i] = int64(b.Step), b.Bucket, b.Key, n[b]
-		}
-		from, args := s.sql.values(column{name: "step", numbers: steps}, column{name: "bucket", numbers: buckets},
-			column{name: "key", texts: keys}, column{name: "n", numbers: numbers})
-		query := strings.Replace(sqlAddHistory, "%s", from, 1)
+		buckets, keys, numbers := columns(rows)
 		if first == nil {
-			if _, err := tx.Exec(s.sql.text(query), args...); err != nil {
+			if err := s.upsert(tx, sqlAddHistory, buckets[0], buckets[1], keys, numbers); err != nil {
 				return err
 			}
 			continue
 		}
+		from, args := s.sql.values(buckets[0], buckets[1], keys, numbers)
+		query := strings.Replace(sqlAddHistory, "%s", from, 1)
 		var now []struct {
 			bucket
 			Value int64
@@ -164,8 +278,12 @@ func (s *Store) addHistory(tx *sqlx.Tx, rows []bucket, n map[bucket]int64, first
 		if err := tx.Select(&now, s.sql.text(query+sqlReturning), args...); err != nil {
 			return err
 		}
+		added := make(map[bucket]int64, len(rows))
+		for _, r := range rows {
+			added[r.bucket] = r.n
+		}
 		for _, r := range now {
-			if r.Value == n[r.bucket] && r.Value < counter.Max { // a full counter may be old
+			if r.Value == added[r.bucket] && r.Value < counter.Max { // a full counter may be old
 				first(r.bucket)
 			}
 		}

@@ -136,7 +136,7 @@ func (d dialect) unhex(column string) string {
 // oneOf is a condition that column holds one of the numbers, and its parameter.
 func (d dialect) oneOf(column string, numbers []int64) (string, any) {
 	if d.sqlite {
-		return column + ` IN (SELECT value FROM json_each(?))`, jsonOf(numbers)
+		return column + ` IN (SELECT value FROM json_each(?))`, arrayOf(numbers)
 	}
 	return column + ` = ANY(?)`, pq.Array(numbers)
 }
@@ -146,6 +146,16 @@ type column struct {
 	name    string
 	texts   []string
 	numbers []int64
+}
+
+func (c column) len() int { return max(len(c.texts), len(c.numbers)) }
+
+// at is the i-th value, as a parameter.
+func (c column) at(i int) any {
+	if c.texts != nil {
+		return c.texts[i]
+	}
+	return c.numbers[i]
 }
 
 // values is a table expression v with these columns, all of one length, and its
@@ -169,26 +179,40 @@ func (d dialect) values(columns ...column) (string, []any) {
 	if !d.sqlite {
 		return "unnest(" + strings.Join(exprs, ", ") + ") AS v(" + strings.Join(names, ", ") + ")", args
 	}
-	rows := make([]json.RawMessage, max(len(columns[0].texts), len(columns[0].numbers)))
-	for i := range rows {
-		row := []byte{'['}
-		for j, c := range columns {
-			if j > 0 {
-				row = append(row, ',')
-			}
+	list := []byte{'['}
+	for i := range columns[0].len() {
+		if i > 0 {
+			list = append(list, ',')
+		}
+		row := byte('[')
+		for _, c := range columns {
+			list = append(list, row)
+			row = ','
 			if c.texts != nil {
-				row = append(row, jsonOf(c.texts[i])...)
+				list = appendJSON(list, c.texts[i])
 			} else {
-				row = strconv.AppendInt(row, c.numbers[i], 10)
+				list = strconv.AppendInt(list, c.numbers[i], 10)
 			}
 		}
-		rows[i] = append(row, ']')
+		list = append(list, ']')
 	}
-	return "(SELECT " + strings.Join(exprs, ", ") + " FROM json_each(?)) AS v", []any{jsonOf(rows)}
+	list = append(list, ']')
+	return "(SELECT " + strings.Join(exprs, ", ") + " FROM json_each(?)) AS v", []any{string(list)}
 }
 
-// jsonOf encodes a string, numbers, or rows of them: nothing that can fail.
-func jsonOf[T string | []int64 | []json.RawMessage](v T) string {
-	b, _ := json.Marshal(v)
+// appendJSON appends s as JSON.
+func appendJSON(list []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			b, _ := json.Marshal(s) // of a string: it cannot fail
+			return append(list, b...)
+		}
+	}
+	return append(append(append(list, '"'), s...), '"')
+}
+
+// arrayOf is a JSON array.
+func arrayOf(numbers []int64) string {
+	b, _ := json.Marshal(numbers) // of numbers: it cannot fail
 	return string(b)
 }

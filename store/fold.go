@@ -337,6 +337,7 @@ type merging struct {
 	batches int
 	newer   string
 	reports []report
+	counts  []counter.Count // of one batch after the other
 }
 
 func (m *merging) report(message string, args ...any) {
@@ -367,13 +368,16 @@ func (s *Store) merge(tx *sqlx.Tx, m *merging, w waiting) error {
 		}
 		return nil
 	}
-	batch, err := decode(w.Payload)
+	batch, err := decode(w.Payload, m.counts[:0])
 	if errors.Is(err, counter.ErrVersion) {
 		g.stopped, m.newer = true, w.name()
 		return nil
 	}
 	if w.Seq > g.seq+1 {
 		m.report("batches are missing: was the database restored, or failed over to a replica that was behind?", "writer", w.Writer, "from", g.seq+1, "to", w.Seq-1)
+	}
+	if err == nil {
+		m.counts = batch.Counts
 	}
 	g.seq, g.sum = w.Seq, sum
 	m.batches++
@@ -460,13 +464,13 @@ func (s *Store) refusedOf(tx *sqlx.Tx, at int64, counts []counter.Count, tries *
 }
 
 // decode keeps a panic in one batch to that batch.
-func decode(payload []byte) (b counter.Batch, err error) {
+func decode(payload []byte, into []counter.Count) (b counter.Batch, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = panicError{v}
 		}
 	}()
-	return counter.Decode(payload)
+	return counter.Decode(payload, into)
 }
 
 // setAside keeps a batch that cannot be counted where somebody can look at it.

@@ -100,7 +100,7 @@ func TestTheSameBatchUntilItsCommitIsCertain(t *testing.T) {
 		s.cancel()
 		synctest.Wait()
 		for i, p := range payloads {
-			b, err := counter.Decode(p.([]byte))
+			b, err := counter.Decode(p.([]byte), nil)
 			want := int64(5)
 			if i > len(failures) {
 				want = 7

@@ -325,6 +325,10 @@ func (c Config) check() error {
 // on the database, fails or panics; what it cannot count is in Stats.
 func (s *Store) Add(name string, n int64) { s.live.Add(name, n) }
 
+// Counter returns Add for one name, in half the time, for those who count under it
+// again and again. It may be kept for as long as the store.
+func (s *Store) Counter(name string) func(n int64) { return s.live.Counter(name) }
+
 // Inc counts 1 under name.
 func (s *Store) Inc(name string) { s.live.Add(name, 1) }
 

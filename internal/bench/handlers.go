@@ -119,7 +119,7 @@ func withNothing() (instrumented, error) {
 // withUsagekit counts route, status, latency and user; with sealing, ten times as
 // often as a Store does, and of users some are new.
 func withUsagekit(u *usagekit, sealing bool) instrumented {
-	count := middleware.New(u, middleware.Config{
+	count := middleware.New(u.Set, middleware.Config{
 		User: func(r *http.Request) string { return r.Header.Get(userHeader) },
 	})
 	h := instrumented{Handler: count(routes(nil)), counted: func() (int64, error) {

@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"unsafe"
 )
 
 // Batch is a sealed generation.
@@ -78,9 +80,19 @@ func Sum(p []byte) []byte {
 	return p[len(p)-SumSize:]
 }
 
-// Decode reads a payload. Its numbers are 1 … Max; a name that Add would not
-// have counted under comes back as (invalid). The names are p's memory no more.
-func Decode(p []byte) (Batch, error) {
+// Kept returns the name that what a payload has under name is kept under: name
+// itself, or (invalid) for one that Add would not have counted under.
+func Kept(name string) string {
+	if name = Clean(name); Derived(name) {
+		group, _, measure := Split(name)
+		name = group + "." + Invalid + "." + measure
+	}
+	return name
+}
+
+// Decode reads a payload. Its numbers are 1 … Max, its names whatever it has: see
+// Kept. They are p's memory, and Counts is appended to into.
+func Decode(p []byte, into []Count) (Batch, error) {
 	if len(p) <= SumSize {
 		return Batch{}, fmt.Errorf("counter: a payload of %d bytes is cut short", len(p))
 	}
@@ -91,22 +103,18 @@ func Decode(p []byte) (Batch, error) {
 	if body[0] != version {
 		return Batch{}, ErrVersion
 	}
-	d := decoder{text: string(body[1:])}
+	d := decoder{text: unsafe.String(unsafe.SliceData(body), len(body))[1:]}
 	b := Batch{Opened: d.number(1<<62 - 1)}
 	count := d.number(uint64(len(d.text)) / 3) // a record has three bytes at least
 	if d.bad {
 		return Batch{}, errors.New("counter: the payload's header is damaged")
 	}
-	b.Counts = make([]Count, 0, count)
+	b.Counts = slices.Grow(into, int(count))
 	for i := range count {
 		name := d.take(d.number(maxName))
 		n := d.number(Max)
 		if d.bad || n == 0 {
 			return Batch{}, fmt.Errorf("counter: record %d of %d is damaged", i, count)
-		}
-		if name = Clean(name); Derived(name) {
-			group, _, measure := Split(name)
-			name = group + "." + Invalid + "." + measure
 		}
 		b.Counts = append(b.Counts, Count{name, n})
 	}

@@ -2,6 +2,7 @@ package counter
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -32,8 +33,17 @@ func TestSealingIsExact(t *testing.T) {
 	for a := range adders {
 		adding.Go(func() {
 			r := rand.New(rand.NewPCG(1, uint64(a)))
-			for range each {
-				s.Add(fmt.Sprintf("feature.f%d.used", r.IntN(names)), 1)
+			kept := make([]func(int64), names) // half of them count by what Counter gave
+			for i := range each {
+				name := r.IntN(names)
+				if i%2 == 0 {
+					s.Add(fmt.Sprintf("feature.f%d.used", name), 1)
+					continue
+				}
+				if kept[name] == nil {
+					kept[name] = s.Counter(fmt.Sprintf("feature.f%d.used", name))
+				}
+				kept[name](1)
 			}
 		})
 	}
@@ -88,6 +98,68 @@ func TestSealGivesEachCountOnce(t *testing.T) {
 	sum(got, b)
 	if len(got) != 2 || got["feature.a.used"] != 1 || got["feature.b.used"] != 3 {
 		t.Errorf("second batch: %v", got)
+	}
+}
+
+// What Counter returns is Add, whatever the name, the number and the generation.
+func TestCounter(t *testing.T) {
+	derived := 0
+	s := New(3, func(string) { derived++ }, nil)
+	buffer := []byte("feature.a.used")
+	add := s.Counter(unsafe.String(&buffer[0], len(buffer)))
+	copy(buffer, "feature.b.used") // a caller's string may be its buffer
+	add(1)
+	add(2)
+	b, _ := s.Seal()
+	got := map[string]int64{}
+	sum(got, b)
+	if len(got) != 1 || got["feature.a.used"] != 3 {
+		t.Errorf("first batch: %v", got)
+	}
+	add(4)
+	s.Counter("feature.\x00.used")(5)
+	s.Counter("feature.c.used")(6)
+	s.Counter("feature.d.used")(7) // one too many
+	for _, n := range []int64{0, -1, Max + 1} {
+		add(n)
+	}
+	s.Counter("api.requests.total")(1)
+	clear(got)
+	b, _ = s.Close()
+	sum(got, b)
+	want := map[string]int64{"feature.a.used": 4, "feature.\uFFFD.used": 5, "feature.c.used": 6, "feature.(other).used": 7}
+	if !maps.Equal(got, want) {
+		t.Errorf("second batch: %v, want %v", got, want)
+	}
+	if s.Invalid() != 4 || derived != 1 || s.Overflow() != 7 {
+		t.Errorf("%d invalid, %d derived, %d overflowed; want 4, 1, 7", s.Invalid(), derived, s.Overflow())
+	}
+	if add(8); s.Lost() != 8 {
+		t.Errorf("%d lost after Close, want 8", s.Lost())
+	}
+}
+
+// Names are found by others while the table grows under them.
+func TestTableGrows(t *testing.T) {
+	const names = 20_000
+	s := New(names, func(string) {}, nil)
+	var adding sync.WaitGroup
+	for w := range 4 {
+		adding.Go(func() {
+			for i := range names {
+				s.Add(fmt.Sprintf("feature.f%d.used", (i+w*names/4)%names), 1)
+			}
+		})
+	}
+	adding.Wait()
+	b, _ := s.Close()
+	for _, c := range b.Counts {
+		if c.N != 4 {
+			t.Fatalf("%s: %d, want 4", c.Name, c.N)
+		}
+	}
+	if len(b.Counts) != names {
+		t.Errorf("%d names, want %d", len(b.Counts), names)
 	}
 }
 

@@ -62,7 +62,7 @@ func Reserved(subject string) bool {
 // long keeps its beginning and a hash of all of it, so that two long ones stay
 // apart. Clean(Clean(x)) == Clean(x).
 func Clean(name string) string {
-	if !utf8.ValidString(name) || strings.IndexFunc(name, unicode.IsControl) >= 0 {
+	if !plain(name) && (!utf8.ValidString(name) || strings.IndexFunc(name, unicode.IsControl) >= 0) {
 		name = strings.Map(func(r rune) rune {
 			if unicode.IsControl(r) {
 				return utf8.RuneError
@@ -88,6 +88,16 @@ func Clean(name string) string {
 		subject = shorten(subject, maxName-len(group)-len(measure)-2)
 	}
 	return group + "." + subject + "." + measure
+}
+
+// plain tells whether s is printable ASCII, as nearly every name is.
+func plain(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
 }
 
 func validMeasure(m string) bool { return m != "" && len(m) <= maxPart }

@@ -1,0 +1,186 @@
+package middleware
+
+import (
+	"maps"
+	"net/http"
+	"reflect"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// resolver is what a Recorder may have beside Add, and a *store.Store has: Add for
+// one name, which keeps where its counter is.
+type resolver interface {
+	Counter(name string) func(n int64)
+}
+
+// counterOf returns how to get Add for one name of rec. A type that embeds one with
+// such counters, to do something about Add, is asked by Add.
+func counterOf(rec Recorder) func(name string) func(n int64) {
+	if r, ok := rec.(resolver); ok && !embeds[resolver](reflect.TypeOf(rec)) {
+		return r.Counter
+	}
+	return func(name string) func(n int64) {
+		return func(n int64) { rec.Add(name, n) }
+	}
+}
+
+// embeds tells whether t, or what it points to, is a struct that has the methods of
+// T from a field.
+func embeds[T any](t reflect.Type) bool {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if t.Kind() != reflect.Struct {
+		return false
+	}
+	for f := range t.Fields() {
+		if f.Anonymous && (f.Type.Implements(reflect.TypeFor[T]()) || reflect.PointerTo(f.Type).Implements(reflect.TypeFor[T]())) {
+			return true
+		}
+	}
+	return false
+}
+
+// What is counted of a request under its route: measures, in the order of names.
+const (
+	requests    = 0
+	statusOther = 5 // of a status that is none: the server's fault
+	latencies   = 6
+	measures    = 21
+)
+
+// measure returns the i-th measure's name. Latency has the bounds of
+// OpenTelemetry's http.server.request.duration, and is not cumulative.
+func measure(i int) string {
+	return [measures]string{
+		"requests", "status_1xx", "status_2xx", "status_3xx", "status_4xx", "status_5xx",
+		"latency_5ms", "latency_10ms", "latency_25ms", "latency_50ms", "latency_75ms", "latency_100ms", "latency_250ms", "latency_500ms",
+		"latency_750ms", "latency_1000ms", "latency_2500ms", "latency_5000ms", "latency_7500ms", "latency_10000ms", "latency_inf",
+	}[i]
+}
+
+// status returns the measure of a status: its class.
+func status(code int) int {
+	if class := code / 100; 1 <= class && class <= 5 {
+		return class
+	}
+	return statusOther
+}
+
+// latency returns the measure of a duration.
+func latency(d time.Duration) int {
+	for i, ms := range [...]time.Duration{5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10000} {
+		if d <= ms*time.Millisecond {
+			return latencies + i
+		}
+	}
+	return measures - 1
+}
+
+// route is what the requests of one route count under.
+type route struct {
+	method string // of the request; "": it is no route, but a reserved subject
+	any    bool   // the pattern has a method: the request's does not matter
+	host   bool   // the pattern may have a host
+	next   *route // of the same pattern
+
+	prefix string // "api.<route>."
+	counts [measures]func(n int64)
+}
+
+func newRoute(pattern, method string, host bool) *route {
+	r := &route{method: method, host: host}
+	if method == "" {
+		r.prefix = "api." + pattern + "."
+		return r
+	}
+	if i := strings.IndexAny(pattern, " \t"); i > 0 && strings.Trim(pattern[:i], "ABCDEFGHIJKLMNOPQRSTUVWXYZ") == "" {
+		r.any = true
+		method, pattern = pattern[:i], strings.TrimLeft(pattern[i:], " \t")
+	}
+	if i := strings.IndexByte(pattern, '/'); host && i > 0 {
+		pattern = pattern[i:] // ServeMux has patterns of a host: [METHOD ][HOST]/[PATH]
+	}
+	r.prefix = "api." + method + " " + pattern + "."
+	return r
+}
+
+// count counts 1 for a measure.
+func (r *route) count(rec Recorder, i int) {
+	if add := r.counts[i]; add != nil {
+		add(1)
+		return
+	}
+	rec.Add(r.prefix+measure(i), 1)
+}
+
+// find returns the one of a list that a request belongs to; nil: none.
+func (r *route) find(method string, host bool) *route {
+	for ; r != nil; r = r.next {
+		if r.host == host && (r.any || r.method == method) {
+			return r
+		}
+	}
+	return nil
+}
+
+// routes keeps the routes that were met, by pattern, so that a request makes no
+// names: finding one takes no lock. There is a limit, since Config.Route may answer
+// anything.
+type routes struct {
+	known atomic.Pointer[map[string]*route]
+	mu    sync.Mutex // of those that add one
+}
+
+const maxRoutes = 2000
+
+// find returns the route of a pattern and a request's method; host tells that the
+// pattern may have a host.
+func (r *routes) find(rec Recorder, pattern, method string, host bool) *route {
+	var known map[string]*route
+	if p := r.known.Load(); p != nil {
+		known = *p
+	}
+	if found := known[pattern].find(method, host); found != nil {
+		return found
+	}
+	made := newRoute(pattern, method, host)
+	if len(known) >= maxRoutes {
+		return made
+	}
+	counter := counterOf(rec)
+	for i := range made.counts {
+		made.counts[i] = counter(made.prefix + measure(i))
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := r.known.Load(); p != nil {
+		known = *p
+	}
+	if found := known[pattern].find(method, host); found != nil {
+		return found
+	}
+	all := maps.Clone(known)
+	if all == nil {
+		all = map[string]*route{}
+	}
+	made.next = all[pattern]
+	all[strings.Clone(pattern)] = made
+	r.known.Store(&all)
+	return made
+}
+
+// knownMethod is "OTHER" for a method that a client made up.
+func knownMethod(method string) string {
+	switch method {
+	case "":
+		return http.MethodGet
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch,
+		http.MethodDelete, http.MethodConnect, http.MethodOptions, http.MethodTrace:
+		return method
+	}
+	return "OTHER"
+}

@@ -1,0 +1,70 @@
+package store
+
+import (
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/store/sqlite"
+)
+
+// BenchmarkMerge decodes and merges what 500 instances send in a second: 500 names
+// that all of them count, and 50 of its own each.
+func BenchmarkMerge(b *testing.B) {
+	payloads := make([][]byte, 500)
+	size := 0
+	for i := range payloads {
+		batch := counter.Batch{Opened: 1_800_000_000_000 + int64(i)}
+		for n := range 550 {
+			name := fmt.Sprintf("api.GET /resource%d/{id}.latency_50ms", n)
+			if n >= 500 {
+				name = fmt.Sprintf("user.%d-%d.requests", i, n)
+			}
+			batch.Counts = append(batch.Counts, counter.Count{Name: name, N: int64(n)*17 + 1})
+		}
+		payloads[i] = batch.Encode()
+		size += len(payloads[i])
+	}
+	s := &Store{calendar: calendar{time.UTC}}
+	b.ReportMetric(float64(size)/float64(len(payloads)), "B/batch")
+	b.ReportAllocs()
+	for b.Loop() {
+		m := merging{sums: newSums(s.calendar), now: 1_800_000_000_000, guards: map[string]*guard{}}
+		for i, p := range payloads {
+			if err := s.merge(nil, &m, waiting{Writer: fmt.Sprint(i), Seq: 1, Payload: p}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
+
+// BenchmarkFoldSQLite folds batches of 100,000 names: three rows each.
+func BenchmarkFoldSQLite(b *testing.B) {
+	db, err := sqlite.Open(filepath.Join(b.TempDir(), "usage.db"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close()
+	s, err := open(b.Context(), db, Config{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	const names = 100_000
+	for b.Loop() {
+		b.StopTimer()
+		for i := range names {
+			s.Add(fmt.Sprintf("feature.f%d.used", i), 1)
+		}
+		s.seal()
+		if _, err := s.sendNext(); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		if f, err := s.fold(b.Context(), true); err != nil || f.batches != 1 {
+			b.Fatal(f, err)
+		}
+	}
+	b.ReportMetric(float64(b.N)*names/b.Elapsed().Seconds(), "names/s")
+}
