@@ -42,6 +42,7 @@ const (
 type meta struct {
 	AsOf            time.Time  `json:"as_of"`
 	CompleteThrough *time.Time `json:"complete_through"` // null: nothing was read yet
+	Stale           bool       `json:"stale"`            // the last answer again: the database does not answer
 }
 
 // begin makes the meta of an answer whose reads follow, and reads how many
@@ -77,7 +78,7 @@ type stats struct {
 	meta
 	Zone          string           `json:"zone"`
 	Dropped       int64            `json:"dropped"`
-	Stale         bool             `json:"stale"`
+	Stale         bool             `json:"stale"` // meta's own, where it always stood
 	TotalRequests int64            `json:"total_requests"`
 	RequestsToday int64            `json:"requests_today"`
 	API           map[string]int64 `json:"api"`
@@ -94,37 +95,49 @@ func (h *handler) stats(ctx context.Context, p *params) (any, error) {
 	if p.err != nil {
 		return nil, p.err
 	}
-	return h.askStats(ctx, limit)
+	s, stale, err := h.askStats(limit)(ctx)
+	s.Stale = stale
+	return s, err
 }
 
-func (h *handler) askStats(ctx context.Context, limit int) (*stats, error) {
-	return ask(ctx, h.answers, fmt.Sprint("stats ", limit), func(ctx context.Context) (*stats, error) {
+func (h *handler) askStats(limit int) func(context.Context) (stats, bool, error) {
+	return ask(h.answers, fmt.Sprint("stats ", limit), func(ctx context.Context) (stats, error) {
 		return h.readStats(ctx, limit)
 	})
 }
 
-func (h *handler) readStats(ctx context.Context, limit int) (*stats, error) {
+func (h *handler) readStats(ctx context.Context, limit int) (stats, error) {
 	m, dropped, err := h.begin(ctx)
 	if err != nil {
-		return nil, err
+		return stats{}, err
 	}
-	s := &stats{meta: m, Zone: h.zone().String(), Dropped: dropped, Truncated: []string{}}
+	// Most groups are small: a few reads have all of them.
+	api, err := h.readPart(ctx, store.Query{Prefix: "api.", Contains: ".requests", Limit: 2 * (limit + 1)})
+	if err != nil {
+		return stats{}, err
+	}
+	rest, err := h.readPart(ctx, store.Query{Except: []string{"api.", "user."}, Limit: 4 * (limit + 1)})
+	if err != nil {
+		return stats{}, err
+	}
+	s := stats{meta: m, Zone: h.zone().String(), Dropped: dropped, Truncated: []string{}}
 	for _, group := range []struct {
 		key   string
 		into  *map[string]int64
+		part  part // which holds it, if that is whole
 		from  []store.Query
 		fixed []string
 	}{
-		{"api", &s.API, []store.Query{{Prefix: "api.requests."}, {Prefix: "api.", Measure: "requests"}}, []string{nameTotal, nameToday}},
-		{"features", &s.Features, []store.Query{{Prefix: "feature."}}, nil},
-		{"users", &s.Users, []store.Query{{Prefix: "user."}}, []string{nameActiveDaily, nameActiveMonthly, nameRegistrations}},
-		{"llm", &s.LLM, []store.Query{{Prefix: "llm."}}, nil},
-		{"errors", &s.Errors, []store.Query{{Prefix: "error."}}, nil},
-		{"other", &s.Other, []store.Query{{Except: []string{"api.", "feature.", "user.", "llm.", "error."}}}, nil},
+		{"api", &s.API, api, []store.Query{{Prefix: "api.requests."}, {Prefix: "api.", Measure: "requests"}}, []string{nameTotal, nameToday}},
+		{"features", &s.Features, rest, []store.Query{{Prefix: "feature."}}, nil},
+		{"users", &s.Users, part{}, []store.Query{{Prefix: "user."}}, []string{nameActiveDaily, nameActiveMonthly, nameRegistrations}},
+		{"llm", &s.LLM, rest, []store.Query{{Prefix: "llm."}}, nil},
+		{"errors", &s.Errors, rest, []store.Query{{Prefix: "error."}}, nil},
+		{"other", &s.Other, rest, []store.Query{{Except: []string{"api.", "feature.", "user.", "llm.", "error."}}}, nil},
 	} {
-		counters, more, err := h.largest(ctx, limit, group.fixed, group.from...)
+		counters, more, err := h.largest(ctx, limit, group.fixed, group.part, group.from...)
 		if err != nil {
-			return nil, err
+			return stats{}, err
 		}
 		*group.into = counters
 		if more {
@@ -135,25 +148,56 @@ func (h *handler) readStats(ctx context.Context, limit int) (*stats, error) {
 	return s, nil
 }
 
-// largest reads the limit largest counters that any of the queries selects,
-// and whether there are more. The fixed ones are always among them.
-func (h *handler) largest(ctx context.Context, limit int, fixed []string, queries ...store.Query) (map[string]int64, bool, error) {
+// part is what one query found of several groups, the largest first.
+type part struct {
+	counts []store.Count
+	whole  bool // nothing was left out for the Limit
+}
+
+func (h *handler) readPart(ctx context.Context, q store.Query) (part, error) {
+	counts, err := h.store.Totals(ctx, q)
+	return part{counts, len(counts) < q.Limit}, err
+}
+
+// totals returns what q, which selects by Prefix, Measure and Except, would
+// find in the store, if p has all of it.
+func (p part) totals(q store.Query) (counts []store.Count, ok bool) {
+	for _, c := range p.counts {
+		switch {
+		case !strings.HasPrefix(c.Name, q.Prefix):
+		case q.Measure != "" && !strings.HasSuffix(c.Name, "."+q.Measure):
+		case slices.ContainsFunc(q.Except, func(e string) bool { return strings.HasPrefix(c.Name, e) }):
+		case len(counts) < q.Limit:
+			counts = append(counts, c)
+		}
+	}
+	return counts, p.whole || len(counts) == q.Limit
+}
+
+// largest finds the limit largest counters that any of the queries selects,
+// in p or else in the store, and whether there are more. The fixed ones are
+// always among them.
+func (h *handler) largest(ctx context.Context, limit int, fixed []string, p part, queries ...store.Query) (map[string]int64, bool, error) {
 	limit = max(limit, len(fixed))
-	all := map[string]int64{}
+	all, whole := map[string]int64{}, true
 	for _, q := range queries {
 		q.Limit = limit + 1
-		counts, err := h.store.Totals(ctx, q)
-		if err != nil {
-			return nil, false, err
+		counts, ok := p.totals(q)
+		if !ok {
+			var err error
+			if counts, err = h.store.Totals(ctx, q); err != nil {
+				return nil, false, err
+			}
 		}
 		for _, c := range counts {
 			all[c.Name] = c.N
 		}
+		whole = whole && len(counts) < q.Limit
 	}
 	top := map[string]int64{}
 	for _, name := range fixed {
 		n, there := all[name]
-		if !there {
+		if !there && !whole { // a whole one lacks what was never counted
 			var err error
 			if n, err = h.store.Get(ctx, name); err != nil {
 				return nil, false, err
@@ -194,21 +238,23 @@ func (h *handler) totals(ctx context.Context, p *params) (any, error) {
 	if p.err != nil {
 		return nil, p.err
 	}
-	return ask(ctx, h.answers, fmt.Sprintf("totals %#v", q), func(ctx context.Context) (*totals, error) {
+	a, stale, err := ask(h.answers, fmt.Sprintf("totals %#v", q), func(ctx context.Context) (totals, error) {
 		m, _, err := h.begin(ctx)
 		if err != nil {
-			return nil, err
+			return totals{}, err
 		}
 		counts, err := h.store.Totals(ctx, q)
 		if err != nil {
-			return nil, err
+			return totals{}, err
 		}
-		a := &totals{meta: m, Counts: make([]count, len(counts))}
+		a := totals{meta: m, Counts: make([]count, len(counts))}
 		for i, c := range counts {
 			a.Counts[i] = count{Name: c.Name, N: c.N}
 		}
 		return a, nil
-	})
+	})(ctx)
+	a.Stale = stale
+	return a, err
 }
 
 type rows struct {
@@ -230,28 +276,31 @@ func (h *handler) rows(ctx context.Context, p *params) (any, error) {
 	if p.err != nil {
 		return nil, p.err
 	}
-	return h.askRows(ctx, q)
-}
-
-func (h *handler) askRows(ctx context.Context, q store.Query) (*rows, error) {
-	return ask(ctx, h.answers, fmt.Sprintf("rows %#v", q), func(ctx context.Context) (*rows, error) {
+	a, stale, err := ask(h.answers, fmt.Sprintf("rows %#v", q), func(ctx context.Context) (rows, error) {
 		m, _, err := h.begin(ctx)
 		if err != nil {
-			return nil, err
+			return rows{}, err
 		}
-		found, err := h.store.Rows(ctx, q)
-		if err != nil {
-			return nil, err
+		found, err := h.readRows(ctx, q)
+		return rows{m, found}, err
+	})(ctx)
+	a.Stale = stale
+	return a, err
+}
+
+func (h *handler) readRows(ctx context.Context, q store.Query) ([]row, error) {
+	found, err := h.store.Rows(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]row, len(found))
+	for i, r := range found {
+		list[i] = row{Group: r.Group, Subject: r.Subject, Counts: r.Counts}
+		if measured(r) {
+			list[i].P50, list[i].P95, list[i].P99 = millis(r, 0.50), millis(r, 0.95), millis(r, 0.99)
 		}
-		a := &rows{meta: m, Rows: make([]row, len(found))}
-		for i, r := range found {
-			a.Rows[i] = row{Group: r.Group, Subject: r.Subject, Counts: r.Counts}
-			if measured(r) {
-				a.Rows[i].P50, a.Rows[i].P95, a.Rows[i].P99 = millis(r, 0.50), millis(r, 0.95), millis(r, 0.99)
-			}
-		}
-		return a, nil
-	})
+	}
+	return list, nil
 }
 
 func measured(r store.Row) bool {
@@ -291,24 +340,26 @@ func (h *handler) history(ctx context.Context, p *params) (any, error) {
 	if p.err != nil {
 		return nil, p.err
 	}
-	return ask(ctx, h.answers, fmt.Sprintf("history %#v", q), func(ctx context.Context) (*history, error) {
+	a, stale, err := ask(h.answers, fmt.Sprintf("history %#v", q), func(ctx context.Context) (history, error) {
 		m, _, err := h.begin(ctx)
 		if err != nil {
-			return nil, err
+			return history{}, err
 		}
 		counts, err := h.store.History(ctx, q)
 		if err != nil {
-			return nil, err
+			return history{}, err
 		}
 		if len(counts) > maxPoints {
-			return nil, paramError(fmt.Sprintf("this history has %d points, at most %d are answered: shorten from to to, ask for a longer step or a smaller limit", len(counts), maxPoints))
+			return history{}, paramError(fmt.Sprintf("this history has %d points, at most %d are answered: shorten from to to, ask for a longer step or a smaller limit", len(counts), maxPoints))
 		}
-		a := &history{meta: m, Step: step, Counts: make([]count, len(counts))}
+		a := history{meta: m, Step: step, Counts: make([]count, len(counts))}
 		for i, c := range counts {
 			a.Counts[i] = count{Name: c.Name, Start: h.local(c.Start), N: c.N}
 		}
 		return a, nil
-	})
+	})(ctx)
+	a.Stale = stale
+	return a, err
 }
 
 type health struct {

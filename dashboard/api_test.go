@@ -1,8 +1,11 @@
 package dashboard
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"reflect"
@@ -108,6 +111,109 @@ func TestStatsOfManyUsers(t *testing.T) {
 	}
 }
 
+// Whatever the sizes of the groups, and however they are read, stats has the
+// largest counters of each.
+func TestStatsOfAnySizes(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 20 {
+		names := map[string]int64{}
+		for _, form := range []string{
+			"api.GET /%d.requests", "api.GET /%d.status_2xx", "api.GET /a.requests/%d.status_2xx", "api.GET /b.requests.%d", "api.requests.area%d",
+			"user.%d.requests", "user.%d.exports", "feature.%d", "llm.%d.tokens", "error.%d", "other%d.requests", "mail.%d", "plain%d",
+		} {
+			for i := range random.IntN(1 << random.IntN(7)) {
+				names[fmt.Sprintf(form, i)] = 1 + random.Int64N(1000)
+			}
+		}
+		st := filled(t, names)
+		all, err := st.Totals(t.Context(), store.Query{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := open(st)
+		for _, limit := range []int{1, 2, 3, 5, 8, 13, 30, 100} {
+			w := get(h, fmt.Sprintf("/usage/api/stats?limit=%d", limit))
+			var got stats
+			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || w.Code != 200 {
+				t.Fatalf("%d %v %s", w.Code, err, w.Body)
+			}
+			want := map[string]map[string]int64{
+				"api":      {nameTotal: 0, nameToday: 0},
+				"users":    {nameActiveDaily: 0, nameActiveMonthly: 0, nameRegistrations: 0},
+				"features": {}, "llm": {}, "errors": {}, "other": {},
+			}
+			room := map[string]int{}
+			for key, group := range want {
+				room[key] = max(limit, len(group)) - len(group)
+			}
+			var truncated []string
+			for _, c := range all {
+				group, subject, measure := store.SplitName(c.Name)
+				key := map[string]string{"api": "api", "user": "users", "feature": "features", "llm": "llm", "error": "errors"}[group]
+				if key == "" {
+					key = "other"
+				}
+				_, fixed := want[key][c.Name]
+				switch {
+				case group == "api" && subject != "requests" && measure != "requests": // in rows only
+				case fixed:
+					want[key][c.Name] = c.N
+				case room[key] > 0:
+					want[key][c.Name] = c.N
+					room[key]--
+				case !slices.Contains(truncated, key):
+					truncated = append(truncated, key)
+				}
+			}
+			for key, group := range map[string]map[string]int64{"api": got.API, "users": got.Users, "features": got.Features, "llm": got.LLM, "errors": got.Errors, "other": got.Other} {
+				if !maps.Equal(group, want[key]) {
+					t.Errorf("%d of %s are %v, want %v", limit, key, group, want[key])
+				}
+			}
+			slices.Sort(truncated)
+			if slices.Sort(got.Truncated); !slices.Equal(got.Truncated, truncated) {
+				t.Errorf("%d: truncated are %v, want %v", limit, got.Truncated, truncated)
+			}
+		}
+	}
+}
+
+// noting notes what the dashboard asks of a store.
+type noting struct {
+	reader
+	what []string
+}
+
+func (n *noting) Get(ctx context.Context, name string) (int64, error) {
+	n.what = append(n.what, "Get "+name)
+	return n.reader.Get(ctx, name)
+}
+func (n *noting) Totals(ctx context.Context, q store.Query) ([]store.Count, error) {
+	n.what = append(n.what, fmt.Sprintf("Totals %+v", q))
+	return n.reader.Totals(ctx, q)
+}
+
+// Each read is a transaction: few make up stats, unless there is much of everything.
+func TestReadsOfStats(t *testing.T) {
+	few := map[string]int64{"api.GET /a.requests": 5, "api.requests.novels": 5, "user.1.requests": 5, "feature.a": 1, "llm.a.tokens": 4, "error.x": 1, "mail.sent": 1}
+	users, much := maps.Clone(few), map[string]int64{}
+	for i := range 300 {
+		users[fmt.Sprintf("user.%d.requests", i)] = 1000
+		for _, form := range []string{"api.GET /%d.requests", "api.requests.%d", "user.%d.requests", "feature.%d", "llm.%d.tokens", "error.%d", "mail.%d"} {
+			much[fmt.Sprintf(form, i)] = 1000
+		}
+	}
+	for name, c := range map[string]struct {
+		names map[string]int64
+		reads int
+	}{"nothing": {nil, 4}, "few": {few, 4}, "many users": {users, 7}, "much of everything": {much, 12}} {
+		n := &noting{reader: filled(t, c.names)}
+		if get(open(n), "/usage/api/stats"); len(n.what) > c.reads {
+			t.Errorf("%s: %d reads, want at most %d: %q", name, len(n.what), c.reads, n.what)
+		}
+	}
+}
+
 func TestTotalsRowsHistory(t *testing.T) {
 	h := open(filled(t, map[string]int64{
 		"api.GET /a.requests": 100, "api.GET /a.status_2xx": 90, "api.GET /a.status_5xx": 10, "api.GET /a.latency_10ms": 90, "api.GET /a.latency_100ms": 10,
@@ -116,20 +222,20 @@ func TestTotalsRowsHistory(t *testing.T) {
 	}))
 	today := time.Now().UTC().Format(time.DateOnly)
 	for target, want := range map[string]string{
-		"totals?measure=requests":                                     `{"counts":[{"name":"api.GET /b.requests","n":200},{"name":"api.GET /a.requests","n":100}]}`,
-		"totals?measure=requests&limit=1":                             `{"counts":[{"name":"api.GET /b.requests","n":200}]}`,
-		"totals?name=feature.a.b":                                     `{"counts":[{"name":"feature.a.b","n":3}]}`,
-		"totals?prefix=feature.&contains=A.B&from=" + today:           `{"counts":[{"name":"feature.a.b","n":3}]}`,
-		"totals?prefix=feature.&to=2020-01-01":                        `{"counts":[]}`,
-		"totals?name=nothing":                                         `{"counts":[]}`,
-		"totals?name=&prefix=feature.&measure=&contains=&from=&limit": `{"counts":[{"name":"feature.a.b","n":3}]}`,
-		"rows?prefix=nothing.":                                        `{"rows":[]}`,
-		"rows?prefix=api.&measure=requests": `{"rows":[
+		"totals?measure=requests":                                     `{"stale":false,"counts":[{"name":"api.GET /b.requests","n":200},{"name":"api.GET /a.requests","n":100}]}`,
+		"totals?measure=requests&limit=1":                             `{"stale":false,"counts":[{"name":"api.GET /b.requests","n":200}]}`,
+		"totals?name=feature.a.b":                                     `{"stale":false,"counts":[{"name":"feature.a.b","n":3}]}`,
+		"totals?prefix=feature.&contains=A.B&from=" + today:           `{"stale":false,"counts":[{"name":"feature.a.b","n":3}]}`,
+		"totals?prefix=feature.&to=2020-01-01":                        `{"stale":false,"counts":[]}`,
+		"totals?name=nothing":                                         `{"stale":false,"counts":[]}`,
+		"totals?name=&prefix=feature.&measure=&contains=&from=&limit": `{"stale":false,"counts":[{"name":"feature.a.b","n":3}]}`,
+		"rows?prefix=nothing.":                                        `{"stale":false,"rows":[]}`,
+		"rows?prefix=api.&measure=requests": `{"stale":false,"rows":[
 			{"group":"api","subject":"GET /b","counts":{"requests":200},"p50_ms":null,"p95_ms":null,"p99_ms":null},
 			{"group":"api","subject":"GET /a","counts":{"requests":100,"status_2xx":90,"status_5xx":10,"latency_10ms":90,"latency_100ms":10},"p50_ms":7.8,"p95_ms":87.5,"p99_ms":97.5}]}`,
-		"history?name=feature.a.b": `{"step":"day","counts":[{"name":"feature.a.b","start":"` + today + `T00:00:00Z","n":3}]}`,
-		"history?prefix=feature.&step=month&from=" + today + "&to=" + today: `{"step":"month","counts":[{"name":"feature.a.b","start":"` + today[:8] + `01T00:00:00Z","n":3}]}`,
-		"history?prefix=feature.&to=2020-01-01&step=hour":                   `{"step":"hour","counts":[]}`,
+		"history?name=feature.a.b": `{"stale":false,"step":"day","counts":[{"name":"feature.a.b","start":"` + today + `T00:00:00Z","n":3}]}`,
+		"history?prefix=feature.&step=month&from=" + today + "&to=" + today: `{"stale":false,"step":"month","counts":[{"name":"feature.a.b","start":"` + today[:8] + `01T00:00:00Z","n":3}]}`,
+		"history?prefix=feature.&to=2020-01-01&step=hour":                   `{"stale":false,"step":"hour","counts":[]}`,
 	} {
 		t.Run(target, func(t *testing.T) { same(t, decode(t, h, "/usage/api/"+target), want) })
 	}
@@ -229,7 +335,7 @@ func TestZone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fake{zone: paris, state: store.Stats{FoldedThrough: time.Now()}, counts: []store.Count{{Name: "a.b", Start: time.Now(), N: 1}}}
 		got := get(open(f), "/usage/api/history?step=hour").Body.String()
-		want := `{"as_of":"2000-01-01T01:00:00+01:00","complete_through":"2000-01-01T01:00:00+01:00","step":"hour","counts":[{"name":"a.b","start":"2000-01-01T01:00:00+01:00","n":1}]}` + "\n"
+		want := `{"as_of":"2000-01-01T01:00:00+01:00","complete_through":"2000-01-01T01:00:00+01:00","stale":false,"step":"hour","counts":[{"name":"a.b","start":"2000-01-01T01:00:00+01:00","n":1}]}` + "\n"
 		if got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
@@ -262,13 +368,13 @@ func TestHealth(t *testing.T) {
 			want  string
 		}{
 			{store.Stats{FoldedThrough: now}, 200,
-				`{"as_of":"2000-01-01T00:00:00Z","complete_through":"2000-01-01T00:00:00Z","status":"ok","reasons":[],"pending":0,"oldest":null,"lost":0,"overflow":0,"invalid":0,"corrupt_files":0}`},
+				`{"as_of":"2000-01-01T00:00:00Z","complete_through":"2000-01-01T00:00:00Z","stale":false,"status":"ok","reasons":[],"pending":0,"oldest":null,"lost":0,"overflow":0,"invalid":0,"corrupt_files":0}`},
 			{store.Stats{Pending: 3, Oldest: now.Add(-90 * time.Second), Lost: 1, Overflow: 2, Invalid: 4, Corrupt: 5, Degraded: "the disk is full", Err: fmt.Errorf("dial postgres://app:secret@db")}, 503,
-				`{"as_of":"2000-01-01T00:00:00Z","complete_through":null,"status":"degraded","reasons":["the last write to the database failed; the log knows more","3 names have counts that wait for the database, the oldest for 1m30s","the disk is full","5 files of the spool could not be used since the start, and were set aside as *.corrupt; the log knows more"],"pending":3,"oldest":"1999-12-31T23:58:30Z","lost":1,"overflow":2,"invalid":4,"corrupt_files":5}`},
+				`{"as_of":"2000-01-01T00:00:00Z","complete_through":null,"stale":false,"status":"degraded","reasons":["the last write to the database failed; the log knows more","3 names have counts that wait for the database, the oldest for 1m30s","the disk is full","5 files of the spool could not be used since the start, and were set aside as *.corrupt; the log knows more"],"pending":3,"oldest":"1999-12-31T23:58:30Z","lost":1,"overflow":2,"invalid":4,"corrupt_files":5}`},
 			{store.Stats{Err: fmt.Errorf("flush: %w", stateError("28P01"))}, 503,
-				`{"as_of":"2000-01-01T00:00:00Z","complete_through":null,"status":"degraded","reasons":["the database refuses what is written (SQLSTATE 28P01); the log knows more"],"pending":0,"oldest":null,"lost":0,"overflow":0,"invalid":0,"corrupt_files":0}`},
+				`{"as_of":"2000-01-01T00:00:00Z","complete_through":null,"stale":false,"status":"degraded","reasons":["the database refuses what is written (SQLSTATE 28P01); the log knows more"],"pending":0,"oldest":null,"lost":0,"overflow":0,"invalid":0,"corrupt_files":0}`},
 			{store.Stats{Err: fmt.Errorf("fold: %w", ownError("batches wait"))}, 503,
-				`{"as_of":"2000-01-01T00:00:00Z","complete_through":null,"status":"degraded","reasons":["batches wait"],"pending":0,"oldest":null,"lost":0,"overflow":0,"invalid":0,"corrupt_files":0}`},
+				`{"as_of":"2000-01-01T00:00:00Z","complete_through":null,"stale":false,"status":"degraded","reasons":["batches wait"],"pending":0,"oldest":null,"lost":0,"overflow":0,"invalid":0,"corrupt_files":0}`},
 		} {
 			w := get(open(&fake{state: c.state}), "/usage/api/health")
 			if w.Code != c.code || strings.TrimSpace(w.Body.String()) != c.want {

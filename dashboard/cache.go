@@ -1,18 +1,24 @@
 package dashboard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"runtime/debug"
 	"sync"
 	"time"
+
+	"github.com/usagekit/usagekit/store"
 )
 
 const (
 	timeout    = 5 * time.Second // of a request, and of a read
+	patience   = time.Second     // with a read, where there is an older answer
+	lastFor    = time.Hour       // is what an older answer is kept
 	maxReads   = 4               // at a time
-	maxAnswers = 64              // kept or being read: a large one has megabytes
+	maxAnswers = 64              // being read, or younger than maxAge: a large one has megabytes
+	maxLast    = 16              // kept for longer
 )
 
 var (
@@ -27,85 +33,141 @@ var (
 // own, so a browser that goes away fails no other, and one that waits goes by
 // its own clock. A read that ignores its deadline keeps one of maxReads places
 // until it returns, but its answer is given up: who asks next starts anew.
+//
+// Some good answers are kept for longer, as the last of their key: while the next
+// read gets no answer, or is late, that one is given again, and said to be stale.
+// Late is after a second, or twice what the last one took.
 type cache struct {
 	maxAge time.Duration
 	places chan struct{}
 
 	mu      sync.Mutex
-	answers map[string]*answer
+	answers map[string]*answer // the newest
+	last    map[string]*answer // the newest good ones
 }
 
 type answer struct {
-	done  chan struct{} // closed when value and err are there
-	value any
-	err   error
-	gone  *time.Timer // takes the answer out of the cache
+	began, ended time.Time
+	late         time.Time     // from then on nobody waits who can have the last one
+	done         chan struct{} // closed when value and err are there
+	value        any
+	err          error
+	gone         *time.Timer // takes the answer out of answers
+
+	// Of one of the last.
+	asked     time.Time   // for again; zero: never
+	failed    bool        // the read that followed did
+	forgotten *time.Timer // takes it out of last
 }
 
 func newCache(maxAge time.Duration) *cache {
-	return &cache{maxAge: maxAge, places: make(chan struct{}, maxReads), answers: map[string]*answer{}}
+	return &cache{maxAge: maxAge, places: make(chan struct{}, maxReads), answers: map[string]*answer{}, last: map[string]*answer{}}
 }
 
-// ask returns the answer for key, by read if it is not there.
-func ask[T any](ctx context.Context, c *cache, key string, read func(context.Context) (T, error)) (T, error) {
-	a, err := c.find(key, func(ctx context.Context) (any, error) { return read(ctx) })
-	if err == nil {
-		select {
-		case <-a.done:
-			value, _ := a.value.(T)
-			return value, a.err
-		case <-ctx.Done():
-			err = errTimeout
-		}
+// ask begins to read the answer for key if it is not there. What it returns
+// waits for it, and tells whether it is stale.
+func ask[T any](c *cache, key string, read func(context.Context) (T, error)) func(context.Context) (T, bool, error) {
+	a, last := c.find(key, func(ctx context.Context) (any, error) { return read(ctx) })
+	return func(ctx context.Context) (value T, stale bool, err error) {
+		v, stale, err := a.wait(ctx, last)
+		value, _ = v.(T)
+		return value, stale, err
 	}
-	var none T
-	return none, err
 }
 
-func (c *cache) find(key string, read func(context.Context) (any, error)) (*answer, error) {
+// wait waits for a, and when there is a last one to give instead, not for long.
+func (a *answer) wait(ctx context.Context, last *answer) (value any, stale bool, err error) {
+	if last != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, a.late)
+		defer cancel()
+	}
+	select {
+	case <-a.done:
+	case <-ctx.Done():
+	}
+	err = errTimeout
+	if a.isDone() {
+		err = a.err
+	}
+	switch {
+	case err == nil:
+		return a.value, false, nil
+	case last != nil && away(err):
+		return last.value, true, nil
+	}
+	return nil, false, err
+}
+
+// away tells whether err means that there is no answer, rather than a bad one.
+func away(err error) bool {
+	return errors.Is(err, store.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.Is(err, errTimeout) || errors.Is(err, errBusy)
+}
+
+func (a *answer) isDone() bool {
+	select {
+	case <-a.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// find returns the newest answer for key, perhaps yet to come, and the last
+// that was good, if there is one.
+func (c *cache) find(key string, read func(context.Context) (any, error)) (a, last *answer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	now := time.Now()
+	if last = c.last[key]; last != nil {
+		last.asked = now
+	}
 	if a := c.answers[key]; a != nil {
-		return a, nil
+		return a, last
 	}
+	a = &answer{began: now, late: now.Add(patience), done: make(chan struct{})}
 	if len(c.answers) >= maxAnswers && !c.dropOne() {
-		return nil, errBusy
+		a.err = errBusy
+		close(a.done)
+		return a, last
 	}
-	a := &answer{done: make(chan struct{})}
-	a.gone = time.AfterFunc(timeout, func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.answers[key] == a {
-			delete(c.answers, key)
-		}
-	})
+	if last != nil && !last.failed { // it may be a slow one
+		a.late = now.Add(max(patience, 2*last.ended.Sub(last.began)))
+	}
+	a.gone = time.AfterFunc(timeout+time.Second, func() { c.forget(c.answers, key, a) })
 	c.answers[key] = a
-	go c.run(a, read)
-	return a, nil
+	go c.run(key, a, read)
+	return a, last
+}
+
+func (c *cache) forget(from map[string]*answer, key string, a *answer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if from[key] == a {
+		delete(from, key)
+	}
 }
 
 // dropOne drops any answer that is there, and reports whether there was one.
 func (c *cache) dropOne() bool {
 	for key, a := range c.answers {
-		select {
-		case <-a.done:
+		if a.isDone() {
 			a.gone.Stop()
 			delete(c.answers, key)
 			return true
-		default:
 		}
 	}
 	return false
 }
 
-func (c *cache) run(a *answer, read func(context.Context) (any, error)) {
+func (c *cache) run(key string, a *answer, read func(context.Context) (any, error)) {
 	a.err = errPanic // until read returns
 	defer func() {
 		if p := recover(); p != nil {
 			slog.Error("usage dashboard: a read panicked", "panic", p, "stack", string(debug.Stack()))
 		}
-		close(a.done)
-		a.gone.Reset(c.maxAge)
+		c.end(key, a)
 	}()
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
@@ -120,4 +182,44 @@ func (c *cache) run(a *answer, read func(context.Context) (any, error)) {
 	if bad := badRequest(nil); a.err != nil && !errors.As(a.err, &bad) {
 		slog.Warn("usage dashboard: a read failed", "err", a.err)
 	}
+}
+
+// end notes that a is there, and keeps it as the last good one if it is.
+func (c *cache) end(key string, a *answer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a.ended = time.Now()
+	close(a.done)
+	a.gone.Reset(c.maxAge)
+	last := c.last[key]
+	switch {
+	case c.answers[key] != a: // it was given up
+		return
+	case a.err != nil:
+		if last != nil {
+			last.failed = true
+		}
+		return
+	case last != nil:
+		last.forgotten.Stop()
+		a.asked = last.asked
+	case len(c.last) >= maxLast:
+		c.dropLast()
+	}
+	a.forgotten = time.AfterFunc(c.maxAge+lastFor, func() { c.forget(c.last, key, a) })
+	c.last[key] = a
+}
+
+// dropLast drops the one of the last answers that was not asked for again for
+// the longest time: one that somebody looks at outlives any number of others.
+func (c *cache) dropLast() {
+	var drop string
+	for key, a := range c.last {
+		b := c.last[drop]
+		if b == nil || cmp.Or(a.asked.Compare(b.asked), a.ended.Compare(b.ended)) < 0 {
+			drop = key
+		}
+	}
+	c.last[drop].forgotten.Stop()
+	delete(c.last, drop)
 }

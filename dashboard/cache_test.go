@@ -71,6 +71,47 @@ func TestOneReadForAll(t *testing.T) {
 	})
 }
 
+// The page and its JSON show the same answer: one read per MaxAge for both,
+// however many look, all the time.
+func TestOneReadPerMaxAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const maxAge, rounds = 5 * time.Second, 10
+		var stats, rows atomic.Int64
+		f := &fake{before: func(_ context.Context, what string) error {
+			switch what {
+			case "Get " + nameDropped: // begins either
+				time.Sleep(100 * time.Millisecond)
+			case "Rows":
+				rows.Add(1)
+			default:
+				stats.Add(1)
+			}
+			return nil
+		}}
+		h := newHandler(f, Config{Auth: Public, MaxAge: maxAge})
+		var all sync.WaitGroup
+		for range 10 {
+			for _, target := range []string{"/usage/", "/usage/api/stats"} {
+				all.Go(func() {
+					for began := time.Now(); time.Since(began) < rounds*maxAge; time.Sleep(time.Second) {
+						if a := look(t, h, target); a.code != 200 || a.stale {
+							t.Errorf("%s: %+v", target, a)
+						}
+					}
+				})
+			}
+		}
+		all.Wait()
+		const ofStats, ofRows = 3, 2 // reads of one answer
+		if n := stats.Load(); n%ofStats != 0 || n > rounds*ofStats {
+			t.Errorf("%d reads for stats in %d times MaxAge, %d each", n, rounds, ofStats)
+		}
+		if n := rows.Load(); n%ofRows != 0 || n > rounds*ofRows {
+			t.Errorf("%d reads for rows in %d times MaxAge, %d each", n, rounds, ofRows)
+		}
+	})
+}
+
 func TestDefaultMaxAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := gauged(sleep(0))
@@ -170,7 +211,7 @@ func TestBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCache(time.Minute)
 		for i := range 10 * maxAnswers {
-			n, err := ask(t.Context(), c, fmt.Sprint(i), func(context.Context) (int, error) { return i, nil })
+			n, _, err := ask(c, fmt.Sprint(i), func(context.Context) (int, error) { return i, nil })(t.Context())
 			if n != i || err != nil {
 				t.Fatal(n, err)
 			}
@@ -211,7 +252,7 @@ func TestPanic(t *testing.T) {
 // What an answer says it is complete through was so before its data was read,
 // although other reads go on.
 func TestCompleteThrough(t *testing.T) {
-	for path, reads := range map[string]int{"stats": 8, "totals": 1, "rows": 1, "history": 1} {
+	for path, reads := range map[string]int{"stats": 3, "totals": 1, "rows": 1, "history": 1} {
 		f := &fake{}
 		read := 0
 		f.before = func(_ context.Context, what string) error {

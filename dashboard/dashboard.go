@@ -15,9 +15,11 @@
 //
 // from and to are RFC 3339 instants, half-open, or dates in the store's zone;
 // a date in to means the end of that day. Without them an answer covers all
-// time. Every answer has as_of, when it was read, and complete_through: what
-// reached the database before then is included. An error is {"error": "…"}:
-// 400 names the parameter, 503 says that the database does not answer.
+// time. Every answer has as_of, when it was read, complete_through: what reached
+// the database before then is included, and stale: whether it is the last answer
+// again, with its own as_of, because the database does not answer. The page says
+// so in words. An error is {"error": "…"}: 400 names the parameter, 503 says that
+// the database does not answer, and that there is no last answer.
 //
 // # Promises
 //
@@ -26,6 +28,11 @@
 //   - Nobody waits longer than 5 s, whatever the database does.
 //   - However many people look, each answer is read once per [Config.MaxAge],
 //     and at most four reads run at a time.
+//   - While the database does not answer, the last answer takes a second, or
+//     twice what it took to read. Each is kept for an hour after its MaxAge, the
+//     16 that were asked for again last. When the database is back, so are its
+//     numbers, at most MaxAge after the last read that failed. Only silence is
+//     filled so: what a server says about a read of ours, and a bug, stay 503.
 //   - No SQL, address or stack reaches a browser; no script, no inline style
 //     and nothing from elsewhere is in the page, and the headers say so.
 //
@@ -60,7 +67,8 @@ type Config struct {
 	MaxAge time.Duration
 
 	// Users gives the names to show for user ids; an id it leaves out is shown
-	// itself, and so are all after an error, a panic, or 2 s. nil: the ids.
+	// itself, and so are all after an error, a panic, or 2 s. While it does not
+	// answer, those it gave last are shown. nil: the ids.
 	Users func(ctx context.Context, ids []string) (map[string]string, error)
 }
 

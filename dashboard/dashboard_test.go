@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -205,8 +206,8 @@ func TestAuth(t *testing.T) {
 		"the application's": {func(http.Handler) http.Handler { return http.NotFoundHandler() }, "", "", 404},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var reads int
-			h := newHandler(&fake{before: func(context.Context, string) error { reads++; return nil }}, Config{Auth: c.auth})
+			var reads atomic.Int64
+			h := newHandler(&fake{before: func(context.Context, string) error { reads.Add(1); return nil }}, Config{Auth: c.auth})
 			for _, path := range paths {
 				for _, method := range []string{"GET", "HEAD", "POST"} {
 					r := httptest.NewRequest(method, path, nil)
@@ -230,8 +231,8 @@ func TestAuth(t *testing.T) {
 					}
 				}
 			}
-			if c.want != 200 && reads > 0 {
-				t.Errorf("%d reads for nobody", reads)
+			if n := reads.Load(); c.want != 200 && n > 0 {
+				t.Errorf("%d reads for nobody", n)
 			}
 		})
 	}

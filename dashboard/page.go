@@ -23,7 +23,7 @@ const (
 
 // view is what page.html shows.
 type view struct {
-	*stats
+	stats
 	Refresh  int      // seconds; 0: when somebody asks
 	Troubles []string // of the store
 	Headline []cell
@@ -76,18 +76,39 @@ func (h *handler) servePage(w http.ResponseWriter, r *http.Request) {
 	write(w, r, http.StatusOK, "text/html; charset=utf-8", body.Bytes())
 }
 
+// pageRows is what the page shows besides stats.
+type pageRows struct {
+	meta
+	routes, models []row
+}
+
+func (h *handler) askPageRows() func(context.Context) (pageRows, bool, error) {
+	return ask(h.answers, "page", func(ctx context.Context) (pageRows, error) {
+		m, _, err := h.begin(ctx)
+		if err != nil {
+			return pageRows{}, err
+		}
+		routes, err := h.readRows(ctx, store.Query{Prefix: "api.", Measure: "requests", Limit: shownRoutes + 1})
+		if err != nil {
+			return pageRows{}, err
+		}
+		models, err := h.readRows(ctx, store.Query{Prefix: "llm.", Limit: shownLines + 1})
+		return pageRows{m, routes, models}, err
+	})
+}
+
 func (h *handler) view(ctx context.Context) (*view, error) {
-	s, err := h.askStats(ctx, defaultStats)
+	waitStats, waitRows := h.askStats(defaultStats), h.askPageRows() // both are read at once
+	s, stale, err := waitStats(ctx)
 	if err != nil {
 		return nil, err
 	}
-	routes, err := h.askRows(ctx, store.Query{Prefix: "api.", Measure: "requests", Limit: shownRoutes + 1})
+	r, staleRows, err := waitRows(ctx)
 	if err != nil {
 		return nil, err
 	}
-	models, err := h.askRows(ctx, store.Query{Prefix: "llm.", Limit: shownLines + 1})
-	if err != nil {
-		return nil, err
+	if s.Stale = stale || staleRows; s.Stale && r.AsOf.Before(s.AsOf) {
+		s.meta = r.meta // of the older
 	}
 	v := &view{stats: s, Troubles: troubles(h.store.Stats(), time.Now())}
 	if s.Dropped > 0 {
@@ -108,7 +129,7 @@ func (h *handler) view(ctx context.Context) (*view, error) {
 	}.list(s.Users, "user.", ".requests")
 	h.showNames(ctx, users.Lines)
 	v.Tables = []table{
-		routeTable(routes.Rows),
+		routeTable(r.routes),
 		table{
 			ID: "areas", Title: "Areas", Caption: "Requests by area of the application", Subject: "Area", Columns: []string{"Requests"},
 			JSON: "api/totals?prefix=api.requests.", More: more("api"),
@@ -125,7 +146,7 @@ func (h *handler) view(ctx context.Context) (*view, error) {
 			JSON: "api/totals?prefix=error.", More: more("errors"),
 			Empty: "No errors counted yet. Count one:", Example: `usage.Inc("error.llm.timeout")`,
 		}.list(s.Errors, "error.", ""),
-		modelTable(models.Rows),
+		modelTable(r.models),
 		table{
 			ID: "other", Title: "Other", Caption: "Counters of every other group", Subject: "Name", Columns: []string{"Count"},
 			JSON: "api/stats", More: more("other"),
@@ -224,9 +245,9 @@ func (h *handler) showNames(ctx context.Context, lines []line) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, namesTimeout)
 	defer cancel()
-	names, err := ask(ctx, h.names, strings.Join(ids, "\n"), func(ctx context.Context) (map[string]string, error) {
+	names, _, err := ask(h.names, strings.Join(ids, "\n"), func(ctx context.Context) (map[string]string, error) {
 		return h.users(ctx, ids)
-	})
+	})(ctx)
 	if err != nil {
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"io"
 	"sync"
 )
 
@@ -135,8 +136,8 @@ func through[T any](c *conn, kind Kind, query string, do func() (T, error)) (T, 
 	if fault.After {
 		if v, err := do(); err != nil {
 			return none, err
-		} else if rows, ok := any(v).(driver.Rows); ok {
-			_ = rows.Close()
+		} else if c, ok := any(v).(io.Closer); ok { // rows, or a statement
+			_ = c.Close()
 		}
 	}
 	if fault.Break && !c.broken {
@@ -178,8 +179,36 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 	return through(c, Query, query, func() (driver.Rows, error) { return q.QueryContext(ctx, query, args) })
 }
 
-func (c *conn) PrepareContext(context.Context, string) (driver.Stmt, error) {
-	return nil, errors.New("dbtest: prepared statements would escape the faults")
+// PrepareContext is one operation, an Exec: how often a statement runs depends on
+// how much there is to write.
+func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	inner, err := through(c, Exec, query, func() (driver.Stmt, error) {
+		return c.Conn.(driver.ConnPrepareContext).PrepareContext(ctx, query)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return stmt{inner, c}, nil
+}
+
+type stmt struct {
+	driver.Stmt
+	c *conn
+}
+
+func (s stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	return s.Stmt.(driver.StmtExecContext).ExecContext(ctx, args)
+}
+
+func (s stmt) QueryContext(context.Context, []driver.NamedValue) (driver.Rows, error) {
+	return nil, errors.New("dbtest: a query by a prepared statement would escape the faults")
+}
+
+func (s stmt) Close() error {
+	if s.c.broken {
+		return nil
+	}
+	return s.Stmt.Close()
 }
 
 func (c *conn) CheckNamedValue(v *driver.NamedValue) error {
