@@ -8,7 +8,7 @@ each        = for m in $(1); do echo "$(2): $$m"; (cd $$m && $(2)) || exit 1; do
 staticcheck = $(GO) tool -modfile="$(CURDIR)/internal/tools/go.mod" staticcheck
 
 .DEFAULT_GOAL := help
-.PHONY: help run test race faults bench lint fuzz postgresql
+.PHONY: help run test race faults bench scale fill lint fuzz postgresql wrk
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,8 +25,14 @@ race: postgresql ## all tests under the race detector
 faults: postgresql ## the fault matrix, with real processes: up to 30 minutes
 	@USAGEKIT_PG=require USAGEKIT_FAULTS=full $(GO) test -timeout 40m -v -count=1 -parallel 6 ./internal/faults
 
-bench: ## usagekit beside Prometheus, OpenTelemetry and others: about 5 minutes (ARGS: flags)
-	@cd internal/bench && $(GO) run . $(ARGS)
+bench: wrk ## counting beside Prometheus, OpenTelemetry and others, and a server under load: 10 minutes (ARGS: flags of the first)
+	@cd internal/bench && $(GO) run . $(ARGS) && $(GO) run ./server
+
+scale: postgresql ## up to 1,000 instances on a private PostgreSQL, beside shared counter rows (ARGS: flags)
+	@cd internal/bench && $(GO) run ./scale $(ARGS)
+
+fill: postgresql ## reading 13 months of usage, 1 M users (ARGS: flags)
+	@cd internal/bench && $(GO) run ./fill $(ARGS)
 
 lint: ## gofmt, vet, staticcheck, go mod tidy
 	@unformatted="$$(gofmt -l $(GOFILES))"; [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
@@ -55,4 +61,12 @@ postgresql:
 	else \
 		echo "The tests need PostgreSQL's server programs (15 or later) and PgBouncer:" >&2; \
 		echo "  Debian, Ubuntu: sudo apt-get install postgresql pgbouncer    macOS: brew install postgresql@17 pgbouncer" >&2; exit 1; \
+	fi
+
+wrk:
+	@if command -v wrk >/dev/null; then exit 0; fi; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -q && apt-get install -q -y --no-install-recommends wrk; \
+	else \
+		echo "make bench needs wrk: sudo apt-get install wrk, or brew install wrk" >&2; exit 1; \
 	fi

@@ -13,7 +13,8 @@ import (
 
 const (
 	leaseTime  = 15 * time.Second
-	lookAgain  = 5 * time.Second // of an instance that has nothing to fold
+	lookAgain  = 5 * time.Second // of an instance that has nothing to fold; more and more seldom, up to
+	maxLook    = time.Minute
 	standAside = time.Minute     // of one that met a payload of a later release
 	behindTime = 3 * time.Minute // from which on a fold is late, beside two Intervals: three of the longest rests
 )
@@ -66,14 +67,14 @@ func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
 	if l.holder != s.writer && l.left > 0 {
 		s.report(&s.foldErr, l.late)
 		*leader = false
-		return max(s.interval, min(l.left, lookAgain)) + rand.N(time.Second), false
+		return s.idle(), true
 	}
 	if !l.work {
 		s.report(&s.foldErr, nil)
 		if *leader {
 			return s.interval, true
 		}
-		return lookAgain + rand.N(time.Second), true
+		return s.idle(), true
 	}
 	f, err := s.fold(s.run, false)
 	if errors.Is(err, errConflict) {
@@ -96,10 +97,19 @@ func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
 		return standAside, false
 	}
 	*leader = true
+	s.idling = 0
 	if f.more {
 		return time.Millisecond, false
 	}
 	return s.rest(f.upserts), false
+}
+
+// idle is when an instance looks again that has nothing to fold. Those that count
+// learn with each batch that the lease has run out; that the others look ever more
+// seldom keeps a thousand of them from asking 180 times a second.
+func (s *Store) idle() time.Duration {
+	s.idling = min(max(2*s.idling, lookAgain), maxLook)
+	return max(s.interval, s.idling/2+rand.N(s.idling))
 }
 
 // rest keeps the upserts' share of the time at a tenth: an open snapshot

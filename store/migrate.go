@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -165,7 +166,7 @@ func (s *Store) migrate(ctx context.Context, tx *sqlx.Tx) (loc *time.Location, i
 		return nil, "", err
 	}
 	// A file or server that cannot be written to shows it now.
-	_, err = tx.ExecContext(ctx, s.sql.text(sqlRegister), s.writer, []byte{}, time.Now().UnixMilli(), s.writer)
+	_, err = tx.ExecContext(ctx, s.sql.text(strings.Replace(sqlRegister, "?)", s.sql.clock()+")", 1)), s.writer, []byte{})
 	return loc, id, err
 }
 

@@ -557,7 +557,7 @@ func (m *model) stored() (map[string]int64, error) {
 	var payloads [][]byte
 	err := m.base.Select(&payloads, `SELECT payload FROM usage_inbox i WHERE seq > COALESCE((SELECT seq FROM usage_writers w WHERE w.writer = i.writer), 0)`)
 	for _, payload := range payloads {
-		b, err := counter.Decode(payload, nil)
+		b, err := counter.Decode(payload)
 		if err != nil {
 			return nil, err
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -29,14 +30,15 @@ const (
 	maxBackoff  = 5 * time.Second
 	slowBackoff = 10 * time.Second // where somebody has to do something first
 	adoptEvery  = time.Minute
+	seenAnew    = 24 * time.Hour // after which a writer that sends says so
 )
 
 const (
-	// Without NOT EXISTS, PostgreSQL would wait for a fold that is about to commit
-	// this writer's new guard, to see whether there is a conflict.
-	sqlRegister = `INSERT INTO usage_writers (writer, seq, sum, seen)
-SELECT ?, 0, ?, ? WHERE NOT EXISTS (SELECT 1 FROM usage_writers WHERE writer = ?) ON CONFLICT DO NOTHING`
-	sqlSend = `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING`
+	// When a writer was seen last, if ever, and who has the lease.
+	sqlKnown = `SELECT COALESCE((SELECT seen FROM usage_writers WHERE writer = ?), -1) AS seen, value, %s AS now FROM usage_meta WHERE name = 'lease'`
+	// Only when it is needed: it waits for a fold that moves this writer's guard.
+	sqlRegister = `INSERT INTO usage_writers AS w (writer, seq, sum, seen) VALUES (?, 0, ?, ?) ON CONFLICT (writer) DO UPDATE SET seen = excluded.seen`
+	sqlSend     = `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING`
 )
 
 // sealLoop ends a generation every Interval, and at every quarter hour.
@@ -182,7 +184,11 @@ func (s *Store) sendNext() (waits bool, err error) {
 	if !waits {
 		return false, nil
 	}
-	err = s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) error { return s.send(tx, s.writer, head) })
+	mine := false
+	err = s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) (err error) {
+		mine, err = s.send(tx, s.writer, head)
+		return err
+	})
 	s.report(&s.sendErr, err)
 	if err != nil {
 		return true, err
@@ -195,7 +201,9 @@ func (s *Store) sendNext() (waits bool, err error) {
 	close(s.changed)
 	s.changed = make(chan struct{})
 	s.mu.Unlock()
-	signal(s.kick)
+	if mine {
+		signal(s.kick)
+	}
 	return true, nil
 }
 
@@ -209,17 +217,29 @@ func (s *Store) backOff(backoff *time.Duration, err error) bool {
 	return s.pause(wait)
 }
 
-func (s *Store) send(tx *sqlx.Tx, writer string, b sealed) error {
+// send writes a batch, and tells whether this store may fold it: so an instance that
+// counts learns of a lease that ran out without asking for it.
+func (s *Store) send(tx *sqlx.Tx, writer string, b sealed) (mayFold bool, err error) {
 	if err := s.sql.begin(s.run, tx); err != nil {
-		return err
+		return false, err
 	}
 	// With every batch: a database that was restored, or failed over to a replica
 	// that was behind, may have forgotten this writer, and folds what it knows.
-	if _, err := tx.Exec(s.sql.text(sqlRegister), writer, []byte{}, b.opened, writer); err != nil {
-		return err
+	var known struct {
+		Seen, Now int64
+		Value     string
 	}
-	_, err := tx.Exec(s.sql.text(sqlSend), writer, b.seq, b.opened, b.payload)
-	return err
+	if err := tx.Get(&known, s.sql.text(strings.Replace(sqlKnown, "%s", s.sql.clock(), 1)), writer); err != nil {
+		return false, err
+	}
+	if known.Seen < known.Now-seenAnew.Milliseconds() {
+		if _, err := tx.Exec(s.sql.text(sqlRegister), writer, []byte{}, known.Now); err != nil {
+			return false, err
+		}
+	}
+	holder, until := s.parseLease(known.Value)
+	_, err = tx.Exec(s.sql.text(sqlSend), writer, b.seq, b.opened, b.payload)
+	return holder == s.writer || until <= known.Now, err
 }
 
 // adoptLoop sends what dead processes left in the spool, at the start and every
@@ -249,11 +269,13 @@ func (s *Store) adoptLoop() {
 
 // sendAdopted sends a batch that a dead writer left, once.
 func (s *Store) sendAdopted(writer string, b counter.Sealed) error {
-	err := s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
-		return s.send(tx, writer, sealed{b.Seq, b.Opened, len(b.Counts), b.Payload, true})
+	mine := false
+	err := s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) (err error) {
+		mine, err = s.send(tx, writer, sealed{b.Seq, b.Opened, len(b.Counts), b.Payload, true})
+		return err
 	})
 	s.report(&s.adoptErr, err)
-	if err == nil {
+	if err == nil && mine {
 		signal(s.kick)
 	}
 	return err

@@ -63,7 +63,7 @@ func TestTheSameBatchUntilItsCommitIsCertain(t *testing.T) {
 			payload := captured{&payloads}
 			script.ExpectBegin()
 			script.ExpectExec(`SET LOCAL statement_timeout`).WillReturnResult(driver.ResultNoRows)
-			script.ExpectExec(`INSERT INTO usage_writers .* ON CONFLICT DO NOTHING`).WithArgs("w", []byte{}, sqlmock.AnyArg(), "w").WillReturnResult(driver.RowsAffected(1))
+			script.ExpectQuery(`SELECT .* FROM usage_writers WHERE writer = `).WithArgs("w").WillReturnRows(sqlmock.NewRows([]string{"seen", "value", "now"}).AddRow(int64(1e12), " 0", int64(1e12)+1))
 			script.ExpectExec(`INSERT INTO usage_inbox .* ON CONFLICT DO NOTHING`).WithArgs("w", seq, sqlmock.AnyArg(), payload).WillReturnResult(driver.RowsAffected(1))
 			c := script.ExpectCommit()
 			if commit != nil {
@@ -100,7 +100,7 @@ func TestTheSameBatchUntilItsCommitIsCertain(t *testing.T) {
 		s.cancel()
 		synctest.Wait()
 		for i, p := range payloads {
-			b, err := counter.Decode(p.([]byte), nil)
+			b, err := counter.Decode(p.([]byte))
 			want := int64(5)
 			if i > len(failures) {
 				want = 7

@@ -77,7 +77,7 @@ func (s *Store) stop(ctx context.Context) error {
 		if looked && !missing[b.seq] || !looked && b.spooled {
 			continue
 		}
-		batch, err := counter.Decode(b.payload, nil)
+		batch, err := counter.Decode(b.payload)
 		if err != nil {
 			continue // it was encoded by us a moment ago
 		}

@@ -206,7 +206,8 @@ type Store struct {
 	degraded string    // what the log said last
 
 	folding  foldMemory
-	seenFold seenFold // of foldLoop
+	seenFold seenFold      // of foldLoop
+	idling   time.Duration // of foldLoop: how long it waited last with nothing to fold
 
 	stopOnce sync.Once
 	stopped  chan struct{}

@@ -103,6 +103,7 @@ func Run(t *testing.T, d Database) {
 		{"BatchFromTheFuture", future},
 		{"CompleteThrough", completeThrough},
 		{"LostBatch", lostBatch},
+		{"QuietWriters", quietWriters},
 		{"LeaseOfADeadHolder", deadHolder},
 		{"EveryOperationFails", everyOperationFails},
 		{"RandomOperations", randomOperations},
@@ -231,7 +232,7 @@ func (b *bench) batch(writer string, seq int64, opened time.Time, counts ...coun
 
 func (b *bench) payload(writer string, seq int64, opened time.Time, payload []byte) {
 	b.t.Helper()
-	b.exec(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 0) ON CONFLICT DO NOTHING`, writer, []byte{})
+	b.exec(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 4000000000000) ON CONFLICT DO NOTHING`, writer, []byte{})
 	b.exec(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING`, writer, seq, opened.UnixMilli(), payload)
 }
 

@@ -135,6 +135,24 @@ func lostBatch(t *testing.T, b *bench) {
 	b.want(s, map[string]int64{"feature.a.used": 1})
 }
 
+// A fold asks for the writers that were seen of late. One that counts again after
+// days is, and a batch that waits for longer is found by the first fold of a start.
+func quietWriters(t *testing.T, b *bench) {
+	s := b.store(b.config())
+	for range 2 {
+		s.Inc("feature.a.used")
+		b.flush(s)
+		b.exec(`UPDATE usage_writers SET seen = 0`)
+	}
+	b.exec(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES ('old', 0, ?, 0)`, []byte{})
+	now := time.Now()
+	b.payload("old", 1, now, counter.Batch{Opened: now.UnixMilli(), Counts: []counter.Count{one("feature.a.used")}}.Encode())
+	other := b.store(b.config())
+	other.Inc("feature.b.used")
+	b.flush(other)
+	b.want(other, map[string]int64{"feature.a.used": 3, "feature.b.used": 1})
+}
+
 // A batch that cannot be read is set aside and counted; all others fold.
 func undecodable(t *testing.T, b *bench) {
 	s := b.store(b.config())

@@ -6,7 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
+	"iter"
+	"strings"
 	"unsafe"
 )
 
@@ -42,17 +43,21 @@ const SumSize = 16
 //	version   1 byte
 //	opened    uvarint
 //	count     uvarint
-//	counts    count × (uvarint length, name, uvarint value)
+//	counts    count × (uvarint shared, uvarint length, rest, uvarint value)
 //	checksum  the first 16 bytes of SHA-256 of all before
 //
-// Every later version keeps its first byte and its checksum in place.
+// A name is the first shared bytes of the one before it, and the rest: 500 names
+// take 9 kB in place of 21, in 12 µs. Deflate takes 4.8 and 100 µs, and as long
+// again to undo it in the fold, to let the database take a tenth more inserts; zstd
+// is another module in everybody's go.mod. Every later version keeps its first byte
+// and its checksum in place.
 const version = 1
 
 // Encode returns the payload of b: names with a zero count left out.
 func (b Batch) Encode() []byte {
 	size, count := 32+SumSize, 0
 	for _, c := range b.Counts {
-		size += len(c.Name) + 4
+		size += len(c.Name) + 5
 		if c.N > 0 {
 			count++
 		}
@@ -60,15 +65,36 @@ func (b Batch) Encode() []byte {
 	p := append(make([]byte, 0, size), version)
 	p = binary.AppendUvarint(p, uint64(b.Opened))
 	p = binary.AppendUvarint(p, uint64(count))
+	last := ""
 	for _, c := range b.Counts {
 		if c.N > 0 {
-			p = binary.AppendUvarint(p, uint64(len(c.Name)))
-			p = append(p, c.Name...)
+			same := 0
+			for same < min(len(last), len(c.Name)) && last[same] == c.Name[same] {
+				same++
+			}
+			p = binary.AppendUvarint(p, uint64(same))
+			p = binary.AppendUvarint(p, uint64(len(c.Name)-same))
+			p = append(p, c.Name[same:]...)
 			p = binary.AppendUvarint(p, uint64(c.N))
+			last = c.Name
 		}
 	}
 	sum := sha256.Sum256(p)
 	return append(p, sum[:SumSize]...)
+}
+
+// digest identifies the counts of b, whatever the version of its payload: what a
+// sealed file of the spool has is checked by it.
+func (b Batch) digest() []byte {
+	p := binary.AppendUvarint([]byte{1}, uint64(b.Opened))
+	p = binary.AppendUvarint(p, uint64(len(b.Counts)))
+	for _, c := range b.Counts {
+		p = binary.AppendUvarint(p, uint64(len(c.Name)))
+		p = append(p, c.Name...)
+		p = binary.AppendUvarint(p, uint64(c.N))
+	}
+	sum := sha256.Sum256(p)
+	return sum[:SumSize]
 }
 
 // Sum returns the checksum that payload p ends with, nil when it is too short
@@ -90,70 +116,106 @@ func Kept(name string) string {
 	return name
 }
 
-// Decode reads a payload. Its numbers are 1 … Max, its names whatever it has: see
-// Kept. They are p's memory, and Counts is appended to into.
-func Decode(p []byte, into []Count) (Batch, error) {
+// Payload is an encoded batch that is sound.
+type Payload struct {
+	Opened int64 // see Batch
+
+	count   int64
+	records []byte
+}
+
+// Open reads a payload, all of it.
+func Open(p []byte) (Payload, error) {
 	if len(p) <= SumSize {
-		return Batch{}, fmt.Errorf("counter: a payload of %d bytes is cut short", len(p))
+		return Payload{}, fmt.Errorf("counter: a payload of %d bytes is cut short", len(p))
 	}
 	body := p[:len(p)-SumSize]
 	if sum := sha256.Sum256(body); !bytes.Equal(sum[:SumSize], Sum(p)) {
-		return Batch{}, errors.New("counter: the payload's checksum is wrong")
+		return Payload{}, errors.New("counter: the payload's checksum is wrong")
 	}
 	if body[0] != version {
-		return Batch{}, ErrVersion
+		return Payload{}, ErrVersion
 	}
-	d := decoder{text: unsafe.String(unsafe.SliceData(body), len(body))[1:]}
-	b := Batch{Opened: d.number(1<<62 - 1)}
-	count := d.number(uint64(len(d.text)) / 3) // a record has three bytes at least
+	d := decoder{rest: body[1:]}
+	opened := d.number(1<<62 - 1)
+	count := d.number(uint64(len(d.rest)) / 3) // a record has three bytes at least
 	if d.bad {
-		return Batch{}, errors.New("counter: the payload's header is damaged")
+		return Payload{}, errors.New("counter: the payload's header is damaged")
 	}
-	b.Counts = slices.Grow(into, int(count))
+	payload := Payload{opened, count, d.rest}
 	for i := range count {
-		name := d.take(d.number(maxName))
-		n := d.number(Max)
-		if d.bad || n == 0 {
-			return Batch{}, fmt.Errorf("counter: record %d of %d is damaged", i, count)
+		if d.record(); d.bad {
+			return Payload{}, fmt.Errorf("counter: record %d of %d is damaged", i, count)
 		}
-		b.Counts = append(b.Counts, Count{name, n})
 	}
-	if d.text != "" {
-		return Batch{}, fmt.Errorf("counter: %d bytes follow the last record", len(d.text))
+	if len(d.rest) > 0 {
+		return Payload{}, fmt.Errorf("counter: %d bytes follow the last record", len(d.rest))
+	}
+	return payload, nil
+}
+
+// Counts gives the counts of p, 1 … Max each. A name is whatever the payload has (see
+// Kept), in memory that the next one has again.
+func (p Payload) Counts() iter.Seq2[string, int64] {
+	return func(yield func(string, int64) bool) {
+		d := decoder{rest: p.records}
+		for range p.count {
+			n := d.record()
+			if !yield(unsafe.String(&d.name[0], d.length), n) {
+				return
+			}
+		}
+	}
+}
+
+// Decode returns the batch of a payload, its names as they are kept.
+func Decode(p []byte) (Batch, error) {
+	payload, err := Open(p)
+	if err != nil {
+		return Batch{}, err
+	}
+	b := Batch{Opened: payload.Opened}
+	for name, n := range payload.Counts() {
+		b.Counts = append(b.Counts, Count{strings.Clone(Kept(name)), n})
 	}
 	return b, nil
 }
 
 type decoder struct {
-	text string
-	bad  bool
+	rest   []byte
+	bad    bool
+	name   [maxName]byte // of the last record
+	length int64
+}
+
+// record reads the next record: its name into d, and its number.
+func (d *decoder) record() int64 {
+	shared := d.number(uint64(d.length))
+	suffix := d.take(d.number(uint64(maxName - shared)))
+	d.length = shared + int64(copy(d.name[shared:], suffix))
+	n := d.number(Max)
+	d.bad = d.bad || n == 0
+	return n
 }
 
 // number reads a uvarint of at most limit; 0 and bad when there is none.
 func (d *decoder) number(limit uint64) int64 {
-	var v uint64
-	for i := 0; i < len(d.text) && i < binary.MaxVarintLen64; i++ {
-		c := d.text[i]
-		v |= uint64(c&0x7f) << (7 * i)
-		if c < 0x80 {
-			if v > limit {
-				break
-			}
-			d.text = d.text[i+1:]
-			return int64(v)
-		}
+	v, size := binary.Uvarint(d.rest)
+	if size <= 0 || v > limit {
+		d.bad = true
+		return 0
 	}
-	d.bad = true
-	return 0
+	d.rest = d.rest[size:]
+	return int64(v)
 }
 
-// take reads n bytes; "" and bad when there are fewer.
-func (d *decoder) take(n int64) string {
-	if n > int64(len(d.text)) {
+// take reads n bytes; none and bad when there are fewer.
+func (d *decoder) take(n int64) []byte {
+	if n > int64(len(d.rest)) {
 		d.bad = true
-		return ""
+		return nil
 	}
-	s := d.text[:n]
-	d.text = d.text[n:]
-	return s
+	b := d.rest[:n]
+	d.rest = d.rest[n:]
+	return b
 }

@@ -10,16 +10,16 @@ import (
 
 func TestBatchRoundTrip(t *testing.T) {
 	for _, b := range []Batch{
-		{Opened: 1, Counts: []Count{}},
+		{Opened: 1},
 		{Opened: 1779999999999, Counts: []Count{{"a.b", 1}, {"user.a.b.requests", Max}, {"x", 300}}},
 	} {
-		got, err := Decode(b.Encode(), []Count{})
+		got, err := Decode(b.Encode())
 		if err != nil || !reflect.DeepEqual(got, b) {
 			t.Errorf("decoded %+v, %v; want %+v", got, err, b)
 		}
 	}
 	b := Batch{Opened: 5, Counts: []Count{{"a.b", 0}, {"a.c", 2}}}
-	if got, err := Decode(b.Encode(), nil); err != nil || len(got.Counts) != 1 {
+	if got, err := Decode(b.Encode()); err != nil || len(got.Counts) != 1 {
 		t.Errorf("a zero count was delivered: %+v, %v", got, err)
 	}
 }
@@ -37,19 +37,19 @@ func TestDecodeRefusesDamage(t *testing.T) {
 	for i := range good {
 		bad := bytes.Clone(good)
 		bad[i] ^= 0x40
-		if _, err := Decode(bad, nil); err == nil {
+		if _, err := Decode(bad); err == nil {
 			t.Errorf("byte %d of %d changed, and nobody saw it", i, len(good))
 		}
-		if _, err := Decode(good[:i], nil); err == nil {
+		if _, err := Decode(good[:i]); err == nil {
 			t.Errorf("cut after %d of %d bytes, and nobody saw it", i, len(good))
 		}
 	}
-	if _, err := Decode(resum(append(bytes.Clone(good), 0)), nil); err == nil {
+	if _, err := Decode(resum(append(bytes.Clone(good), 0))); err == nil {
 		t.Error("bytes after the last record were not seen")
 	}
 	newer := bytes.Clone(good)
 	newer[0] = version + 1
-	if _, err := Decode(resum(newer), nil); !errors.Is(err, ErrVersion) {
+	if _, err := Decode(resum(newer)); !errors.Is(err, ErrVersion) {
 		t.Errorf("a later version: %v", err)
 	}
 }
@@ -72,7 +72,7 @@ func FuzzDecode(f *testing.F) {
 		if len(p) > SumSize {
 			p = resum(p)
 		}
-		b, err := Decode(p, nil)
+		b, err := Decode(p)
 		if err != nil {
 			return
 		}

@@ -30,6 +30,7 @@ import (
 	"math"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -245,6 +246,7 @@ func (s *Set) seal(g *generation) Sealed {
 			s.carry = append(s.carry, c.Name)
 		}
 	}
+	slices.Sort(s.carry) // so that the next batch has names together that begin alike
 	return b
 }
 

@@ -37,7 +37,7 @@ import (
 //	 64  opened     int64: Unix ms of the first count; 0: none yet
 //	 72  used       int64: where the published records end; 0: nor is the header
 //	 80  sealed     int64: 1 when the file will not change any more
-//	 88  sum        16 bytes: of the sealed batch's payload
+//	 88  sum        16 bytes: of the sealed batch's counts (see Batch.digest)
 //	128  records, each at a multiple of 64:
 //	       word     int64: the count; its sign bit says that it is closed
 //	       length   uint32: of the name
@@ -291,7 +291,7 @@ func (s *Spool) keep(f *file, b Sealed, whole bool) bool {
 	if f != nil && whole {
 		err := touching(func() {
 			f.at(atOpened).Store(b.Opened) // the first Add may not have come to it
-			copy(f.mem[atSum:], Sum(b.Payload))
+			copy(f.mem[atSum:], b.digest())
 			f.at(atSealed).Store(1)
 		})
 		if err == nil && f.inPlace() {
@@ -321,7 +321,7 @@ func (s *Spool) encode(b Sealed) []byte {
 	order.PutUint64(p[atOpened:], uint64(b.Opened))
 	order.PutUint64(p[atUsed:], uint64(size))
 	order.PutUint64(p[atSealed:], 1)
-	copy(p[atSum:], Sum(b.Payload))
+	copy(p[atSum:], b.digest())
 	at := int64(headerSize)
 	for _, c := range b.Counts {
 		order.PutUint64(p[at:], uint64(c.N|closed))
@@ -417,7 +417,7 @@ func read(r io.Reader, dir, name string, inode uint64) (Sealed, header, error) {
 	switch {
 	case at != used:
 		return Sealed{}, head, errors.New("its records do not end where its header says")
-	case head.sealed && !bytes.Equal(h[atSum:atSum+SumSize], Sum(b.Payload)):
+	case head.sealed && !bytes.Equal(h[atSum:atSum+SumSize], b.digest()):
 		return Sealed{}, head, errors.New("its counts are not those that it was sealed with")
 	case len(b.Counts) == 0:
 		return Sealed{}, head, errEmpty

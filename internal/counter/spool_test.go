@@ -77,7 +77,7 @@ func (s *spooled) adopt(t *testing.T) (counts map[string]int64, seqs []int64) {
 	if err := s.spool.Adopt(func(_ string, b Sealed) error {
 		seqs = append(seqs, b.Seq)
 		sum(counts, b)
-		if again, err := Decode(b.Payload, nil); err != nil || len(again.Counts) != len(b.Counts) {
+		if again, err := Decode(b.Payload); err != nil || len(again.Counts) != len(b.Counts) {
 			t.Errorf("payload: %v", err)
 		}
 		return nil
@@ -645,7 +645,7 @@ func FuzzRead(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := Decode(b.Payload, nil)
+		again, err := Decode(b.Payload)
 		if err != nil || len(again.Counts) != len(b.Counts) || len(b.Counts) == 0 {
 			t.Errorf("%d counts, whose payload has %d: %v", len(b.Counts), len(again.Counts), err)
 		}

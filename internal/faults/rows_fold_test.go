@@ -163,7 +163,7 @@ func (r *trial) insert(writer string, seq int64, payload []byte) {
 	if r.mode.sqlite() {
 		bind = sqlx.QUESTION
 	}
-	_, err := r.db.ExecContext(r.ctx, sqlx.Rebind(bind, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 0) ON CONFLICT DO NOTHING`), writer, []byte{})
+	_, err := r.db.ExecContext(r.ctx, sqlx.Rebind(bind, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 4000000000000) ON CONFLICT DO NOTHING`), writer, []byte{})
 	r.must(err)
 	_, err = r.db.ExecContext(r.ctx, sqlx.Rebind(bind, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?)`), writer, seq, time.Now().UnixMilli(), payload)
 	r.must(err)

@@ -146,7 +146,7 @@ func (r *trial) killSealing() {
 	r.fault(func() {
 		for i := range int(r.lasts(20, 6)) {
 			if i%2 == 0 {
-				r.killAt(p, before, func(s statement) bool { return strings.HasPrefix(s.text, "INSERT INTO usage_writers") })
+				r.killAt(p, before, func(s statement) bool { return strings.Contains(s.text, "SELECT seen FROM usage_writers") })
 			} else {
 				r.pause(time.Duration(r.rng.Int64N(int64(300 * time.Millisecond))))
 				r.must(p.kill())
