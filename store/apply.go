@@ -23,12 +23,10 @@ const (
 const (
 	// Both upserts add in key order, so that two of them never wait for each
 	// other, and saturate: one overflow must not fail everybody's fold.
-	sqlAddTotals = `INSERT INTO usage_metrics AS m (key, value)
-SELECT key, n FROM %s WHERE true
+	sqlAddTotals = `INSERT INTO usage_metrics AS m (key, value) %s
 ON CONFLICT (key) DO UPDATE SET value = CASE WHEN m.value > 9007199254740991 - excluded.value THEN 9007199254740991 ELSE m.value + excluded.value END`
 
-	sqlAddHistory = `INSERT INTO usage_history AS h (step, bucket, key, value)
-SELECT step, bucket, key, n FROM %s WHERE true
+	sqlAddHistory = `INSERT INTO usage_history AS h (step, bucket, key, value) %s
 ON CONFLICT (step, bucket, key) DO UPDATE SET value = CASE WHEN h.value > 9007199254740991 - excluded.value THEN 9007199254740991 ELSE h.value + excluded.value END`
 
 	sqlReturning = ` RETURNING step, bucket, key, value`
@@ -234,15 +232,12 @@ func columns(rows []row) (buckets [2]column, keys, numbers column) {
 // time of one for all, which has to take JSON apart.
 func (s *Store) upsert(tx *sqlx.Tx, query string, columns ...column) error {
 	if !s.sql.sqlite {
-		from, args := s.sql.values(columns...)
-		_, err := tx.Exec(s.sql.text(strings.Replace(query, "%s", from, 1)), args...)
+		rows, args := s.sql.rows(columns...)
+		_, err := tx.Exec(s.sql.text(strings.Replace(query, "%s", rows, 1)), args...)
 		return err
 	}
-	var names []string
-	for _, c := range columns {
-		names = append(names, "? AS "+c.name)
-	}
-	stmt, err := tx.Prepare(s.sql.text(strings.Replace(query, "%s", "(SELECT "+strings.Join(names, ", ")+")", 1)))
+	row := "VALUES (?" + strings.Repeat(", ?", len(columns)-1) + ")"
+	stmt, err := tx.Prepare(s.sql.text(strings.Replace(query, "%s", row, 1)))
 	if err != nil {
 		return err
 	}
@@ -269,8 +264,8 @@ func (s *Store) addHistory(tx *sqlx.Tx, rows []row, first func(bucket)) error {
 			}
 			continue
 		}
-		from, args := s.sql.values(buckets[0], buckets[1], keys, numbers)
-		query := strings.Replace(sqlAddHistory, "%s", from, 1)
+		added, args := s.sql.rows(buckets[0], buckets[1], keys, numbers)
+		query := strings.Replace(sqlAddHistory, "%s", added, 1)
 		var now []struct {
 			bucket
 			Value int64
@@ -278,12 +273,12 @@ func (s *Store) addHistory(tx *sqlx.Tx, rows []row, first func(bucket)) error {
 		if err := tx.Select(&now, s.sql.text(query+sqlReturning), args...); err != nil {
 			return err
 		}
-		added := make(map[bucket]int64, len(rows))
+		of := make(map[bucket]int64, len(rows))
 		for _, r := range rows {
-			added[r.bucket] = r.n
+			of[r.bucket] = r.n
 		}
 		for _, r := range now {
-			if r.Value == added[r.bucket] && r.Value < counter.Max { // a full counter may be old
+			if r.Value == of[r.bucket] && r.Value < counter.Max { // a full counter may be old
 				first(r.bucket)
 			}
 		}

@@ -200,6 +200,16 @@ func (d dialect) values(columns ...column) (string, []any) {
 	return "(SELECT " + strings.Join(exprs, ", ") + " FROM json_each(?)) AS v", []any{string(list)}
 }
 
+// rows is values as a query of all its rows.
+func (d dialect) rows(columns ...column) (string, []any) {
+	from, args := d.values(columns...)
+	var names []string
+	for _, c := range columns {
+		names = append(names, c.name)
+	}
+	return "SELECT " + strings.Join(names, ", ") + " FROM " + from + " WHERE true", args // which has SQLite see where it ends
+}
+
 // appendJSON appends s as JSON.
 func appendJSON(list []byte, s string) []byte {
 	for i := range len(s) {

@@ -23,7 +23,8 @@ import (
 const (
 	foldTimeout    = 20 * time.Second
 	maxFoldTimeout = 10 * time.Minute // of one batch that took longer and longer
-	foldBytes      = 8 << 20          // of payload in one fold
+	foldBytes      = 32 << 20         // of payload in one fold: names that come again cost no more rows
+	pieceBytes     = 4 << 20          // of payload in memory at a time
 	foldDepth      = 64               // batches of one writer in one fold
 	sweepEvery     = time.Minute      // a fold asks for writers that were not seen for days
 	badKept        = 100
@@ -115,7 +116,7 @@ func (s *Store) foldThrough(ctx context.Context, seq int64) error {
 	if s.isStarted() && s.clash != nil {
 		return s.clash // others fold it, when they like
 	}
-	for {
+	for pause := time.Millisecond; ; pause = min(2*pause, time.Second/2) {
 		var own struct{ Guard, Waiting int64 }
 		err := s.attempt(ctx, s.reads, readTimeout, func(tx *sqlx.Tx) error {
 			return tx.Get(&own, s.sql.text(sqlOwn), s.writer, s.writer, seq)
@@ -131,7 +132,7 @@ func (s *Store) foldThrough(ctx context.Context, seq int64) error {
 		if err == nil {
 			var f foldResult
 			if f, err = s.fold(ctx, true); f.busy || f.batches == 0 {
-				wait = rand.N(20*time.Millisecond) + time.Millisecond
+				wait = pause + rand.N(pause) // others, perhaps a thousand, wait as well
 			}
 		}
 		if err != nil {
@@ -237,6 +238,7 @@ func timedOut(err error) bool {
 }
 
 func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic.Pointer[[]waiting]) (foldResult, error) {
+	began := time.Now()
 	now, holder, until, err := s.lockLease(tx)
 	if err != nil {
 		return foldResult{}, err
@@ -256,10 +258,24 @@ func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic
 	}
 	tried.Store(&list)
 	m := merging{sums: newSums(s.calendar), now: now, guards: map[string]*guard{}, suspect: memory.suspect, sift: memory.sift}
-	for _, w := range list {
-		if err := s.merge(tx, &m, w); err != nil {
+	for rest := list; len(rest) > 0; {
+		size, n := rest[0].Size, 1
+		for n < len(rest) && size+rest[n].Size <= pieceBytes {
+			size += rest[n].Size
+			n++
+		}
+		piece, err := s.payloads(tx, rest[:n])
+		if err != nil {
 			return foldResult{}, err
 		}
+		for i, p := range piece {
+			w := rest[i]
+			w.Payload = p
+			if err := s.merge(tx, &m, w); err != nil {
+				return foldResult{}, err
+			}
+		}
+		rest = rest[n:]
 	}
 	if err := s.advance(tx, &m); err != nil {
 		return foldResult{}, err
@@ -278,14 +294,14 @@ func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic
 		}
 	}
 	if !leased {
-		_, err = tx.Exec(s.sql.text(sqlSetLease), s.leaseUntil(now))
+		_, err = tx.Exec(s.sql.text(sqlSetLease), s.leaseUntil(now+time.Since(began).Milliseconds()))
 	}
 	return f, err
 }
 
-// choose picks what one fold takes, with its payloads: the first batch of every
-// writer, then the second of each, oldest first, up to size bytes but one at
-// least. It returns them by writer, in order, and whether more wait.
+// choose picks what one fold takes: the first batch of every writer, then the second
+// of each, oldest first, up to size bytes but one at least. It returns them by
+// writer, in order, without their payloads, and whether more wait.
 func (s *Store) choose(tx *sqlx.Tx, size int, seen int64) (list []waiting, more bool, err error) {
 	query, args := sqlWaiting, []any{foldDepth, seen}
 	if s.sql.sqlite { // which begins with the inbox
@@ -315,26 +331,42 @@ func (s *Store) choose(tx *sqlx.Tx, size int, seen int64) (list []waiting, more 
 	order = order[:n]
 	slices.Sort(order)
 	chosen := make([]waiting, n)
-	writers, seqs := make([]string, n), make([]int64, n)
-	at := map[string]int{}
 	for i, o := range order {
 		chosen[i] = list[o]
-		writers[i], seqs[i] = list[o].Writer, list[o].Seq
-		at[chosen[i].name()] = i
-	}
-	rows, args := s.sql.values(column{name: "writer", texts: writers}, column{name: "seq", numbers: seqs})
-	var payloads []waiting
-	if err := tx.Select(&payloads, s.sql.text(strings.Replace(sqlPayloads, "%s", rows, 1)), args...); err != nil {
-		return nil, false, err
-	}
-	if len(payloads) < n { // another fold, which this one overlaps, took them
-		s.conflicts.Add(1)
-		return nil, false, errConflict
-	}
-	for _, p := range payloads {
-		chosen[at[p.name()]].Payload = p.Payload
 	}
 	return chosen, more, nil
+}
+
+// payloads reads those of some batches, in their order.
+func (s *Store) payloads(tx *sqlx.Tx, list []waiting) ([][]byte, error) {
+	type id struct {
+		writer string
+		seq    int64
+	}
+	writers, seqs := make([]string, len(list)), make([]int64, len(list))
+	at := make(map[id]int, len(list))
+	for i, w := range list {
+		writers[i], seqs[i] = w.Writer, w.Seq
+		at[id{w.Writer, w.Seq}] = i
+	}
+	rows, args := s.sql.values(column{name: "writer", texts: writers}, column{name: "seq", numbers: seqs})
+	var found []struct {
+		Writer  string
+		Seq     int64
+		Payload []byte
+	}
+	if err := tx.Select(&found, s.sql.text(strings.Replace(sqlPayloads, "%s", rows, 1)), args...); err != nil {
+		return nil, err
+	}
+	if len(found) < len(list) { // another fold, which this one overlaps, took them
+		s.conflicts.Add(1)
+		return nil, errConflict
+	}
+	payloads := make([][]byte, len(list))
+	for _, f := range found {
+		payloads[at[id{f.Writer, f.Seq}]] = f.Payload
+	}
+	return payloads, nil
 }
 
 // merging is what a fold gathers before it writes.
