@@ -15,6 +15,7 @@ const (
 	leaseTime  = 15 * time.Second
 	lookAgain  = 5 * time.Second // of an instance that has nothing to fold; more and more seldom, up to
 	maxLook    = time.Minute
+	restLook   = 2 * time.Second // of a leader that rests: does it have to?
 	standAside = time.Minute     // of one that met a payload of a later release
 	behindTime = 3 * time.Minute // from which on a fold is late, beside two Intervals: three of the longest rests
 )
@@ -23,6 +24,7 @@ const (
 	sqlLease      = `SELECT value, %s AS now FROM usage_meta WHERE name = 'lease'`
 	sqlSetLease   = `UPDATE usage_meta SET value = ? WHERE name = 'lease'`
 	sqlClearLease = `UPDATE usage_meta SET value = ' 0' WHERE name = 'lease' AND value LIKE ?`
+	sqlWaits      = `SELECT CAST(COALESCE(SUM(length(payload)), 0) AS BIGINT) FROM usage_inbox`
 	sqlLook       = `SELECT value, %s AS now, (SELECT COUNT(*) FROM (SELECT 1 FROM usage_inbox LIMIT 1) AS i) AS waiting,
 COALESCE((SELECT f.value FROM usage_meta f WHERE f.name = 'folded'), '0') AS folded FROM usage_meta WHERE name = 'lease'`
 )
@@ -114,15 +116,24 @@ func (s *Store) idle() time.Duration {
 
 // rest keeps the upserts' share of the time at a tenth: an open snapshot
 // elsewhere lets dead row versions pile up, 5 to 494 ms per fold in 17 minutes.
-// The lease is kept meanwhile.
+// The lease is kept meanwhile. It ends when more waits than one fold takes.
 func (s *Store) rest(upserts time.Duration) time.Duration {
 	wait := min(max(s.interval, 10*upserts), max(time.Minute, s.interval))
-	for wait > leaseTime/2 && s.interval < leaseTime/2 {
-		if !s.pause(leaseTime / 2) {
+	for renewed := time.Now(); wait > restLook; wait -= restLook {
+		if !s.pause(restLook) {
 			return 0
 		}
-		wait -= leaseTime / 2
-		s.renew(s.run)
+		if time.Since(renewed) >= leaseTime/3 {
+			s.renew(s.run)
+			renewed = time.Now()
+		}
+		var bytes int64
+		err := s.attempt(s.run, s.reads, readTimeout, func(tx *sqlx.Tx) error {
+			return tx.Get(&bytes, s.sql.text(sqlWaits))
+		})
+		if err == nil && bytes > foldBytes {
+			return 0
+		}
 	}
 	return wait
 }
