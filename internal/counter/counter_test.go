@@ -361,3 +361,15 @@ func benchmarkAdd(b *testing.B, s *Set) {
 }
 
 func BenchmarkAdd(b *testing.B) { benchmarkAdd(b, New(100_000, func(string) {}, nil)) }
+
+func BenchmarkCounter(b *testing.B) {
+	s := New(100_000, func(string) {}, nil)
+	counters := make([]func(int64), 100)
+	for i := range counters {
+		counters[i] = s.Counter(fmt.Sprintf("feature.f%d.used", i))
+	}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		counters[i%len(counters)](1)
+	}
+}
