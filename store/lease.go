@@ -15,7 +15,8 @@ const (
 	leaseTime  = 15 * time.Second
 	lookAgain  = 5 * time.Second // of an instance that has nothing to fold; more and more seldom, up to
 	maxLook    = time.Minute
-	restLook   = 2 * time.Second // of a leader that rests: does it have to?
+	restLook   = time.Second     // of a leader that rests: does it have to?
+	restBytes  = 8 << 20         // of payload: no rest while more waits
 	standAside = time.Minute     // of one that met a payload of a later release
 	behindTime = 3 * time.Minute // from which on a fold is late, beside two Intervals: three of the longest rests
 )
@@ -116,7 +117,7 @@ func (s *Store) idle() time.Duration {
 
 // rest keeps the upserts' share of the time at a tenth: an open snapshot
 // elsewhere lets dead row versions pile up, 5 to 494 ms per fold in 17 minutes.
-// The lease is kept meanwhile. It ends when more waits than one fold takes.
+// The lease is kept meanwhile. It ends when much waits: then freshness is worth more.
 func (s *Store) rest(upserts time.Duration) time.Duration {
 	wait := min(max(s.interval, 10*upserts), max(time.Minute, s.interval))
 	for renewed := time.Now(); wait > restLook; wait -= restLook {
@@ -131,7 +132,7 @@ func (s *Store) rest(upserts time.Duration) time.Duration {
 		err := s.attempt(s.run, s.reads, readTimeout, func(tx *sqlx.Tx) error {
 			return tx.Get(&bytes, s.sql.text(sqlWaits))
 		})
-		if err == nil && bytes > foldBytes {
+		if err == nil && bytes > restBytes {
 			return 0
 		}
 	}
