@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -63,8 +64,10 @@ func (r Row) Quantile(p float64) time.Duration {
 	var counts [len(bounds)]int64                                                               // up to the bound; the first: beyond the last
 	counts[0] = r.Counts["latency_inf"]
 	total := float64(counts[0])
+	var measure [24]byte
 	for i, b := range bounds[1:] {
-		counts[i+1] = r.Counts[fmt.Sprintf("latency_%dms", b)]
+		name := append(strconv.AppendInt(append(measure[:0], "latency_"...), int64(b), 10), "ms"...)
+		counts[i+1] = r.Counts[string(name)]
 		total += float64(counts[i+1])
 	}
 	if total == 0 || math.IsNaN(p) {
@@ -154,6 +157,51 @@ func (q *Query) matches(name string) bool {
 		(q.Measure == "" || strings.HasSuffix(name, "."+q.Measure)) &&
 		strings.Contains(lower(name), lower(q.Contains)) &&
 		!slices.ContainsFunc(q.Except, func(e string) bool { return strings.HasPrefix(name, e) })
+}
+
+// current tells whether name belongs to the current bucket alone: it is in no sum,
+// nor is what an adopted table has under it.
+func current(name string) bool {
+	return name == requestsToday || name == activeDaily || name == activeMonthly
+}
+
+// whole is q for all measures of the subjects that q selects, whose group may have
+// others, too.
+func (q *Query) whole() Query {
+	group, _, dotted := strings.Cut(cmp.Or(q.Name, q.Prefix), ".")
+	w := *q
+	w.Name, w.Prefix, w.Measure, w.Contains = "", "", "", ""
+	if dotted {
+		w.Prefix = group + "."
+	}
+	return w
+}
+
+// stems returns the stems of the subjects that q selects among counts, each with
+// its largest count.
+func (q *Query) stems(counts []Count) []Count {
+	largest := map[string]int64{}
+	for _, c := range counts {
+		if q.matches(c.Name) && !current(c.Name) {
+			p := stem(c.Name)
+			largest[p] = max(largest[p], c.N)
+		}
+	}
+	stems := make([]Count, 0, len(largest))
+	for p, n := range largest {
+		stems = append(stems, Count{Name: p, N: n})
+	}
+	sortCounts(stems)
+	if q.Limit > 0 && len(stems) > q.Limit {
+		stems = stems[:q.Limit]
+	}
+	return stems
+}
+
+// tears tells whether Except may take some of a subject's measures away: only from
+// what selects it.
+func (q *Query) tears() bool {
+	return slices.ContainsFunc(q.Except, func(e string) bool { return !bare(e) })
 }
 
 // lower folds ASCII letters, as SQLite's lower does, and PostgreSQL's in "C".

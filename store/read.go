@@ -16,25 +16,29 @@ import (
 
 const readTimeout = 5 * time.Second
 
+// manyNames are more than are read to choose among them here.
+const manyNames = 10_000
+
 const (
 	// Read before the data. Where nothing waits, every batch that reached the
 	// database before now is in it; else every one before the last fold that left
-	// nothing behind. No clock but the database's is asked.
-	sqlComplete = `SELECT %s AS now, (SELECT COUNT(*) FROM (SELECT 1 FROM usage_inbox LIMIT 1) AS i) AS waiting,
+	// nothing behind. No clock but the database's is asked. It also prepares the
+	// transaction: PostgreSQL expects far more rows of a range of names than there
+	// are, and would compile for hundreds of milliseconds what takes one.
+	sqlComplete = `SELECT %s AS prepared, %s AS now, (SELECT COUNT(*) FROM (SELECT 1 FROM usage_inbox LIMIT 1) AS i) AS waiting,
 COALESCE((SELECT value FROM usage_meta WHERE name = 'folded'), '0') AS folded`
 
-	sqlExtent = `SELECT MIN(bucket) AS first, MAX(bucket) AS last FROM usage_history WHERE step = 2`
+	// Each looks at one end of the index; for both at once SQLite reads all of it.
+	// What reads history begins with this, so it also prepares the transaction:
+	// PostgreSQL takes step, bucket and key for independent, expects ten times the
+	// rows that there are, and would sooner read the whole table.
+	sqlExtent = `SELECT %s AS prepared, (SELECT MIN(bucket) FROM usage_history WHERE step = 2) AS first, (SELECT MAX(bucket) FROM usage_history WHERE step = 2) AS last`
 
 	sqlTotal = `SELECT COALESCE((SELECT value FROM usage_metrics WHERE key = ?), 0)`
 
 	// The counters that are what their current bucket is.
 	sqlCurrent = `SELECT key, value AS n FROM usage_history WHERE step = 2 AND bucket = ? AND key IN ('api.requests.total', 'user.active.daily')
 UNION ALL SELECT key, value FROM usage_history WHERE step = 3 AND bucket = ? AND key = 'user.active.monthly'`
-
-	// A name without its measure. (rtrim takes off what follows the last dot:
-	// it stops at the first character that is not in the set, and only the dot
-	// is not.)
-	sqlSubject = `rtrim(key, replace(key, '.', ''))`
 )
 
 // read runs f in a transaction, after it has noted how complete the answer is.
@@ -43,10 +47,11 @@ func (s *Store) read(ctx context.Context, f func(tx *sqlx.Tx, now time.Time) err
 	defer cancel()
 	err := s.attempt(ctx, s.reads, readTimeout, func(tx *sqlx.Tx) error {
 		var c struct {
+			Prepared     string
 			Now, Waiting int64
 			Folded       string
 		}
-		if err := tx.GetContext(ctx, &c, s.sql.text(strings.Replace(sqlComplete, "%s", s.sql.clock(), 1))); err != nil {
+		if err := tx.GetContext(ctx, &c, s.sql.text(fmt.Sprintf(sqlComplete, s.sql.setLocal("jit", "off"), s.sql.clock()))); err != nil {
 			return err
 		}
 		if err := f(tx, time.UnixMilli(c.Now)); err != nil {
@@ -123,12 +128,7 @@ func (s *Store) Totals(ctx context.Context, q Query) ([]Count, error) {
 		if err != nil {
 			return err
 		}
-		from := s.selected(&q, spans)
-		text, args := from.text, from.args
-		if text += " ORDER BY n DESC, name"; q.Limit > 0 {
-			text, args = text+" LIMIT ?", append(args, q.Limit)
-		}
-		if err := tx.SelectContext(ctx, &counts, s.sql.text("SELECT key AS name, n FROM "+text), args...); err != nil || q.ranged() {
+		if counts, err = s.largest(ctx, tx, &q, spans, false); err != nil || q.ranged() {
 			return err
 		}
 		current, err := s.current(ctx, tx, now)
@@ -149,6 +149,47 @@ func (s *Store) Totals(ctx context.Context, q Query) ([]Count, error) {
 	return counts, nil
 }
 
+// largest reads the sums over spans of what q selects, of names or of stems, the
+// largest first.
+func (s *Store) largest(ctx context.Context, tx *sqlx.Tx, q *Query, spans []span, stems bool) ([]Count, error) {
+	c := s.summed(q)
+	if q.Limit == 0 {
+		return s.ordered(ctx, tx, s.counts(spans, c), stems, "")
+	}
+	if !q.ranged() {
+		// No index has totals by size, for then they could not be updated in
+		// place. What is less than the last of the largest of some is not among the
+		// largest of all: a comparison of numbers rules most of a million out.
+		some := s.counts(spans, condition{})
+		some.text = "(SELECT h.key AS key, h.value AS n FROM (SELECT key, n AS value FROM " + some.text + " LIMIT ?) AS h WHERE " + strings.Join(c.where, " AND ") + ") AS t"
+		some.args = append(append(some.args, manyNames), c.args...)
+		last, err := s.ordered(ctx, tx, some, stems, " LIMIT 1 OFFSET ?", q.Limit-1)
+		if err != nil {
+			return nil, err
+		}
+		if len(last) > 0 {
+			c.least = last[0].N
+		}
+	}
+	counts, err := s.ordered(ctx, tx, s.counts(spans, c), stems, " LIMIT ?", q.Limit)
+	if err == nil && c.least > 0 && len(counts) < q.Limit { // a Reset came between
+		c.least = 0
+		counts, err = s.ordered(ctx, tx, s.counts(spans, c), stems, " LIMIT ?", q.Limit)
+	}
+	return counts, err
+}
+
+// ordered reads from by size: the count of each name, or the largest of each stem.
+func (s *Store) ordered(ctx context.Context, tx *sqlx.Tx, from table, stems bool, limit string, args ...any) ([]Count, error) {
+	text := "SELECT key AS name, n FROM " + from.text
+	if stems {
+		text = "SELECT " + s.sql.stem("key") + " AS name, MAX(n) AS n FROM " + from.text + " GROUP BY 1"
+	}
+	var counts []Count
+	err := tx.SelectContext(ctx, &counts, s.sql.text(text+" ORDER BY n DESC, name"+limit), append(from.args, args...)...)
+	return counts, err
+}
+
 // Rows returns one row per subject that q selects, with all its measures: the
 // largest in q.Measure first, or in its largest measure when that is "".
 func (s *Store) Rows(ctx context.Context, q Query) ([]Row, error) {
@@ -157,21 +198,31 @@ func (s *Store) Rows(ctx context.Context, q Query) ([]Row, error) {
 	}
 	var rows []Row
 	err := s.read(ctx, func(tx *sqlx.Tx, _ time.Time) error {
-		spans, err := s.spansOf(ctx, tx, &q)
+		whole := q.whole()
+		many, err := s.many(ctx, tx, &whole)
 		if err != nil {
 			return err
 		}
-		from := s.selected(&q, spans)
-		text, args := "SELECT "+sqlSubject+" AS p FROM "+from.text+" GROUP BY p ORDER BY MAX(n) DESC, p", from.args
-		if q.Limit > 0 {
-			text, args = text+" LIMIT ?", append(args, q.Limit)
+		var stems, counts []Count
+		if many || q.tears() {
+			spans, err := s.spansOf(ctx, tx, &q)
+			if err != nil {
+				return err
+			}
+			if stems, err = s.largest(ctx, tx, &q, spans, true); err != nil {
+				return err
+			}
+			if counts, err = s.measures(ctx, tx, &whole, stems); err != nil {
+				return err
+			}
+		} else { // one look at all is less than two at a part
+			if counts, err = s.sums(ctx, tx, &whole, condition{}); err != nil {
+				return err
+			}
+			stems = q.stems(counts)
 		}
-		var subjects []string
-		if err := tx.SelectContext(ctx, &subjects, s.sql.text(text), args...); err != nil {
-			return err
-		}
-		rows, err = s.measures(ctx, tx, q, subjects)
-		return err
+		rows = rowsOf(stems, counts)
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -179,63 +230,94 @@ func (s *Store) Rows(ctx context.Context, q Query) ([]Row, error) {
 	return rows, nil
 }
 
-// measures reads all counts of subjects, names without their measure, with the
-// dot, in the range that q asks for. It keeps their order.
-func (s *Store) measures(ctx context.Context, tx *sqlx.Tx, q Query, subjects []string) ([]Row, error) {
-	// All the measures of a subject, also those that q does not select.
-	group, _, dotted := strings.Cut(cmp.Or(q.Name, q.Prefix), ".")
-	q.Name, q.Prefix, q.Measure, q.Contains = "", "", "", ""
-	if dotted {
-		q.Prefix = group + "."
-	}
-	spans, err := s.spansOf(ctx, tx, &q)
+// many tells whether more than manyNames lie in q's ranges.
+func (s *Store) many(ctx context.Context, tx *sqlx.Tx, q *Query) (bool, error) {
+	var n int
+	names := s.counts(q.totals(), condition{})
+	err := tx.GetContext(ctx, &n, s.sql.text("SELECT COUNT(*) FROM (SELECT key FROM "+names.text+" LIMIT ?) AS f"), append(names.args, manyNames+1)...)
+	return n > manyNames, err
+}
+
+// sums reads the sums of the names in q's ranges that c selects, in no order.
+func (s *Store) sums(ctx context.Context, tx *sqlx.Tx, q *Query, c condition) ([]Count, error) {
+	spans, err := s.spansOf(ctx, tx, q)
 	if err != nil {
 		return nil, err
 	}
+	var counts []Count
+	from := s.counts(spans, c)
+	err = tx.SelectContext(ctx, &counts, s.sql.text("SELECT key AS name, n FROM "+from.text), from.args...)
+	return counts, err
+}
+
+// stem returns name without its measure, with the dot.
+func stem(name string) string { return name[:strings.LastIndexByte(name, '.')+1] }
+
+// bare tells whether a stem has no subject: its range would be its whole group's.
+func bare(stem string) bool { return strings.Count(stem, ".") < 2 }
+
+// measures reads all counts of the subjects with these stems, in the range that
+// whole asks for.
+func (s *Store) measures(ctx context.Context, tx *sqlx.Tx, whole *Query, stems []Count) ([]Count, error) {
 	var lows, highs []string
-	var rows []Row
-	at := map[[2]string]int{} // group and subject: "x" and "other.x" share theirs
-	bare := false
-	for _, p := range subjects {
-		group, subject, _ := counter.Split(p)
-		key := [2]string{group, subject}
-		if p == "" {
-			key[0] = "other"
+	for _, p := range stems {
+		if !bare(p.Name) {
+			lows, highs = append(lows, p.Name), append(highs, after(p.Name))
 		}
-		if _, ok := at[key]; !ok {
-			at[key] = len(rows)
-			rows = append(rows, Row{Group: key[0], Subject: subject, Counts: map[string]int64{}})
-		}
-		if strings.Count(p, ".") < 2 {
-			bare = true // its range would be its whole group's
-			continue
-		}
-		lows, highs = append(lows, p), append(highs, after(p))
 	}
 	var counts, alone []Count
+	var err error
 	if len(lows) > 0 {
+		// A condition that stem(key) is lo would have PostgreSQL compute the stems
+		// of a whole table, to join by them.
 		list, args := s.sql.values(column{name: "lo", texts: lows}, column{name: "hi", texts: highs})
-		from := s.counts(spans, condition{list: list, listArgs: args, bounds: "v.lo",
-			where: "h.key >= v.lo AND h.key < v.hi AND rtrim(h.key, replace(h.key, '.', '')) = v.lo"})
-		if err := tx.SelectContext(ctx, &counts, s.sql.text("SELECT key AS name, n FROM "+from.text), from.args...); err != nil {
+		c := condition{list: list, listArgs: args}
+		c.and("h.key >= v.lo AND h.key < v.hi AND " + s.sql.strpos() + "(substr(h.key, length(v.lo) + 1), '.') = 0")
+		q := *whole
+		q.Except = nil // they do not tear a subject apart
+		if counts, err = s.sums(ctx, tx, &q, c); err != nil {
 			return nil, err
 		}
 	}
-	if bare {
-		where := s.condition(&q, "h.key")
-		where.where += " AND length(h.key) - length(replace(h.key, '.', '')) < 2"
-		from := s.counts(spans, where)
-		if err := tx.SelectContext(ctx, &alone, s.sql.text("SELECT key AS name, n FROM "+from.text), from.args...); err != nil {
+	if len(lows) < len(stems) {
+		var c condition
+		c.and("length(h.key) - length(replace(h.key, '.', '')) < 2")
+		if alone, err = s.sums(ctx, tx, whole, c); err != nil {
 			return nil, err
 		}
 	}
-	for _, c := range append(counts, alone...) {
-		group, subject, measure := counter.Split(c.Name)
-		if i, ok := at[[2]string{group, subject}]; ok {
+	return append(counts, alone...), nil
+}
+
+// rowsOf makes the rows of the subjects with these stems, in their order, of counts
+// that may be of others, too.
+func rowsOf(stems, counts []Count) []Row {
+	type subject struct{ group, subject string } // "x" and "other.x" share theirs
+	var rows []Row
+	at := map[subject]int{}
+	wanted, alone := map[string]bool{}, false
+	for _, p := range stems {
+		wanted[p.Name], alone = true, alone || bare(p.Name)
+		group, of, _ := counter.Split(p.Name)
+		if p.Name == "" {
+			group = "other"
+		}
+		key := subject{group, of}
+		if _, ok := at[key]; !ok {
+			at[key] = len(rows)
+			rows = append(rows, Row{Group: group, Subject: of, Counts: map[string]int64{}})
+		}
+	}
+	for _, c := range counts {
+		if p := stem(c.Name); current(c.Name) || !wanted[p] && !(alone && bare(p)) {
+			continue
+		}
+		group, of, measure := counter.Split(c.Name)
+		if i, ok := at[subject{group, of}]; ok {
 			rows[i].Counts[measure] = addCapped(rows[i].Counts[measure], c.N)
 		}
 	}
-	return rows, nil
+	return rows
 }
 
 // History returns one count per name and bucket, the oldest first. Buckets
@@ -250,19 +332,17 @@ func (s *Store) History(ctx context.Context, q Query) ([]Count, error) {
 		if err != nil {
 			return err
 		}
-		where := s.condition(&q, "h.key")
-		if q.Limit > 0 {
-			from := s.counts(spans, where)
-			var names []string
-			err := tx.SelectContext(ctx, &names, s.sql.text("SELECT key FROM "+from.text+" ORDER BY n DESC, key LIMIT ?"), append(from.args, q.Limit)...)
+		c := s.condition(&q)
+		if q.Limit > 0 && q.Name == "" {
+			names, err := s.names(ctx, tx, &q)
 			if err != nil || len(names) == 0 {
 				return err
 			}
-			list, args := s.sql.values(column{name: "name", texts: names})
-			where = condition{list: list, listArgs: args, bounds: "v.name", where: "h.key = v.name"}
+			c = condition{}
+			c.and(s.sql.oneOfTexts("h.key", names))
 		}
 		for _, sp := range spans {
-			text, args := s.span(sp, where, "h.bucket, h.key, h.value")
+			text, args := s.span(sp, c, "h.bucket, h.key, h.value")
 			var rows []struct {
 				Bucket int64
 				Key    string
@@ -290,4 +370,17 @@ func (s *Store) History(ctx context.Context, q Query) ([]Count, error) {
 	}
 	slices.SortFunc(counts, func(a, b Count) int { return cmp.Or(a.Start.Compare(b.Start), cmp.Compare(a.Name, b.Name)) })
 	return counts, nil
+}
+
+// names reads the q.Limit largest names of q's range.
+func (s *Store) names(ctx context.Context, tx *sqlx.Tx, q *Query) ([]string, error) {
+	each := q.matches(activeDaily) || q.matches(activeMonthly) // which have no other step to be summed in
+	spans, err := s.spans(ctx, tx, q, each)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	from := s.counts(spans, s.condition(q))
+	err = tx.SelectContext(ctx, &names, s.sql.text("SELECT key FROM "+from.text+" ORDER BY n DESC, key LIMIT ?"), append(from.args, q.Limit)...)
+	return names, err
 }

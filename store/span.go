@@ -2,26 +2,37 @@ package store
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
 )
 
-// span is a part of history: buckets of one step, of the names from lo up to
-// hi ("" is no bound). A range is a list of spans, and a span a list of buckets:
-// an index probe each (0.7 ms where BETWEEN takes 34).
+// nameRange is the names from lo up to hi; "" is no bound.
+type nameRange struct{ lo, hi string }
+
+// only is the range of one name: none has a control character.
+func only(name string) nameRange { return nameRange{name, name + "\x01"} }
+
+// span is what one index scan reads: a range of names, in some buckets of one
+// step, or in the totals. A range of time is a list of buckets, an index probe
+// each (0.7 ms where BETWEEN takes 34).
 type span struct {
-	step    Step
+	nameRange
+	step    Step // 0: totals
 	buckets []int64
-	lo, hi  string
 }
 
-// condition selects names: WHERE on h.key, or what a list v has.
+// condition selects names of a span further: by where, on h.key, and by a list v.
 type condition struct {
 	list     string // "": none
 	listArgs []any
-	bounds   string // the list's column that a span bounds
-	where    string
+	least    int64 // of totals
+	where    []string
 	args     []any
 }
 
@@ -35,16 +46,69 @@ func (c condition) from(table string) string {
 	return c.list + " CROSS JOIN " + table + " AS h"
 }
 
+// and adds to what c selects.
+func (c *condition) and(text string, args ...any) {
+	c.where = append(c.where, text)
+	c.args = append(c.args, args...)
+}
+
 // table is the text of a table expression, and its parameters.
 type table struct {
 	text string
 	args []any
 }
 
-// spansOf covers the range that q asks for; nil: all time.
+// within lists the ranges that the names of q are in: those of Name and Prefix,
+// without those of Except.
+func (q *Query) within() []nameRange {
+	ranges := []nameRange{{q.Prefix, after(q.Prefix)}}
+	if q.Name != "" {
+		ranges = overlap(ranges, only(q.Name))
+	}
+	for _, e := range q.Except {
+		left := overlap(ranges, nameRange{"", e})
+		if e == "" {
+			left = nil // it has no name before it
+		}
+		if end := after(e); end != "" {
+			left = append(left, overlap(ranges, nameRange{end, ""})...)
+		}
+		ranges = left
+	}
+	return ranges
+}
+
+// overlap lists what of the ranges lies in bounds.
+func overlap(ranges []nameRange, bounds nameRange) []nameRange {
+	var list []nameRange
+	for _, r := range ranges {
+		r.lo = max(r.lo, bounds.lo)
+		if r.hi == "" || bounds.hi != "" && bounds.hi < r.hi {
+			r.hi = bounds.hi
+		}
+		if r.hi == "" || r.lo < r.hi {
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
+// totals covers all time with the totals. As spans, it is never empty.
+func (q *Query) totals() []span {
+	var spans []span
+	for _, r := range q.within() {
+		spans = append(spans, span{nameRange: r})
+	}
+	if len(spans) == 0 {
+		return []span{{nameRange: nameRange{"x", "x"}}}
+	}
+	return spans
+}
+
+// spansOf covers the range that q asks for, or all time.
 func (s *Store) spansOf(ctx context.Context, tx *sqlx.Tx, q *Query) ([]span, error) {
 	if !q.ranged() {
-		return nil, nil
+		return q.totals(), nil
 	}
 	return s.spans(ctx, tx, q, false)
 }
@@ -53,150 +117,168 @@ func (s *Store) spansOf(ctx context.Context, tx *sqlx.Tx, q *Query) ([]span, err
 // finer one that is kept) when each counts, else with the fewest, coarse ones
 // inside and fine ones at the edges. It is never empty.
 func (s *Store) spans(ctx context.Context, tx *sqlx.Tx, q *Query, each bool) ([]span, error) {
-	var extent struct{ First, Last *int64 }
-	if err := tx.GetContext(ctx, &extent, s.sql.text(sqlExtent)); err != nil {
+	var extent struct {
+		Prepared    string
+		First, Last *int64
+	}
+	if err := tx.GetContext(ctx, &extent, s.sql.text(fmt.Sprintf(sqlExtent, s.sql.setLocal("enable_seqscan", "off")))); err != nil {
 		return nil, err
 	}
 	nothing := []span{{step: Day}}
 	if extent.First == nil {
 		return nothing, nil
 	}
-	from, to := time.Unix(*extent.First, 0), s.calendar.next(Day, time.Unix(*extent.Last, 0))
+	from, end := time.Unix(*extent.First, 0), s.calendar.next(Day, time.Unix(*extent.Last, 0))
 	if q.From.After(from) {
 		from = q.From
 	}
-	if !q.To.IsZero() && q.To.Before(to) {
+	to := end
+	if !q.To.IsZero() && q.To.Before(end) {
 		to = q.To
 	}
 	if !from.Before(to) {
 		return nothing, nil
 	}
 	from, to = s.calendar.start(q.Step, from), s.calendar.ceil(q.Step, to)
-	coarse := func(fine, kept Step) Step {
-		if each {
-			return fine
-		}
-		return kept
-	}
 	var spans []span
-	users, plain := q.groups()
-	if users {
-		fine := max(q.Step, Day)
-		for _, sp := range s.cover(from, to, fine, coarse(fine, Month)) {
-			spans = append(spans, span{sp.step, sp.buckets, "user.", "user/"})
+	add := func(ranges []nameRange, fine, kept Step) {
+		if len(ranges) == 0 {
+			return
+		}
+		if each {
+			kept = fine
+		}
+		last := s.calendar.start(kept, to)
+		if !to.Before(end) {
+			last = s.calendar.ceil(kept, to) // nothing is after it
+		}
+		for _, sp := range s.cover(from, to, last, fine, kept) {
+			for _, r := range ranges {
+				spans = append(spans, span{r, sp.step, sp.buckets})
+			}
 		}
 	}
-	if plain {
-		fine := min(q.Step, Day)
-		for _, sp := range s.cover(from, to, fine, coarse(fine, Day)) {
-			spans = append(spans, span{sp.step, sp.buckets, "", "user."}, span{sp.step, sp.buckets, "user/", ""})
-		}
-	}
-	lo, hi := q.Prefix, after(q.Prefix)
-	if q.Name != "" {
-		lo, hi = q.Name, q.Name+"\x01" // no name has a control character
-	}
-	within := spans[:0]
-	for _, sp := range spans {
-		sp.lo = max(sp.lo, lo)
-		if sp.hi == "" || hi != "" && hi < sp.hi {
-			sp.hi = hi
-		}
-		if sp.hi == "" || sp.lo < sp.hi {
-			within = append(within, sp)
-		}
-	}
-	if len(within) == 0 {
+	const user, next = "user.", "user/"
+	ranges := q.within()
+	add(overlap(ranges, nameRange{user, next}), max(q.Step, Day), Month)
+	add(append(overlap(ranges, nameRange{"", user}), overlap(ranges, nameRange{next, ""})...), min(q.Step, Day), Day)
+	if len(spans) == 0 {
 		return nothing, nil
 	}
-	return within, nil
+	return spans, nil
 }
 
-// cover lists the buckets of [from, to): coarse ones where whole ones fit.
-func (s *Store) cover(from, to time.Time, fine, coarse Step) []span {
+// cover lists the buckets of [from, to): coarse ones where whole ones fit before
+// last, one's start.
+func (s *Store) cover(from, to, last time.Time, fine, coarse Step) []span {
 	c := s.calendar
-	first, last := c.ceil(coarse, from), c.start(coarse, to)
+	first := c.ceil(coarse, from)
 	if fine == coarse || !first.Before(last) {
 		return []span{{step: fine, buckets: c.buckets(fine, from, to)}}
 	}
-	edges := append(c.buckets(fine, from, first), c.buckets(fine, last, to)...)
-	return []span{{step: fine, buckets: edges}, {step: coarse, buckets: c.buckets(coarse, first, last)}}
-}
-
-// selected is the table of key and n of the names that q selects. What belongs
-// to the current bucket alone is in no sum, nor is what an adopted table has
-// under those names.
-func (s *Store) selected(q *Query, spans []span) table {
-	c := s.condition(q, "h.key")
-	c.where += " AND h.key NOT IN ('api.requests.today', 'user.active.daily', 'user.active.monthly')"
-	return s.counts(spans, c)
-}
-
-// counts is the table of key and n of the names that c selects: their totals, or
-// their sums over spans.
-func (s *Store) counts(spans []span, c condition) table {
-	if spans == nil {
-		return table{"(SELECT h.key AS key, h.value AS n FROM " + c.from("usage_metrics") + " WHERE " + c.where + ") AS t",
-			append(append([]any{}, c.listArgs...), c.args...)}
+	spans := []span{{step: coarse, buckets: c.buckets(coarse, first, last)}}
+	if edges := append(c.buckets(fine, from, first), c.buckets(fine, last, to)...); len(edges) > 0 {
+		spans = append(spans, span{step: fine, buckets: edges})
 	}
+	return spans
+}
+
+// counts is the table of key and n of the names that c selects in spans: one row
+// per name.
+func (s *Store) counts(spans []span, c condition) table {
 	var t table
 	for i, sp := range spans {
-		text, args := s.span(sp, c, "h.key AS key, h.value AS value")
+		text, args := s.span(sp, c, "h.key AS key, h.value AS n")
 		if i > 0 {
 			t.text += " UNION ALL "
 		}
 		t.text, t.args = t.text+text, append(t.args, args...)
 	}
-	t.text = "(SELECT key, CAST(CASE WHEN SUM(value) > 9007199254740991 THEN 9007199254740991 ELSE SUM(value) END AS BIGINT) AS n FROM (" +
-		t.text + ") AS u GROUP BY key) AS t"
+	if spans[0].step != 0 {
+		t.text = "SELECT key, CAST(CASE WHEN SUM(n) > 9007199254740991 THEN 9007199254740991 ELSE SUM(n) END AS BIGINT) AS n FROM (" +
+			t.text + ") AS u GROUP BY key"
+	}
+	t.text = "(" + t.text + ") AS t"
 	return t
 }
 
 // span is the query for what of sp's rows c selects.
 func (s *Store) span(sp span, c condition, columns string) (string, []any) {
-	in, list := s.sql.oneOf("h.bucket", sp.buckets)
+	var where []string
+	args := slices.Clone(c.listArgs)
+	and := func(text string, values ...any) {
+		where, args = append(where, text), append(args, values...)
+	}
+	table := "usage_metrics"
+	if sp.step != 0 {
+		table = "usage_history"
+		in, list := s.sql.oneOf("h.bucket", sp.buckets)
+		and("h.step = ?", int(sp.step))
+		and(in, list)
+	} else if c.least > 0 {
+		and("h.value >= ?", c.least) // first: it is the cheapest, and leaves the fewest
+	}
 	key := "h.key"
-	if s.sql.sqlite && c.list != "" {
-		key = c.bounds // it seeks by one pair of bounds: the list's own are closer
+	if c.list != "" {
+		key = "v.lo" // SQLite seeks by one pair of bounds: the list's own are closer
 	}
-	text := "SELECT " + columns + " FROM " + c.from("usage_history") + " WHERE h.step = ? AND " + in + " AND " + key + " >= ?"
-	args := append(append([]any{}, c.listArgs...), int(sp.step), list, sp.lo)
-	if sp.hi != "" {
-		text, args = text+" AND "+key+" < ?", append(args, sp.hi)
+	if sp.nameRange == only(sp.lo) {
+		and(key+" = ?", sp.lo)
+	} else if and(key+" >= ?", sp.lo); sp.hi != "" {
+		and(key+" < ?", sp.hi)
 	}
-	return text + " AND " + c.where, append(args, c.args...)
+	where, args = append(where, c.where...), append(args, c.args...)
+	return "SELECT " + columns + " FROM " + c.from(table) + " WHERE " + strings.Join(where, " AND "), args
 }
 
-// condition selects what q does, by name. User text is data only: never part of
-// the statement, nor a pattern.
-func (s *Store) condition(q *Query, key string) condition {
-	c := condition{where: "1 = 1"}
-	and := func(text string, args ...any) {
-		c.where += " AND " + text
-		c.args = append(c.args, args...)
-	}
-	within := func(prefix string) (string, []any) {
-		if hi := after(prefix); hi != "" {
-			return key + " >= ? AND " + key + " < ?", []any{prefix, hi}
-		}
-		return key + " >= ?", []any{prefix}
-	}
-	if q.Name != "" {
-		and(key+" = ?", q.Name)
-	}
-	if q.Prefix != "" {
-		text, args := within(q.Prefix)
-		and(text, args...)
-	}
+// condition selects what q does, of names within its ranges. User text is data
+// only: never part of the statement, nor a pattern.
+func (s *Store) condition(q *Query) condition {
+	var c condition
 	if q.Measure != "" {
-		and("substr("+key+", length("+key+") - length(CAST(? AS TEXT)) + 1) = ?", "."+q.Measure, "."+q.Measure)
+		end := "right(h.key, length(CAST(? AS TEXT)))"
+		if s.sql.sqlite {
+			end = "substr(h.key, -length(?))"
+		}
+		c.and(end+" = ?", "."+q.Measure, "."+q.Measure)
 	}
 	if q.Contains != "" {
-		and(s.sql.strpos()+"(lower("+key+"), ?) > 0", lower(q.Contains))
-	}
-	for _, e := range q.Except {
-		text, args := within(e)
-		and("NOT ("+text+")", args...)
+		c.and(s.sql.strpos()+"(lower(h.key), ?) > 0", lower(q.Contains))
 	}
 	return c
+}
+
+// summed is condition without what belongs to the current bucket alone: it is in
+// no sum, nor is what an adopted table has under those names.
+func (s *Store) summed(q *Query) condition {
+	c := s.condition(q)
+	c.and("h.key NOT IN ('api.requests.today', 'user.active.daily', 'user.active.monthly')")
+	return c
+}
+
+// oneOfTexts is a condition that column holds one of the texts, and its parameter.
+func (d dialect) oneOfTexts(column string, texts []string) (string, any) {
+	if d.sqlite {
+		b, _ := json.Marshal(texts) // strings: nothing that can fail
+		return column + " IN (SELECT value FROM json_each(?))", string(b)
+	}
+	return column + " = ANY(?)", pq.Array(texts)
+}
+
+// stem is an expression for the name in column without its measure, with the dot.
+// (SQLite's rtrim takes off what follows the last dot: it stops at the first
+// character that is not in the set, and only the dot is not.)
+func (d dialect) stem(column string) string {
+	if d.sqlite {
+		return fmt.Sprintf("rtrim(%s, replace(%[1]s, '.', ''))", column)
+	}
+	return fmt.Sprintf("left(%s, length(%[1]s) - length(split_part(%[1]s, '.', -1)))", column)
+}
+
+// setLocal is an expression that changes a setting for the rest of the transaction.
+func (d dialect) setLocal(name, value string) string {
+	if d.sqlite {
+		return `''`
+	}
+	return `set_config('` + name + `', '` + value + `', true)`
 }

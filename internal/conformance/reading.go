@@ -79,16 +79,16 @@ func rows(t *testing.T, b *bench) {
 	s.Add("error..timeouts", 6) // no subject, with two dots
 	s.Add("user.a.b.requests", 7)
 	s.Add("user.a.b.logins", 1)
+	s.Add("user.active.requests", 3) // whose other measures are no user's
 	s.Add("user.registrations", 9)
 	s.Add("x", 3)
 	s.Add("other.y", 4)
-	b.flush(s)
 
 	type result struct {
 		group, subject string
 		counts         map[string]int64
 	}
-	for _, c := range []struct {
+	cases := []struct {
 		q    store.Query
 		want []result
 	}{
@@ -99,29 +99,41 @@ func rows(t *testing.T, b *bench) {
 		{store.Query{Prefix: "user.", Measure: "requests"}, []result{
 			{"user", "a.b", map[string]int64{"requests": 7, "logins": 1}},
 			{"user", "a", map[string]int64{"requests": 5}},
+			{"user", "active", map[string]int64{"requests": 3}},
 		}},
 		{store.Query{Prefix: "user."}, []result{
 			{"user", "", map[string]int64{"registrations": 9}},
 			{"user", "a.b", map[string]int64{"requests": 7, "logins": 1}},
 			{"user", "a", map[string]int64{"requests": 5}},
+			{"user", "active", map[string]int64{"requests": 3}},
 		}},
 		{store.Query{Except: []string{"api.", "user."}}, []result{{"error", "", map[string]int64{"timeouts": 6}}, {"other", "", map[string]int64{"x": 3, "y": 4}}}},
 		{store.Query{Name: "user.a.b.logins"}, []result{{"user", "a.b", map[string]int64{"requests": 7, "logins": 1}}}},
 		{store.Query{Prefix: "nobody."}, nil},
-	} {
-		for _, from := range []time.Time{{}, time.Now().Add(-24 * time.Hour)} {
-			c.q.From = from
-			rows, err := s.Rows(b.ctx, c.q)
-			if err != nil {
-				t.Errorf("%+v: %v", c.q, err)
-				continue
+	}
+	for _, crowd := range []int{0, 10_001} { // a group of many names is read in another way
+		for i := range crowd {
+			s.Add(fmt.Sprintf("user.c%d.visits", i), 1)
+		}
+		b.flush(s)
+		for _, c := range cases {
+			if crowd > 0 {
+				c.q.Limit = len(c.want)
 			}
-			var got []result
-			for _, r := range rows {
-				got = append(got, result{r.Group, r.Subject, r.Counts})
-			}
-			if !reflect.DeepEqual(got, c.want) {
-				t.Errorf("%+v:\n got %v\nwant %v", c.q, got, c.want)
+			for _, from := range []time.Time{{}, time.Now().Add(-24 * time.Hour)} {
+				c.q.From = from
+				rows, err := s.Rows(b.ctx, c.q)
+				if err != nil {
+					t.Errorf("%+v: %v", c.q, err)
+					continue
+				}
+				var got []result
+				for _, r := range rows {
+					got = append(got, result{r.Group, r.Subject, r.Counts})
+				}
+				if !reflect.DeepEqual(got, c.want) {
+					t.Errorf("%+v:\n got %v\nwant %v", c.q, got, c.want)
+				}
 			}
 		}
 	}
