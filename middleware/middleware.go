@@ -29,7 +29,7 @@
 // A request costs two looks at the clock, two allocations (three with an area) and
 // four or five Adds: the names of a route are made once.
 //
-// Read this file, then response.go, names.go, and wrap.go; wrap_generated.go gives
+// Read this file, then response.go, routes.go, and wrap.go; wrap_generated.go gives
 // a wrapped writer the optional interfaces of the one inside.
 package middleware
 

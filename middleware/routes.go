@@ -92,7 +92,7 @@ type route struct {
 }
 
 func newRoute(pattern, method string, host bool) *route {
-	r := &route{method: method, host: host}
+	r := &route{method: strings.Clone(method), host: host} // a request's is a part of all that a client sent
 	if method == "" {
 		r.prefix = "api." + pattern + "."
 		return r

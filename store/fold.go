@@ -24,7 +24,8 @@ const (
 	foldTimeout    = 20 * time.Second
 	maxFoldTimeout = 10 * time.Minute // of one batch that took longer and longer
 	foldBytes      = 32 << 20         // of payload in one fold: names that come again cost no more rows
-	pieceBytes     = 4 << 20          // of payload in memory at a time
+	pieceBytes     = 1 << 20          // of payload in memory at a time
+	manyFoldNames  = 150_000          // from which on a fold takes no more: three rows each, some seconds
 	foldDepth      = 64               // batches of one writer in one fold
 	sweepEvery     = time.Minute      // a fold asks for writers that were not seen for days
 	badKept        = 100
@@ -85,6 +86,7 @@ type foldResult struct {
 	busy    bool          // another one folds, or has the lease
 	batches int           // how many were merged
 	swept   int64         // see foldMemory
+	size    int           // of what was merged, when it had too many names for more; else 0
 	more    bool          // others wait still
 	newer   string        // a batch that waits for a later release
 	upserts time.Duration // what apply took
@@ -176,7 +178,7 @@ func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
 		for _, r := range f.reports {
 			s.log.Error("usagekit: "+r.message, r.args...)
 		}
-		memory = foldMemory{size: min(2*memory.size, foldBytes), newer: f.newer, swept: f.swept}
+		memory = foldMemory{size: cmp.Or(f.size, min(2*memory.size, foldBytes)), newer: f.newer, swept: f.swept}
 	} else if list := tried.Load(); list != nil && !errors.Is(err, errConflict) && ctx.Err() == nil {
 		again := memory.suspect
 		memory.size, memory.suspect, memory.sift = 0, "", false
@@ -256,9 +258,22 @@ func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic
 	if err != nil {
 		return foldResult{}, err
 	}
+	if more {
+		swept = memory.swept // it left some of them
+	}
 	tried.Store(&list)
 	m := merging{sums: newSums(s.calendar), now: now, guards: map[string]*guard{}, suspect: memory.suspect, sift: memory.sift}
+	f := foldResult{swept: swept, more: more}
 	for rest := list; len(rest) > 0; {
+		if len(m.sums.names) >= s.foldNames {
+			merged := list[:len(list)-len(rest)]
+			tried.Store(&merged)
+			for _, w := range merged { // so that the next one chooses no more than that, fairly
+				f.size += w.Size
+			}
+			f.more, f.swept = true, memory.swept
+			break
+		}
 		size, n := rest[0].Size, 1
 		for n < len(rest) && size+rest[n].Size <= pieceBytes {
 			size += rest[n].Size
@@ -284,11 +299,11 @@ func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic
 	if err := s.apply(tx, m.sums); err != nil {
 		return foldResult{}, err
 	}
-	f := foldResult{swept: swept, batches: m.batches, more: more, newer: m.newer, upserts: time.Since(start), reports: m.reports}
+	f.batches, f.newer, f.upserts, f.reports = m.batches, m.newer, time.Since(start), m.reports
 	if _, err := tx.Exec(s.sql.text(sqlFolded)); err != nil {
 		return foldResult{}, err
 	}
-	if !more && f.newer == "" { // all that had arrived by now is in
+	if !f.more && f.newer == "" { // all that had arrived by now is in
 		if _, err := tx.Exec(s.sql.text(sqlSetMeta), "folded", strconv.FormatInt(now, 10)); err != nil {
 			return foldResult{}, err
 		}
@@ -442,7 +457,7 @@ func (s *Store) merge(tx *sqlx.Tx, m *merging, w waiting) error {
 		at = m.now
 	}
 	for name, n := range payload.Counts() {
-		if refused[counter.Kept(name)] != nil {
+		if len(refused) > 0 && refused[counter.Kept(name)] != nil {
 			group, _, measure := counter.Split(name)
 			name = group + "." + counter.Invalid + "." + measure
 		}

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"crypto/sha256"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"testing"
@@ -37,6 +39,43 @@ func BenchmarkMerge(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
+	}
+}
+
+// A fold ends when it has many names, not when it has many bytes: what is left waits
+// for the next ones, which take turns among the writers.
+func TestFoldOfManyNames(t *testing.T) {
+	db, err := sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	s, err := open(t.Context(), db, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.foldNames = 100
+	const writers, names = 3, 20_000 // of more than a piece
+	for w := range writers {
+		b := counter.Batch{Opened: time.Now().UnixMilli()}
+		for i := range names {
+			b.Counts = append(b.Counts, counter.Count{Name: fmt.Sprintf("feature.%x.used", sha256.Sum256([]byte{byte(w), byte(i), byte(i >> 8)})), N: 1})
+		}
+		p := b.Encode()
+		if len(p) < pieceBytes {
+			t.Fatalf("%d bytes are one piece", len(p))
+		}
+		db.MustExec(`INSERT INTO usage_writers VALUES (?, 0, x'', 0)`, fmt.Sprint(w))
+		db.MustExec(`INSERT INTO usage_inbox VALUES (?, 1, ?, ?)`, fmt.Sprint(w), b.Opened, p)
+	}
+	for left := writers - 1; left >= 0; left-- {
+		if f, err := s.fold(t.Context(), true); err != nil || f.batches != 1 || f.more != (left > 0) {
+			t.Fatalf("%d left: %+v, %v", left, f, err)
+		}
+	}
+	var sum, rows int
+	if err := errors.Join(db.Get(&sum, `SELECT SUM(value) FROM usage_metrics`), db.Get(&rows, `SELECT COUNT(*) FROM usage_inbox`)); err != nil || sum != writers*names || rows != 0 {
+		t.Errorf("%d counts, %d batches left, %v", sum, rows, err)
 	}
 }
 

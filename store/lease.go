@@ -74,7 +74,7 @@ func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
 	}
 	if !l.work {
 		s.report(&s.foldErr, nil)
-		if *leader {
+		if *leader || l.holder == s.writer && l.left > 0 { // which Flush takes, too
 			return s.interval, true
 		}
 		return s.idle(), true

@@ -35,7 +35,7 @@ const (
 
 const (
 	// When a writer was seen last, if ever, and who has the lease.
-	sqlKnown = `SELECT COALESCE((SELECT seen FROM usage_writers WHERE writer = ?), -1) AS seen, value, %s AS now FROM usage_meta WHERE name = 'lease'`
+	sqlKnown = `SELECT COALESCE((SELECT seen FROM usage_writers WHERE writer = ?), -1) AS seen, COALESCE((SELECT value FROM usage_meta WHERE name = 'lease'), '') AS value, %s AS now`
 	// Only when it is needed: it waits for a fold that moves this writer's guard.
 	sqlRegister = `INSERT INTO usage_writers AS w (writer, seq, sum, seen) VALUES (?, 0, ?, ?) ON CONFLICT (writer) DO UPDATE SET seen = excluded.seen`
 	sqlSend     = `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING`

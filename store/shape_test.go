@@ -38,7 +38,7 @@ func scripted(t *testing.T) (*Store, sqlmock.Sqlmock) {
 		db: sqlx.NewDb(db, "postgres"), sql: d, log: slog.New(slog.DiscardHandler), interval: time.Second, calendar: calendar{time.UTC}, writer: "w",
 		live:  counter.New(100, func(string) {}, nil),
 		reads: tokens(1), writes: tokens(1), reserve: tokens(2),
-		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1), changed: make(chan struct{}), stopped: make(chan struct{}),
+		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1), foldNames: manyFoldNames, changed: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	s.run, s.cancel = context.WithCancel(context.Background())
 	t.Cleanup(func() {

@@ -205,9 +205,10 @@ type Store struct {
 	advised  string    // what the log said last
 	degraded string    // what the log said last
 
-	folding  foldMemory
-	seenFold seenFold      // of foldLoop
-	idling   time.Duration // of foldLoop: how long it waited last with nothing to fold
+	folding   foldMemory
+	foldNames int           // manyFoldNames; tests have less
+	seenFold  seenFold      // of foldLoop
+	idling    time.Duration // of foldLoop: how long it waited last with nothing to fold
 
 	stopOnce sync.Once
 	stopped  chan struct{}
@@ -272,7 +273,7 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 		db: db, sql: d, log: cfg.Logger, interval: cfg.Interval,
 		writer: newID(),
 		reads:  tokens(1), writes: tokens(1), reserve: tokens(2),
-		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1), foldNames: manyFoldNames,
 		changed: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	if s.log == nil {

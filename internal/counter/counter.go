@@ -220,6 +220,9 @@ func (s *Set) Close() (Sealed, bool) {
 	s.sealing.Lock()
 	defer s.sealing.Unlock()
 	if s.spare != nil {
+		if s.spare.file != nil {
+			s.spare.file.stop()
+		}
 		s.spool.Remove(s.spare.seq)
 		s.spare = nil
 	}
