@@ -19,7 +19,7 @@ type resolver interface {
 // counterOf returns how to get Add for one name of rec. A type that embeds one with
 // such counters, to do something about Add, is asked by Add.
 func counterOf(rec Recorder) func(name string) func(n int64) {
-	if r, ok := rec.(resolver); ok && !embeds[resolver](reflect.TypeOf(rec)) {
+	if r, ok := rec.(resolver); ok && !embedsResolver(reflect.TypeOf(rec)) {
 		return r.Counter
 	}
 	return func(name string) func(n int64) {
@@ -27,9 +27,10 @@ func counterOf(rec Recorder) func(name string) func(n int64) {
 	}
 }
 
-// embeds tells whether t, or what it points to, is a struct that has the methods of
-// T from a field.
-func embeds[T any](t reflect.Type) bool {
+// embedsResolver tells whether t, or what it points to, is a struct that has Counter
+// from a field, perhaps.
+func embedsResolver(t reflect.Type) bool {
+	resolves := reflect.TypeFor[resolver]()
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
@@ -37,7 +38,7 @@ func embeds[T any](t reflect.Type) bool {
 		return false
 	}
 	for f := range t.Fields() {
-		if f.Anonymous && (f.Type.Implements(reflect.TypeFor[T]()) || reflect.PointerTo(f.Type).Implements(reflect.TypeFor[T]())) {
+		if f.Anonymous && (f.Type.Implements(resolves) || reflect.PointerTo(f.Type).Implements(resolves)) {
 			return true
 		}
 	}
