@@ -141,6 +141,33 @@ func (d dialect) oneOf(column string, numbers []int64) (string, any) {
 	return column + ` = ANY(?)`, pq.Array(numbers)
 }
 
+// oneOfTexts is a condition that column holds one of the texts, and its parameter.
+func (d dialect) oneOfTexts(column string, texts []string) (string, any) {
+	if d.sqlite {
+		b, _ := json.Marshal(texts) // strings: nothing that can fail
+		return column + " IN (SELECT value FROM json_each(?))", string(b)
+	}
+	return column + " = ANY(?)", pq.Array(texts)
+}
+
+// stem is an expression for the name in column without its measure, with the dot.
+// (SQLite's rtrim takes off what follows the last dot: it stops at the first
+// character that is not in the set, and only the dot is not.)
+func (d dialect) stem(column string) string {
+	if d.sqlite {
+		return fmt.Sprintf("rtrim(%s, replace(%[1]s, '.', ''))", column)
+	}
+	return fmt.Sprintf("left(%s, length(%[1]s) - length(split_part(%[1]s, '.', -1)))", column)
+}
+
+// setLocal is an expression that changes a setting for the rest of the transaction.
+func (d dialect) setLocal(name, value string) string {
+	if d.sqlite {
+		return `''`
+	}
+	return `set_config('` + name + `', '` + value + `', true)`
+}
+
 // column is one of a values list: texts, or numbers.
 type column struct {
 	name    string

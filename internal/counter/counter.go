@@ -3,7 +3,7 @@
 //
 // A generation is a set of live counters, found by name. Add loads the current
 // generation, looks its counter up and counts with a compare-and-swap, without a
-// lock: a third of what a Prometheus CounterVec lookup takes (make bench). Sealing
+// lock: two fifths of what a Prometheus CounterVec lookup takes (make bench). Sealing
 // closes a generation while others count:
 //
 //  1. publish a fresh generation;

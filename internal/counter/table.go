@@ -10,7 +10,7 @@ import (
 // the generation's mutex, and none is ever removed. So it can be what a concurrent
 // map for everything cannot: a word per slot, and a third of the cache lines, which
 // are all that a count costs once there are many names (100,000 of them in turn:
-// 150 ns, where a general map took 550).
+// 270 ns, where a general map took 595).
 //
 // It is a hash table with open addressing, at most half full. A slot is the name's
 // hash and the number of its counter from 1 on; 0 is empty.

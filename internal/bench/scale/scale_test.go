@@ -25,7 +25,7 @@ func tiny(only string) settings {
 // Everything runs, and every table has what was added.
 func TestEverything(t *testing.T) {
 	if server == nil {
-		t.Skip("needs PostgreSQL")
+		t.Skip("PostgreSQL was not tried: make test does")
 	}
 	t.Parallel()
 	var out strings.Builder
@@ -79,7 +79,7 @@ func (l *losing) Add(name string, n int64) {
 // A way that loses counts is found out.
 func TestLostCountsAreAnError(t *testing.T) {
 	if server == nil {
-		t.Skip("needs PostgreSQL")
+		t.Skip("PostgreSQL was not tried: make test does")
 	}
 	t.Parallel()
 	w := &forgetful{upserts{interval: 100 * time.Millisecond}}
