@@ -70,7 +70,7 @@
 // Totals are of all time. History has buckets of hours and days (days and months
 // for the group user) that begin where the database's zone has it. See Query.
 //
-// Read store.go, then shutdown.go, send.go (the flush), fold.go and apply.go (into the tables),
+// Read store.go, then shutdown.go, send.go (the flush), fold.go, poison.go and apply.go (into the tables),
 // lease.go (who folds), query.go, read.go and span.go; tx.go is the only way to
 // the database, and dialect.go what PostgreSQL and SQLite do not share.
 package store
