@@ -29,7 +29,8 @@ ON CONFLICT (key) DO UPDATE SET value = CASE WHEN m.value > 9007199254740991 - e
 	sqlAddHistory = `INSERT INTO usage_history AS h (step, bucket, key, value) %s
 ON CONFLICT (step, bucket, key) DO UPDATE SET value = CASE WHEN h.value > 9007199254740991 - excluded.value THEN 9007199254740991 ELSE h.value + excluded.value END`
 
-	sqlReturning = ` RETURNING step, bucket, key, value`
+	sqlReturning       = ` RETURNING step, bucket, key, value`
+	sqlReturningTotals = ` RETURNING 0 AS step, 0 AS bucket, key, value`
 )
 
 // bucket is one row of history.
@@ -43,6 +44,9 @@ type bucket struct {
 // what is derived from them. A name that comes again makes no string.
 type sums struct {
 	calendar calendar
+	now      time.Time // the database's
+	horizon  horizon
+	subjects *subjects // what they will be when this is in the database; nil: as before
 	names    map[string]*sum
 	requests sum                // derived: all requests
 	made     []sum              // the next ones
@@ -60,8 +64,9 @@ type sum struct {
 
 type dated struct{ quarter, n int64 } // Unix ms
 
-func newSums(c calendar) *sums {
-	return &sums{calendar: c, names: map[string]*sum{}, starts: map[int64][3]int64{}}
+// newSums returns none yet, to be written at the database's time now.
+func (s *Store) newSums(now time.Time) *sums {
+	return &sums{calendar: s.calendar, now: now, horizon: s.horizon(now), names: map[string]*sum{}, starts: map[int64][3]int64{}}
 }
 
 // add merges n of a name, counted at the time at (Unix ms). The name may be the
@@ -139,6 +144,9 @@ func (s *sums) rows() (totals, history, users []row) {
 			starts := s.startsOf(d.quarter)
 			for _, step := range kept(group) {
 				at := start{step, starts[step-Hour]}
+				if at.bucket < s.horizon.of(step, name) {
+					continue // too old for history: it counts in the total alone
+				}
 				lists := of[at]
 				if lists == nil {
 					lists = new([2][]row)
@@ -181,29 +189,37 @@ func kept(group string) [2]Step {
 	return [2]Step{Hour, Day}
 }
 
-// apply adds sums to totals and history, in the order of their keys, and derives
-// the active users: those whose first requests of a day or month these are.
-func (s *Store) apply(tx *sqlx.Tx, sums *sums) error {
-	totals, history, users := sums.rows()
-	for rows := range slices.Chunk(totals, chunk) {
-		_, keys, numbers := columns(rows)
-		if err := s.upsert(tx, sqlAddTotals, keys, numbers); err != nil {
-			return err
-		}
+// apply adds sums to totals and history, in the order of their keys. It derives
+// the active users, those whose first requests of a day or month these are; moves
+// what is beyond a cap; and records the thresholds that are crossed, of which it
+// returns how many.
+func (s *Store) apply(tx *sqlx.Tx, sums *sums) (crossings int, err error) {
+	if err := s.capSubjects(tx, sums); err != nil {
+		return 0, err
 	}
-	if err := s.addHistory(tx, history, nil); err != nil {
-		return err
+	totals, history, users := sums.rows()
+	var crossed []Crossing
+	cross := func(r row, after int64) { crossed = s.crossings(crossed, r, after) }
+	watched := func(r row) bool { return s.watched(r.bucket) }
+	if err := s.addRows(tx, sqlAddTotals, totals, watched, cross); err != nil {
+		return 0, err
+	}
+	if err := s.addRows(tx, sqlAddHistory, history, watched, cross); err != nil {
+		return 0, err
 	}
 	active := map[bucket]int64{}
-	err := s.addHistory(tx, users, func(b bucket) {
-		b.Key = activeDaily
-		if b.Step == Month {
-			b.Key = activeMonthly
+	err = s.addRows(tx, sqlAddHistory, users, func(row) bool { return true }, func(r row, after int64) {
+		cross(r, after)
+		if after == r.n && after < counter.Max { // a full counter may be old
+			b := bucket{r.Step, r.Bucket, activeDaily}
+			if b.Step == Month {
+				b.Key = activeMonthly
+			}
+			active[b]++
 		}
-		active[b]++
 	})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	derived := make([]row, 0, len(active))
 	for _, b := range slices.SortedFunc(maps.Keys(active), func(a, b bucket) int {
@@ -211,7 +227,10 @@ func (s *Store) apply(tx *sqlx.Tx, sums *sums) error {
 	}) {
 		derived = append(derived, row{b, active[b]})
 	}
-	return s.addHistory(tx, derived, nil)
+	if err := s.addRows(tx, sqlAddHistory, derived, watched, cross); err != nil {
+		return 0, err
+	}
+	return s.recordCrossings(tx, crossed, sums.now)
 }
 
 // chunk is how many rows one upsert takes: a twentieth of a second of a small
@@ -254,23 +273,28 @@ func (s *Store) upsert(tx *sqlx.Tx, query string, columns ...column) error {
 	return nil
 }
 
-// addHistory adds rows to history; first is told of those that were new.
-func (s *Store) addHistory(tx *sqlx.Tx, rows []row, first func(bucket)) error {
+// addRows adds rows by query, sqlAddTotals or sqlAddHistory. Where one is watched,
+// told hears what the rows around it have become.
+func (s *Store) addRows(tx *sqlx.Tx, query string, rows []row, watched func(row) bool, told func(r row, after int64)) error {
 	for rows := range slices.Chunk(rows, chunk) {
 		buckets, keys, numbers := columns(rows)
-		if first == nil {
-			if err := s.upsert(tx, sqlAddHistory, buckets[0], buckets[1], keys, numbers); err != nil {
+		columns := []column{buckets[0], buckets[1], keys, numbers}
+		returning := sqlReturning
+		if query == sqlAddTotals {
+			columns, returning = columns[2:], sqlReturningTotals
+		}
+		if !slices.ContainsFunc(rows, watched) {
+			if err := s.upsert(tx, query, columns...); err != nil {
 				return err
 			}
 			continue
 		}
-		added, args := s.sql.rows(buckets[0], buckets[1], keys, numbers)
-		query := strings.Replace(sqlAddHistory, "%s", added, 1)
+		added, args := s.sql.rows(columns...)
 		var now []struct {
 			bucket
 			Value int64
 		}
-		if err := tx.Select(&now, s.sql.text(query+sqlReturning), args...); err != nil {
+		if err := tx.Select(&now, s.sql.text(strings.Replace(query, "%s", added, 1)+returning), args...); err != nil {
 			return err
 		}
 		of := make(map[bucket]int64, len(rows))
@@ -278,9 +302,7 @@ func (s *Store) addHistory(tx *sqlx.Tx, rows []row, first func(bucket)) error {
 			of[r.bucket] = r.n
 		}
 		for _, r := range now {
-			if r.Value == of[r.bucket] && r.Value < counter.Max { // a full counter may be old
-				first(r.bucket)
-			}
+			told(row{r.bucket, of[r.bucket]}, r.Value)
 		}
 	}
 	return nil

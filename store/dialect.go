@@ -25,7 +25,7 @@ type dialect struct {
 }
 
 func newDialect(driverName, schema string) (dialect, error) {
-	d := dialect{bind: sqlx.BindType(driverName), tables: regexp.MustCompile(`\busage_(metrics|history|inbox|writers|meta)\b`)}
+	d := dialect{bind: sqlx.BindType(driverName), tables: regexp.MustCompile(`\busage_(metrics|history|inbox|writers|meta|hourly|daily)\b`)}
 	switch {
 	case d.bind == sqlx.DOLLAR:
 		d.schema = schema

@@ -89,6 +89,8 @@ type foldResult struct {
 	more    bool          // others wait still
 	newer   string        // a batch that waits for a later release
 	upserts time.Duration // what apply took
+	crossed int           // thresholds
+	sums    *sums         // that were written; nil: none
 	reports []report      // to be logged once it is certain
 }
 
@@ -177,6 +179,7 @@ func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
 		for _, r := range f.reports {
 			s.log.Error("usagekit: "+r.message, r.args...)
 		}
+		s.applied(f.sums, f.crossed)
 		memory = foldMemory{size: cmp.Or(f.size, min(2*memory.size, foldBytes)), newer: f.newer, swept: f.swept}
 	} else if list := tried.Load(); list != nil && !errors.Is(err, errConflict) && ctx.Err() == nil {
 		again := memory.suspect
@@ -231,7 +234,7 @@ func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic
 		swept = memory.swept // it left some of them
 	}
 	tried.Store(&list)
-	m := merging{sums: newSums(s.calendar), now: now, guards: map[string]*guard{}, suspect: memory.suspect, sift: memory.sift}
+	m := merging{sums: s.newSums(time.UnixMilli(now)), now: now, guards: map[string]*guard{}, suspect: memory.suspect, sift: memory.sift}
 	f := foldResult{swept: swept, more: more}
 	for rest := list; len(rest) > 0; {
 		if len(m.sums.names) >= s.foldNames {
@@ -265,9 +268,10 @@ func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic
 		return foldResult{}, err
 	}
 	start := time.Now()
-	if err := s.apply(tx, m.sums); err != nil {
+	if f.crossed, err = s.apply(tx, m.sums); err != nil {
 		return foldResult{}, err
 	}
+	f.sums = m.sums
 	f.batches, f.newer, f.upserts, f.reports = m.batches, m.newer, time.Since(start), m.reports
 	if _, err := tx.Exec(s.sql.text(sqlFolded)); err != nil {
 		return foldResult{}, err

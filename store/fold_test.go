@@ -29,11 +29,11 @@ func BenchmarkMerge(b *testing.B) {
 		payloads[i] = batch.Encode()
 		size += len(payloads[i])
 	}
-	s := &Store{calendar: calendar{time.UTC}}
+	s := &Store{calendar: calendar{time.UTC}, retention: Retention{}.defaults()}
 	b.ReportMetric(float64(size)/float64(len(payloads)), "B/batch")
 	b.ReportAllocs()
 	for b.Loop() {
-		m := merging{sums: newSums(s.calendar), now: 1_800_000_000_000, guards: map[string]*guard{}}
+		m := merging{sums: s.newSums(time.UnixMilli(1_800_000_000_000)), now: 1_800_000_000_000, guards: map[string]*guard{}}
 		for i, p := range payloads {
 			if err := s.merge(nil, &m, waiting{Writer: fmt.Sprint(i), Seq: 1, Payload: p}); err != nil {
 				b.Fatal(err)
@@ -50,7 +50,7 @@ func TestFoldOfManyNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	s, err := open(t.Context(), db, Config{})
+	s, err := open(t.Context(), db, Config{Caps: map[string]int{}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,6 +38,7 @@ func (s *Store) foldLoop() {
 	leader := false
 	for {
 		wait, attentive := s.foldTurn(&leader)
+		s.leads.Store(leader)
 		timer := time.NewTimer(wait)
 		kick := s.kick
 		if !attentive {

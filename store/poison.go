@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"maps"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 
@@ -49,7 +50,7 @@ func (s *Store) siftOut(tx *sqlx.Tx, m *merging, w waiting) (map[string]error, e
 		return nil, err
 	}
 	tries := maxTries
-	refused, err := s.refusedOf(tx, b.Opened, b.Counts, &tries)
+	refused, err := s.refusedOf(tx, m.now, b, &tries)
 	for name, why := range refused {
 		m.report("the database refuses a name, which counts as (invalid)", "batch", w.name(), "name", name, "error", why)
 	}
@@ -57,18 +58,19 @@ func (s *Store) siftOut(tx *sqlx.Tx, m *merging, w waiting) (map[string]error, e
 }
 
 // refusedOf finds those names by halves, each tried and undone.
-func (s *Store) refusedOf(tx *sqlx.Tx, at int64, counts []counter.Count, tries *int) (map[string]error, error) {
+func (s *Store) refusedOf(tx *sqlx.Tx, now int64, b counter.Batch, tries *int) (map[string]error, error) {
 	if *tries--; *tries < 0 {
 		return nil, errTooMany
 	}
 	if _, err := tx.Exec(`SAVEPOINT usage_try`); err != nil {
 		return nil, err
 	}
-	sums := newSums(s.calendar)
+	counts := b.Counts
+	sums := s.newSums(time.UnixMilli(now))
 	for _, c := range counts {
-		sums.add(at, c.Name, c.N)
+		sums.add(b.Opened, c.Name, c.N)
 	}
-	why := s.apply(tx, sums)
+	_, why := s.apply(tx, sums)
 	if _, err := tx.Exec(`ROLLBACK TO SAVEPOINT usage_try`); err != nil {
 		return nil, errors.Join(why, err)
 	}
@@ -82,7 +84,7 @@ func (s *Store) refusedOf(tx *sqlx.Tx, at int64, counts []counter.Count, tries *
 	}
 	refused := map[string]error{}
 	for _, half := range [][]counter.Count{counts[:len(counts)/2], counts[len(counts)/2:]} {
-		some, err := s.refusedOf(tx, at, half, tries)
+		some, err := s.refusedOf(tx, now, counter.Batch{Opened: b.Opened, Counts: half}, tries)
 		if err != nil {
 			return nil, err
 		}

@@ -323,7 +323,11 @@ func rowsOf(stems, counts []Count) []Row {
 // History returns one count per name and bucket, the oldest first. Buckets
 // without a count are left out.
 func (s *Store) History(ctx context.Context, q Query) ([]Count, error) {
+	finest := q.Step == 0
 	if err := q.check(); err != nil {
+		return nil, err
+	}
+	if err := s.checkKept(&q, finest); err != nil {
 		return nil, err
 	}
 	sums := map[bucket]int64{}
@@ -370,6 +374,32 @@ func (s *Store) History(ctx context.Context, q Query) ([]Count, error) {
 	}
 	slices.SortFunc(counts, func(a, b Count) int { return cmp.Or(a.Start.Compare(b.Start), cmp.Compare(a.Name, b.Name)) })
 	return counts, nil
+}
+
+// checkKept has a History that begins before the horizon of its buckets be one of
+// coarser buckets, or an error when others were asked for.
+func (s *Store) checkKept(q *Query, finest bool) error {
+	if q.From.IsZero() || !s.isStarted() {
+		return nil
+	}
+	h := s.horizon(time.Now())
+	gone := func(name string) bool { return q.From.Before(time.Unix(h.of(q.Step, name), 0)) }
+	coarser := q.Step
+	switch users, plain := q.groups(); {
+	case q.Step == Hour && gone(""):
+		coarser = Day
+	case q.Step == Day && users && !plain && gone(cmp.Or(q.Name, "user.x.requests")):
+		coarser = Month
+	}
+	if coarser == q.Step {
+		return nil
+	}
+	if !finest {
+		since := time.Unix(h.of(q.Step, cmp.Or(q.Name, "user.x.requests")), 0).In(s.calendar.loc)
+		return queryError(fmt.Sprintf("Step %v is finer than kept before %s (Config.Retention): want %v, or 0", q.Step, since.Format(time.DateOnly), coarser))
+	}
+	q.Step = coarser
+	return nil
 }
 
 // names reads the q.Limit largest names of q's range.

@@ -127,7 +127,13 @@ func within(ctx context.Context, f func()) error {
 // settle waits until no attempt has a connection of the pool, unless a server
 // that stands still keeps it for longer than ctx.
 func (s *Store) settle(ctx context.Context) {
-	for _, c := range []chan struct{}{s.reads, s.writes, s.reserve, s.reserve} {
+	all := []chan struct{}{s.reads, s.writes, s.reserve, s.reserve}
+	if !s.sql.sqlite { // where it is writes
+		for range cap(s.direct) {
+			all = append(all, s.direct)
+		}
+	}
+	for _, c := range all {
 		select {
 		case <-c:
 			defer func() { c <- struct{}{} }()

@@ -113,7 +113,7 @@ func (s *Store) spansOf(ctx context.Context, tx *sqlx.Tx, q *Query) ([]span, err
 
 // spans covers the range that q asks for: with buckets of its step (or the next
 // finer one that is kept) when each counts, else with the fewest, coarse ones
-// inside and fine ones at the edges. It is never empty.
+// inside and fine ones at the edges, where those are kept still. It is never empty.
 func (s *Store) spans(ctx context.Context, tx *sqlx.Tx, q *Query, each bool) ([]span, error) {
 	var extent struct {
 		Prepared    string
@@ -138,13 +138,20 @@ func (s *Store) spans(ctx context.Context, tx *sqlx.Tx, q *Query, each bool) ([]
 		return nothing, nil
 	}
 	from, to = s.calendar.start(q.Step, from), s.calendar.ceil(q.Step, to)
+	h := s.horizon(time.Now())
 	var spans []span
-	add := func(ranges []nameRange, fine, kept Step) {
+	add := func(ranges []nameRange, fine, kept Step, since int64) {
 		if len(ranges) == 0 {
 			return
 		}
+		from, to := from, to
 		if each {
 			kept = fine
+		} else if since := time.Unix(since, 0); from.Before(since) { // fine ones are gone there
+			from = s.calendar.start(kept, from)
+			if to.Before(since) || to.Before(s.calendar.next(kept, from)) {
+				to = s.calendar.ceil(kept, to)
+			}
 		}
 		last := s.calendar.start(kept, to)
 		if !to.Before(end) {
@@ -158,8 +165,8 @@ func (s *Store) spans(ctx context.Context, tx *sqlx.Tx, q *Query, each bool) ([]
 	}
 	const user, next = "user.", "user/"
 	ranges := q.within()
-	add(overlap(ranges, nameRange{user, next}), max(q.Step, Day), Month)
-	add(append(overlap(ranges, nameRange{"", user}), overlap(ranges, nameRange{next, ""})...), min(q.Step, Day), Day)
+	add(overlap(ranges, nameRange{user, next}), max(q.Step, Day), Month, h.users)
+	add(append(overlap(ranges, nameRange{"", user}), overlap(ranges, nameRange{next, ""})...), min(q.Step, Day), Day, h.hours)
 	if len(spans) == 0 {
 		return nothing, nil
 	}

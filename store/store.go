@@ -80,7 +80,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -130,6 +132,25 @@ type Config struct {
 	// Logger gets a line per change of state, never one per request or per
 	// failed attempt. nil: slog.Default().
 	Logger *slog.Logger
+
+	// Retention is how long hours and days are kept; see there.
+	Retention Retention
+
+	// Caps are how many subjects a group may have in the database, over all instances
+	// and days; 0: any number. What is new beyond a cap counts under the subject
+	// "(other)", so sums stay right; what is there already counts on. Measures are not
+	// limited, but for (other)'s: 64. Areas count as subjects of "api". nil: api
+	// 5,000, feature 10,000, llm 1,000, error 1,000; a group that is not named has none.
+	Caps map[string]int
+
+	// Thresholds are watched by the fold: of the instance that folds, its own list
+	// decides. Each crossing is recorded once, with the counts that made it.
+	Thresholds []Threshold
+
+	// Notify is told of every crossing, at least once: again after an error, a panic or
+	// 10 s, and after the process that was telling it is gone. It is called outside of
+	// any transaction, one at a time. nil: a line in the log.
+	Notify func(context.Context, Crossing) error
 }
 
 // Stats is a Store's state at a moment.
@@ -163,6 +184,9 @@ func (e *UndeliveredError) Error() string {
 
 func (e *UndeliveredError) Unwrap() error { return e.Err }
 
+// directLanes is how many connections Take and AddNow may use at a time.
+const directLanes = 4
+
 // Store counts, and brings the counts into its database. Its methods may be
 // called from any number of goroutines.
 type Store struct {
@@ -179,6 +203,7 @@ type Store struct {
 	started  chan struct{}  // closed when the database was reached first; nil: New waited for it
 	reads    lane
 	writes   lane
+	direct   lane          // of Take and AddNow, which must not wait for a fold
 	reserve  chan struct{} // for those that take the place of an abandoned attempt
 
 	run    context.Context // ends the goroutines
@@ -186,6 +211,14 @@ type Store struct {
 	wg     sync.WaitGroup
 	wake   chan struct{} // a batch waits to be sent
 	kick   chan struct{} // a batch waits to be folded
+
+	retention  Retention
+	caps       map[string]int
+	subjects   atomic.Pointer[subjects]
+	thresholds []Threshold
+	notifier   func(context.Context, Crossing) error
+	crossed    chan struct{} // something may be told
+	leads      atomic.Bool   // this store folded last
 
 	derivedOnce   sync.Once
 	foldedThrough atomic.Int64 // Unix ms; 0: unknown
@@ -223,7 +256,10 @@ func New(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	loops := []func(){s.sealLoop, s.sendLoop, s.foldLoop}
+	loops := []func(){s.sealLoop, s.sendLoop, s.foldLoop, s.pruneLoop}
+	if len(cfg.Thresholds) > 0 || cfg.Notify != nil {
+		loops = append(loops, s.notifyLoop)
+	}
 	if cfg.StartOffline {
 		loops = append(loops, s.startLoop)
 	}
@@ -274,7 +310,18 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 		writer: newID(),
 		reads:  tokens(1), writes: tokens(1), reserve: tokens(2),
 		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1), foldNames: manyFoldNames,
-		changed: make(chan struct{}), stopped: make(chan struct{}),
+		changed: make(chan struct{}), stopped: make(chan struct{}), crossed: make(chan struct{}, 1),
+		retention: cfg.Retention.defaults(), caps: maps.Clone(cfg.Caps), thresholds: slices.Clone(cfg.Thresholds), notifier: cfg.Notify,
+	}
+	if s.direct = s.writes; !d.sqlite { // which has one writer, and a queue that is fair
+		s.direct = tokens(directLanes)
+	}
+	if s.caps == nil {
+		s.caps = defaultCaps()
+	}
+	maps.DeleteFunc(s.caps, func(_ string, n int) bool { return n == 0 })
+	if s.notifier == nil {
+		s.notifier = s.logCrossing
 	}
 	if s.log == nil {
 		s.log = slog.Default()
@@ -311,6 +358,24 @@ func (c Config) check() error {
 	if c.MaxNames < 0 {
 		return fmt.Errorf("store: Config.MaxNames is %d: want a positive number, or 0 for 100,000", c.MaxNames)
 	}
+	for i, t := range c.Thresholds {
+		if err := t.check(); err != nil {
+			return fmt.Errorf("store: Config.Thresholds[%d]: %w", i, err)
+		}
+	}
+	for group, n := range c.Caps {
+		if n < 0 || group == "" || strings.Contains(group, ".") {
+			return fmt.Errorf("store: Config.Caps[%q] is %d: want a group, without dots, and a positive number, or 0 for any", group, n)
+		}
+	}
+	for _, r := range []struct {
+		field string
+		d     time.Duration
+	}{{"Hourly", c.Retention.Hourly}, {"Daily", c.Retention.Daily}, {"UserDaily", c.Retention.UserDaily}} {
+		if r.d > 0 && r.d < minRetention {
+			return fmt.Errorf("store: Config.Retention.%s is %v: want %v at least, 0 for the default, or a negative one for ever", r.field, r.d, minRetention)
+		}
+	}
 	if strings.ContainsAny(c.Schema, "\"\x00?") {
 		return fmt.Errorf("store: Config.Schema %q: a schema's name without quotes or question marks is wanted", c.Schema)
 	}
@@ -337,7 +402,7 @@ func (s *Store) Inc(name string) { s.live.Add(name, 1) }
 func (s *Store) refused(name string) {
 	s.derivedOnce.Do(func() {
 		go s.survives(func() { // a request may be waiting
-			s.log.Warn("usagekit: a derived counter cannot be added to; it is computed from user.<id>.requests and api.<route>.requests: count those", "name", name)
+			s.log.Warn("usagekit: a derived counter cannot be added to; it is computed from user.<id>.requests and api.<route>.requests: count those (and a quota is taken by Take)", "name", name)
 		})
 	})
 }

@@ -156,9 +156,11 @@ func (b *bench) pool(faults *dbtest.Faults) *sqlx.DB {
 	return db
 }
 
-// config has an Interval so long that nothing happens but what a case asks for.
+// config has an Interval so long that nothing happens but what a case asks for, and
+// keeps what cases date years ago.
 func (b *bench) config() store.Config {
-	return store.Config{Interval: time.Hour, Schema: b.d.Schema, Logger: slog.New(slog.NewTextHandler(b.logs, nil))}
+	forever := store.Retention{Hourly: -1, Daily: -1, UserDaily: -1}
+	return store.Config{Interval: time.Hour, Retention: forever, Schema: b.d.Schema, Logger: slog.New(slog.NewTextHandler(b.logs, nil))}
 }
 
 // store starts one on a pool of its own, shut down with the case.

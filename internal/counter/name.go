@@ -36,13 +36,18 @@ func Split(name string) (group, subject, measure string) {
 }
 
 // Derived tells whether name is computed by usagekit from other counters, so
-// that counting it directly would count twice.
+// that counting it directly would count twice, or is a quota, which only what knows
+// its limit adds to.
 func Derived(name string) bool {
 	switch name {
 	case "api.requests.total", "api.requests.today", "user.active.daily", "user.active.monthly":
 		return true
 	}
-	return false
+	if !strings.HasPrefix(name, "quota.") {
+		return false
+	}
+	_, subject, measure := Split(name)
+	return subject != "" && subject != Other && subject != Invalid && measure != "refused"
 }
 
 // Reserved tells whether subject is one that only usagekit counts under:

@@ -1,0 +1,175 @@
+package store
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/counter"
+)
+
+// defaultCaps are for a nil Config.Caps.
+func defaultCaps() map[string]int {
+	return map[string]int{"api": 5_000, "feature": 10_000, "llm": 1_000, "error": 1_000}
+}
+
+// otherMeasures is how many measures the (other) of a group keeps apart.
+const otherMeasures = 64
+
+const (
+	// It also locks: who finds new subjects decides alone about all of them.
+	sqlSubjects = `INSERT INTO usage_meta AS m (name, value) VALUES ('subjects', '') ON CONFLICT (name) DO UPDATE SET value = m.value RETURNING value`
+	// Of a capped group: stems, and the whole of names that have no other subject.
+	sqlKnownSubjects = `SELECT DISTINCT CASE WHEN %s IN (?, ?, 'api.requests.') THEN key ELSE %[1]s END FROM usage_metrics WHERE key >= ? AND key < ?`
+)
+
+// subjects are those of the capped groups that the database has. A Store remembers
+// them, so that a fold of known names asks nothing; token tells whether another one
+// has found more since. What is published never changes.
+type subjects struct {
+	token string
+	known map[string]bool
+	count map[string]int // by group
+	other map[string]int // measures of (other), by group
+}
+
+// subjectOf returns the group of a name, and what a cap of it counts: the stem, or
+// the name where that is an area, has no subject or is of (other).
+func subjectOf(name string) (group, subject string) {
+	group, subject, _ = counter.Split(name)
+	if subject == "" || subject == counter.Other || group == "api" && subject == "requests" {
+		return group, name
+	}
+	return group, stem(name)
+}
+
+// capSubjects moves what has a new subject beyond its group's cap to (other). Only
+// here is it known what is new: an instance knows no other's names.
+func (s *Store) capSubjects(tx *sqlx.Tx, sums *sums) error {
+	if len(s.caps) == 0 {
+		return nil
+	}
+	known := s.subjects.Load()
+	isNew := func(name string) bool {
+		group, subject := subjectOf(name)
+		if _, capped := s.caps[group]; !capped || known != nil && known.known[subject] {
+			return false
+		}
+		_, subject, _ = counter.Split(name)
+		return subject == counter.Other || !counter.Reserved(subject)
+	}
+	var names []string
+	for name := range sums.names {
+		if isNew(name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	var token string
+	if err := tx.Get(&token, s.sql.text(sqlSubjects)); err != nil {
+		return err
+	}
+	if known == nil || known.token != token {
+		var err error
+		if known, err = s.knownSubjects(tx, token); err != nil {
+			return err
+		}
+	}
+	before := len(known.known)
+	next := &subjects{token: token, known: maps.Clone(known.known), count: maps.Clone(known.count), other: maps.Clone(known.other)}
+	known = next
+	slices.Sort(names)
+	for _, name := range names {
+		if !isNew(name) { // it was read, or another measure brought it
+			continue
+		}
+		group, subject := subjectOf(name)
+		if _, of, _ := counter.Split(name); of != counter.Other && next.count[group] < s.caps[group] {
+			next.add(group, subject)
+			continue
+		}
+		if to := next.otherOf(name); to != name {
+			sums.move(name, to)
+		}
+	}
+	if len(next.known) > before {
+		next.token = newID()
+		if _, err := tx.Exec(s.sql.text(sqlSetMeta), "subjects", next.token); err != nil {
+			return err
+		}
+	}
+	sums.subjects = next
+	return nil
+}
+
+// add notes a subject that has its place.
+func (k *subjects) add(group, subject string) {
+	k.known[subject] = true
+	if strings.HasPrefix(subject, group+"."+counter.Other+".") {
+		k.other[group]++
+	} else if !counter.Derived(subject) {
+		k.count[group]++
+	}
+}
+
+// otherOf is the name that counts for one beyond the cap.
+func (k *subjects) otherOf(name string) string {
+	group, subject, measure := counter.Split(name)
+	if group == "api" && subject == "requests" {
+		return "api.requests." + counter.Other
+	}
+	name = group + "." + counter.Other + "." + measure
+	if measure == "requests" || measure == counter.Other || k.known[name] { // what totals are derived from always has its place
+		return name
+	}
+	if k.other[group] >= otherMeasures {
+		return group + "." + counter.Other + "." + counter.Other
+	}
+	k.add(group, name)
+	return name
+}
+
+// knownSubjects reads the subjects of all capped groups.
+func (s *Store) knownSubjects(tx *sqlx.Tx, token string) (*subjects, error) {
+	k := &subjects{token: token, known: map[string]bool{}, count: map[string]int{}, other: map[string]int{}}
+	for _, group := range slices.Sorted(maps.Keys(s.caps)) {
+		var list []string
+		text := fmt.Sprintf(sqlKnownSubjects, s.sql.stem("key"))
+		if group == "other" {
+			text += " OR " + s.sql.strpos() + "(key, '.') = 0"
+		}
+		err := tx.Select(&list, s.sql.text(text), group+".", group+"."+counter.Other+".", group+".", group+"/")
+		if err != nil {
+			return nil, err
+		}
+		for _, subject := range list {
+			k.add(group, subject)
+		}
+	}
+	return k, nil
+}
+
+// move has what was counted under a name count under another one.
+func (s *sums) move(name, to string) {
+	from := s.names[name]
+	delete(s.names, name)
+	m := s.sum(to)
+	for _, d := range from.dated {
+		m.add(d.quarter, d.n)
+	}
+}
+
+// applied notes what came of apply, once it is certain.
+func (s *Store) applied(sums *sums, crossings int) {
+	if sums != nil && sums.subjects != nil {
+		s.subjects.Store(sums.subjects)
+	}
+	if crossings > 0 {
+		signal(s.crossed)
+	}
+}

@@ -1,0 +1,197 @@
+package store
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/counter"
+)
+
+const (
+	erasePiece = 64 // batches of one transaction
+
+	sqlHoldLease = `UPDATE usage_meta SET value = value WHERE name = 'lease'`
+	sqlInbox     = `SELECT writer, seq, payload FROM usage_inbox WHERE (writer, seq) > (?, ?) ORDER BY writer, seq LIMIT ?`
+	sqlRewrite   = `UPDATE usage_inbox SET payload = ? WHERE writer = ? AND seq = ?`
+	sqlEnds      = `SELECT MIN(bucket) AS first, MAX(bucket) AS last FROM usage_history WHERE step = ?`
+	sqlBad       = `SELECT name, value FROM usage_meta WHERE name >= 'bad/' AND name < 'bad0'`
+	sqlRecords   = `SELECT name FROM usage_meta WHERE name >= 'crossing/' AND name < 'crossing0' UNION ALL SELECT name FROM usage_meta WHERE name >= 'notify/' AND name < 'notify0'`
+)
+
+// Erase removes what the database holds under the id of a user: every row of
+// user.<id>.… and quota.<id>.…, their records of thresholds, and their part of each
+// batch that waits. No other total changes: requests stay requests, and the user
+// stays in the numbers of active users. A batch that could not be read, and was set
+// aside, may hold anybody, and is removed whole.
+//
+// Counts that other instances, or files of a spool, still hold come later: call it
+// again after their Interval, when no request names the user any more.
+func (s *Store) Erase(ctx context.Context, user string) error {
+	if user == "" {
+		return errors.New("store: Erase: the user is \"\": want the id that requests were counted under")
+	}
+	if strings.HasPrefix(user, "(") {
+		user = "(" + user // as the middleware counts it
+	}
+	err := s.Flush(ctx)
+	if err == nil {
+		err = s.eraseWaiting(ctx, user)
+	}
+	if err == nil {
+		err = s.again(ctx, func(tx *sqlx.Tx) error { return s.eraseRows(ctx, tx, user) })
+	}
+	if err != nil {
+		return fmt.Errorf("store: Erase: %w", err)
+	}
+	return nil
+}
+
+// isOf tells whether a name is a user's. Clean is asked, for it cuts a long id.
+func isOf(name, user string) bool {
+	group, _, measure := counter.Split(name)
+	return (group == "user" || group == "quota") && name == counter.Clean(group+"."+user+"."+measure)
+}
+
+// eraseWaiting takes a user out of the batches that wait, while no fold has them. A
+// batch keeps its place, even an empty one.
+func (s *Store) eraseWaiting(ctx context.Context, user string) error {
+	var writer string
+	var seq int64
+	for {
+		var batches []waiting
+		err := s.again(ctx, func(tx *sqlx.Tx) error {
+			if err := s.holdLease(ctx, tx); err != nil {
+				return err
+			}
+			batches = nil
+			if err := tx.Select(&batches, s.sql.text(sqlInbox), writer, seq, erasePiece); err != nil {
+				return err
+			}
+			for _, w := range batches {
+				payload, changed, err := without(w.Payload, user)
+				switch {
+				case errors.Is(err, counter.ErrVersion):
+					return fault("a batch was written by a later release, and cannot be searched: let an instance of that one erase")
+				case err != nil || !changed: // the fold will set it aside
+					continue
+				}
+				if _, err := tx.Exec(s.sql.text(sqlRewrite), payload, w.Writer, w.Seq); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil || len(batches) < erasePiece {
+			return err
+		}
+		last := batches[len(batches)-1]
+		writer, seq = last.Writer, last.Seq
+	}
+}
+
+// holdLease keeps every fold out until the transaction ends.
+func (s *Store) holdLease(ctx context.Context, tx *sqlx.Tx) error {
+	if err := s.sql.begin(ctx, tx); err != nil {
+		return err
+	}
+	_, err := tx.Exec(s.sql.text(sqlHoldLease))
+	return err
+}
+
+// without returns a payload without a user's counts.
+func without(payload []byte, user string) (_ []byte, changed bool, err error) {
+	b, err := counter.Decode(payload)
+	if err != nil {
+		return nil, false, err
+	}
+	n := len(b.Counts)
+	b.Counts = slices.DeleteFunc(b.Counts, func(c counter.Count) bool { return isOf(counter.Kept(c.Name), user) || isOf(c.Name, user) })
+	return b.Encode(), len(b.Counts) < n, nil
+}
+
+// eraseRows removes a user's rows of every table.
+func (s *Store) eraseRows(ctx context.Context, tx *sqlx.Tx, user string) error {
+	if err := s.holdLease(ctx, tx); err != nil {
+		return err
+	}
+	for _, group := range []string{"quota", "user"} {
+		// A long id is cut, and its hash depends on the measure: what they begin with does not.
+		begin := counter.Clean(group + "." + user + ".")
+		if len(begin) > 300 {
+			begin = strings.ToValidUTF8(begin[:300], "")
+		}
+		spans := []span{{nameRange: nameRange{begin, after(begin)}}}
+		for _, step := range []Step{Hour, Day, Month} {
+			var ends struct{ First, Last *int64 }
+			if err := tx.Get(&ends, s.sql.text(sqlEnds), int(step)); err != nil {
+				return err
+			}
+			if ends.First != nil {
+				buckets := s.calendar.buckets(step, time.Unix(*ends.First, 0), time.Unix(*ends.Last+1, 0))
+				spans = append(spans, span{nameRange{begin, after(begin)}, step, buckets})
+			}
+		}
+		for _, sp := range spans {
+			text, args := s.span(sp, condition{}, "DISTINCT h.key")
+			var keys []string
+			if err := tx.Select(&keys, s.sql.text(text), args...); err != nil {
+				return err
+			}
+			keys = slices.DeleteFunc(keys, func(key string) bool { return !isOf(key, user) })
+			slices.Sort(keys)
+			for _, key := range keys {
+				where, args := " WHERE key = ?", []any{key}
+				table := "usage_metrics"
+				if sp.step != 0 {
+					table = "usage_history"
+					in, list := s.sql.oneOf("bucket", sp.buckets)
+					where, args = where+" AND step = ? AND "+in, append(args, int(sp.step), list)
+				}
+				if _, err := tx.Exec(s.sql.text("DELETE FROM "+table+where), args...); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return s.eraseMeta(tx, user)
+}
+
+// eraseMeta removes a user from what else is recorded.
+func (s *Store) eraseMeta(tx *sqlx.Tx, user string) error {
+	var gone []string
+	if err := tx.Select(&gone, s.sql.text(sqlRecords)); err != nil {
+		return err
+	}
+	gone = slices.DeleteFunc(gone, func(name string) bool {
+		_, key, _ := strings.Cut(name, "/")
+		c, err := s.parseCrossing(key)
+		return err != nil || !isOf(c.Name, user)
+	})
+	var bad []struct{ Name, Value string }
+	if err := tx.Select(&bad, s.sql.text(sqlBad)); err != nil {
+		return err
+	}
+	for _, b := range bad {
+		payload, err := base64.StdEncoding.DecodeString(b.Value)
+		var changed bool
+		if err == nil {
+			payload, changed, err = without(payload, user)
+		}
+		switch {
+		case err != nil:
+			gone = append(gone, b.Name)
+		case changed:
+			if _, err := tx.Exec(s.sql.text(sqlSetMeta), b.Name, base64.StdEncoding.EncodeToString(payload)); err != nil {
+				return err
+			}
+		}
+	}
+	return s.deleteMeta(tx, gone)
+}

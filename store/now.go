@@ -1,0 +1,205 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/counter"
+)
+
+const (
+	// A quota's count, unless it would pass the limit.
+	sqlTake = `INSERT INTO usage_history AS h (step, bucket, key, value) SELECT CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS TEXT), CAST(? AS BIGINT) WHERE CAST(? AS BIGINT) <= ?
+ON CONFLICT (step, bucket, key) DO UPDATE SET value = h.value + excluded.value WHERE h.value + excluded.value <= ? RETURNING value`
+	sqlTaken = `SELECT value FROM usage_history WHERE step = ? AND bucket = ? AND key = ?`
+
+	sqlReset     = `UPDATE usage_metrics SET value = 0 WHERE key = ?`
+	sqlForgetAll = `SELECT name FROM usage_meta WHERE name >= 'crossing/0/' AND name < 'crossing/00'`
+)
+
+// AddNow counts n, 1 … 2^53−1, under name, in the database when it returns, and
+// returns the new total over all instances: that of the name it counts under, which
+// beyond a cap is (other)'s. What is derived follows. It takes some milliseconds,
+// and waits for a fold that counts the same name: Add is for what need not be known
+// at once. An error that is ErrUnavailable says nothing about whether it counted.
+func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, err error) {
+	name = counter.Clean(name)
+	switch {
+	case n < 1 || n > counter.Max:
+		return 0, fmt.Errorf("store: AddNow: n is %d: want 1 … 2^53−1", n)
+	case counter.Derived(name):
+		return 0, fmt.Errorf("store: AddNow: %s is derived, or taken by Take, and cannot be added to", name)
+	}
+	var written *sums
+	var crossings int
+	err = s.attempt(ctx, s.direct, sendTimeout, func(tx *sqlx.Tx) error {
+		if s.clash != nil {
+			return s.clash
+		}
+		now, err := s.now(ctx, tx)
+		if err != nil {
+			return err
+		}
+		written = s.newSums(now)
+		written.add(now.UnixMilli(), name, n)
+		if crossings, err = s.apply(tx, written); err != nil {
+			return err
+		}
+		for name = range written.names {
+		}
+		return tx.Get(&total, s.sql.text(sqlTotal), name)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("store: AddNow: %w", err)
+	}
+	s.applied(written, crossings)
+	return total, nil
+}
+
+// now begins a writing transaction, and returns the database's time.
+func (s *Store) now(ctx context.Context, tx *sqlx.Tx) (time.Time, error) {
+	if err := s.sql.begin(ctx, tx); err != nil {
+		return time.Time{}, err
+	}
+	var now int64
+	err := tx.Get(&now, "SELECT "+s.sql.clock())
+	return time.UnixMilli(now), err
+}
+
+// Reset sets totals to 0, after a Flush; their history stays, and what other
+// instances still hold comes later. api.requests.total counts on from where it is
+// when a route is reset, and when it is reset itself: from then on it is not the sum
+// of the routes. A Threshold of all time may be crossed again. The counters of the
+// current day or month, and quotas, have no total to reset.
+func (s *Store) Reset(ctx context.Context, names ...string) error {
+	names = slices.Clone(names)
+	for i, name := range names {
+		names[i] = counter.Clean(name)
+		if counter.Derived(names[i]) && names[i] != requestsTotal {
+			return fmt.Errorf("store: Reset: %s is a number of the current hour, day or month, and has no total", names[i])
+		}
+	}
+	slices.Sort(names) // as every other transaction does
+	if err := s.Flush(ctx); err != nil {
+		return fmt.Errorf("store: Reset: %w", err)
+	}
+	err := s.again(ctx, func(tx *sqlx.Tx) error {
+		if err := s.sql.begin(ctx, tx); err != nil {
+			return err
+		}
+		for _, name := range names {
+			if _, err := tx.Exec(s.sql.text(sqlReset), name); err != nil {
+				return err
+			}
+		}
+		var records []string
+		if err := tx.Select(&records, s.sql.text(sqlForgetAll)); err != nil {
+			return err
+		}
+		records = slices.DeleteFunc(records, func(record string) bool {
+			c, err := s.parseCrossing(strings.TrimPrefix(record, "crossing/"))
+			return err != nil || !slices.Contains(names, c.Name)
+		})
+		return s.deleteMeta(tx, records)
+	})
+	if err != nil {
+		return fmt.Errorf("store: Reset: %w", err)
+	}
+	return nil
+}
+
+// again is attempt, until it works, the error is no matter of time, or ctx ends: for
+// what waits for a fold and may be repeated.
+func (s *Store) again(ctx context.Context, f func(*sqlx.Tx) error) error {
+	for backoff := minBackoff; ; {
+		err := s.attempt(ctx, s.direct, sendTimeout, f)
+		if err == nil || !errors.Is(err, ErrUnavailable) || !s.isStarted() || ctx.Err() != nil || s.run.Err() != nil {
+			return err
+		}
+		select {
+		case <-time.After(backoff):
+		case <-ctx.Done():
+			return err
+		}
+		backoff = min(2*backoff, maxBackoff)
+	}
+}
+
+// deleteMeta removes rows of usage_meta.
+func (s *Store) deleteMeta(tx *sqlx.Tx, names []string) error {
+	for names := range slices.Chunk(names, chunk) {
+		in, list := s.sql.oneOfTexts("name", names)
+		if _, err := tx.Exec(s.sql.text("DELETE FROM usage_meta WHERE "+in), list); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Take adds n to what was taken under name in the current hour (window time.Hour) or
+// day (24*time.Hour) of the store's zone, unless that would pass limit: ok tells
+// which. It is one statement, so the limit holds over all instances. left is what is
+// left of limit after it, until when the window ends, by this process's clock. An
+// error says nothing about whether it was taken: ErrUnavailable is in it when the
+// database does not answer, or another transaction holds the count for 200 ms.
+//
+// A name is "quota.<whose>.<which>". Its counts are in History alone, in hours or
+// days as taken: no total, and nothing but Take adds to them. ("quota.<whose>.refused"
+// is an ordinary counter, for what was not allowed.) See middleware.Quota.
+func (s *Store) Take(ctx context.Context, name string, n, limit int64, window time.Duration) (left int64, until time.Time, ok bool, err error) {
+	name = counter.Clean(name)
+	step := Day
+	switch group, subject, _ := counter.Split(name); {
+	case group != "quota" || subject == "" || subject == counter.Invalid || !counter.Derived(name):
+		err = fmt.Errorf("store: Take: the name is %q: want quota.<whose>.<which>, the last of them not \"refused\" nor longer than 64 bytes", name)
+	case n < 1 || n > counter.Max:
+		err = fmt.Errorf("store: Take: n is %d: want 1 … 2^53−1", n)
+	case limit < 0 || limit > counter.Max:
+		err = fmt.Errorf("store: Take: limit is %d: want 0 … 2^53−1", limit)
+	case window == time.Hour:
+		step = Hour
+	case window != 24*time.Hour:
+		err = fmt.Errorf("store: Take: window is %v: want time.Hour or 24*time.Hour", window)
+	}
+	if err != nil {
+		return 0, time.Time{}, false, err
+	}
+	err = s.attempt(ctx, s.direct, readTimeout, func(tx *sqlx.Tx) error {
+		if s.clash != nil {
+			return s.clash
+		}
+		var at struct {
+			Prepared string
+			Now      int64
+		}
+		asked := time.Now()
+		if err := tx.GetContext(ctx, &at, fmt.Sprintf("SELECT %s AS prepared, %s AS now", s.sql.setLocal("lock_timeout", "200ms"), s.sql.clock())); err != nil {
+			return err
+		}
+		now := time.UnixMilli(at.Now)
+		until = asked.Add(s.calendar.next(step, now).Sub(now))
+		bucket := s.calendar.start(step, now).Unix()
+		var taken int64
+		err := tx.GetContext(ctx, &taken, s.sql.text(sqlTake), int(step), bucket, name, n, n, limit, limit)
+		if ok = err == nil; !errors.Is(err, sql.ErrNoRows) {
+			left = limit - taken
+			return err
+		}
+		if err = tx.GetContext(ctx, &taken, s.sql.text(sqlTaken), int(step), bucket, name); errors.Is(err, sql.ErrNoRows) {
+			err = nil
+		}
+		left = max(limit-taken, 0)
+		return err
+	})
+	if err != nil {
+		return 0, time.Time{}, false, fmt.Errorf("store: Take: %w", err)
+	}
+	return left, until, ok, nil
+}

@@ -1,0 +1,237 @@
+package store
+
+import (
+	"context"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/counter"
+)
+
+// Retention is how long history is kept. Totals and months stay for ever. What is
+// older than that is removed by the instance that folds, and a batch that comes so
+// late counts in the totals alone.
+type Retention struct {
+	Hourly    time.Duration // hours; 0: 35 days, negative: for ever
+	Daily     time.Duration // days; 0: 400 days, negative: for ever
+	UserDaily time.Duration // days of a user, and of quotas; 0: 90 days, negative: for ever
+}
+
+// minRetention keeps a batch that waited over a weekend.
+const minRetention = 4 * 24 * time.Hour
+
+const (
+	pruneEvery  = time.Hour
+	pruneChunk  = 2_000         // rows in one transaction
+	pruneShare  = 5             // the part of the time that they take
+	maxSkew     = time.Hour     // between the database's clock and ours, beyond which nothing is removed
+	writersKept = 90 * 24 * time.Hour // after which a writer that was not seen is forgotten: its spool's files are set aside before
+)
+
+const (
+	sqlOldest   = `SELECT COALESCE(MIN(bucket), ?) FROM usage_history WHERE step = ? AND bucket >= ?`
+	sqlPruneEnd = `SELECT COALESCE((SELECT key FROM usage_history WHERE step = ? AND bucket = ? AND key >= ?%s ORDER BY key LIMIT 1 OFFSET ?), '')`
+	sqlPrune    = `DELETE FROM usage_history WHERE step = ? AND bucket = ? AND key >= ?%s`
+
+	sqlOldCrossings = `SELECT name FROM usage_meta WHERE name > ? AND name < 'crossing0' ORDER BY name LIMIT ?`
+	sqlOldWriters   = `DELETE FROM usage_writers WHERE seen < ? AND NOT EXISTS (SELECT 1 FROM usage_inbox i WHERE i.writer = usage_writers.writer)`
+)
+
+// forever is before every bucket, and a time that can be computed with.
+const forever = -1 << 40
+
+// horizon is what history reaches back to: buckets that begin before are not kept.
+type horizon struct{ hours, days, users int64 } // Unix seconds
+
+func (s *Store) horizon(now time.Time) horizon {
+	start := func(d time.Duration) int64 {
+		if d < 0 {
+			return forever
+		}
+		return s.calendar.start(Day, now.Add(-d)).Unix()
+	}
+	return horizon{start(s.retention.Hourly), start(s.retention.Daily), start(s.retention.UserDaily)}
+}
+
+// of is the horizon of a name's buckets.
+func (h horizon) of(step Step, name string) int64 {
+	switch {
+	case step == Hour:
+		return h.hours
+	case step == Month:
+		return forever
+	case personal(name):
+		return h.users
+	}
+	return h.days
+}
+
+// personal tells whether a name is a user's, or a quota's.
+func personal(name string) bool {
+	group, subject, _ := counter.Split(name)
+	return group == "quota" || group == "user" && subject != "" && name != activeDaily && name != activeMonthly
+}
+
+// defaults fills in what is 0.
+func (r Retention) defaults() Retention {
+	const day = 24 * time.Hour
+	for _, d := range []struct {
+		field *time.Duration
+		days  time.Duration
+	}{{&r.Hourly, 35}, {&r.Daily, 400}, {&r.UserDaily, 90}} {
+		if *d.field == 0 {
+			*d.field = d.days * day
+		}
+	}
+	return r
+}
+
+// pruned is a part of history, and how far it was removed.
+type pruned struct {
+	step   Step
+	lo, hi string // names; "": no bound
+	where  string // of them
+	until  func(horizon) int64
+	done   int64 // buckets before this one are gone
+}
+
+// prunings are all parts.
+func (s *Store) prunings() []*pruned {
+	hours := func(h horizon) int64 { return h.hours }
+	days := func(h horizon) int64 { return h.days }
+	users := func(h horizon) int64 { return h.users }
+	const dots = "length(key) - length(replace(key, '.', ''))"
+	return []*pruned{
+		{step: Hour, until: hours},
+		{step: Day, hi: "quota.", until: days},
+		{step: Day, lo: "quota.", hi: "quota/", until: users},
+		{step: Day, lo: "quota/", hi: "user.", until: days},
+		{step: Day, lo: "user.", hi: "user/", where: " AND " + dots + " > 1 AND key <> '" + activeDaily + "'", until: users},
+		{step: Day, lo: "user.", hi: "user/", where: " AND (" + dots + " < 2 OR key = '" + activeDaily + "')", until: days},
+		{step: Day, lo: "user/", until: days},
+	}
+}
+
+// pruneLoop removes what is too old, every hour, while this instance folds.
+func (s *Store) pruneLoop() {
+	if !s.waitStarted() {
+		return
+	}
+	parts := s.prunings()
+	for wait := time.Minute; s.pause(wait/2 + rand.N(wait)); wait = pruneEvery {
+		if s.leads.Load() && s.clash == nil {
+			if err := s.prune(s.run, parts); err != nil && s.run.Err() == nil {
+				s.log.Warn("usagekit: old history could not be removed; it is tried again", "error", err)
+			}
+		}
+	}
+}
+
+// prune removes what is too old, in short transactions with pauses between them, by
+// the database's clock.
+func (s *Store) prune(ctx context.Context, parts []*pruned) error {
+	var now int64
+	err := s.attempt(ctx, s.reads, readTimeout, func(tx *sqlx.Tx) error {
+		return tx.Get(&now, "SELECT "+s.sql.clock())
+	})
+	if err != nil {
+		return err
+	}
+	if skew := time.Since(time.UnixMilli(now)); skew.Abs() > maxSkew {
+		return fault("the database's clock differs from this host's by " + skew.Round(time.Second).String() + ": nothing is removed until one of them is set right")
+	}
+	h := s.horizon(time.UnixMilli(now))
+	for _, p := range parts {
+		for end := p.until(h); p.done < end; {
+			bucket := end
+			err := s.attempt(ctx, s.reads, readTimeout, func(tx *sqlx.Tx) error {
+				return tx.Get(&bucket, s.sql.text(sqlOldest), end, int(p.step), p.done)
+			})
+			if err != nil {
+				return err
+			}
+			if bucket < end {
+				if err := s.pruneBucket(ctx, p, bucket); err != nil {
+					return err
+				}
+			}
+			p.done = min(bucket+1, end)
+		}
+	}
+	return s.pruneMeta(ctx, time.UnixMilli(now), h)
+}
+
+// pruneBucket removes p's rows of one bucket.
+func (s *Store) pruneBucket(ctx context.Context, p *pruned, bucket int64) error {
+	for lo := p.lo; ; {
+		var end string
+		start := time.Now()
+		err := s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
+			if err := s.sql.begin(ctx, tx); err != nil {
+				return err
+			}
+			args := []any{int(p.step), bucket, lo}
+			below := ""
+			if p.hi != "" {
+				below, args = " AND key < ?", append(args, p.hi)
+			}
+			err := tx.Get(&end, s.sql.text(strings.Replace(sqlPruneEnd, "%s", below, 1)), append(args, pruneChunk)...)
+			if err != nil {
+				return err
+			}
+			if end != "" {
+				below, args = " AND key < ?", append(args[:3], end)
+			}
+			_, err = tx.Exec(s.sql.text(strings.Replace(sqlPrune, "%s", below, 1)+p.where), args...)
+			return err
+		})
+		if err != nil || end == "" {
+			return err
+		}
+		lo = end
+		if !s.pause(min(max((pruneShare-1)*time.Since(start), time.Millisecond), time.Second)) {
+			return s.run.Err()
+		}
+	}
+}
+
+// pruneMeta forgets crossings of buckets that are gone, and writers that are.
+func (s *Store) pruneMeta(ctx context.Context, now time.Time, h horizon) error {
+	for last := "crossing/1"; ; { // those of all time stay
+		var names, old []string
+		err := s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
+			if err := s.sql.begin(ctx, tx); err != nil {
+				return err
+			}
+			if err := tx.Select(&names, s.sql.text(sqlOldCrossings), last, pruneChunk); err != nil {
+				return err
+			}
+			for _, name := range names {
+				c, err := s.parseCrossing(strings.TrimPrefix(name, "crossing/"))
+				if err == nil && c.Start.Unix() < max(h.of(c.Step, c.Name), h.days) {
+					old = append(old, name)
+				}
+			}
+			in, list := s.sql.oneOfTexts("name", old)
+			_, err := tx.Exec(s.sql.text("DELETE FROM usage_meta WHERE "+in), list)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if len(names) < pruneChunk {
+			break
+		}
+		last = names[len(names)-1]
+	}
+	return s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
+		if err := s.sql.begin(ctx, tx); err != nil {
+			return err
+		}
+		_, err := tx.Exec(s.sql.text(sqlOldWriters), now.Add(-writersKept).UnixMilli())
+		return err
+	})
+}

@@ -1,0 +1,306 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/counter"
+)
+
+// Threshold asks for word when a counter reaches At: each counter whose name begins
+// with Prefix and ends in "."+Measure, once per bucket of Step, or once of all time.
+type Threshold struct {
+	Prefix  string
+	Measure string // "": any
+	Step    Step   // of the buckets that are watched, one that is kept; 0: the total of all time
+	At      int64  // 1 … 2^53−1
+}
+
+// Crossing is a counter that has reached a Threshold.
+type Crossing struct {
+	Name  string
+	Step  Step
+	Start time.Time // of the bucket, in the store's zone; zero of all time
+	At    int64     // the threshold's
+	N     int64     // what the counter had reached when it was seen to be past At
+	Time  time.Time // when that was
+}
+
+const (
+	notifyTimeout = 10 * time.Second // of one Notify
+	notifyClaim   = time.Minute      // for which no other instance sends the same word
+	notifyLook    = time.Minute      // for what an instance that died has left
+	maxNotifyWait = 5 * time.Minute  // after errors
+	notifyPiece   = 100
+)
+
+const (
+	// crossing/<step>/<bucket>/<at>/<name> is the record, notify/… of the same that
+	// the word is still to be sent: "<until> <tries>", claimed until then.
+	sqlCrossed   = `INSERT INTO usage_meta (name, value) %s ON CONFLICT DO NOTHING RETURNING name`
+	sqlPending   = `SELECT n.name, n.value, c.value AS crossing, %s AS now FROM usage_meta n JOIN usage_meta c ON c.name = 'crossing/' || substr(n.name, 8) WHERE n.name >= 'notify/' AND n.name < 'notify0' ORDER BY n.name LIMIT ?`
+	sqlClaim     = `UPDATE usage_meta SET value = ? WHERE name = ? AND value = ?`
+	sqlUnpending = `DELETE FROM usage_meta WHERE name = ? AND value = ?`
+)
+
+// crossingValue is what a record holds beside its name.
+type crossingValue struct {
+	N    int64 `json:"n"`
+	Time int64 `json:"time"` // Unix ms
+}
+
+func (c Crossing) key() string {
+	bucket := int64(0)
+	if c.Step != 0 {
+		bucket = c.Start.Unix()
+	}
+	return fmt.Sprintf("%d/%d/%d/%s", c.Step, bucket, c.At, c.Name)
+}
+
+// parseCrossing is the inverse of key.
+func (s *Store) parseCrossing(key string) (Crossing, error) {
+	parts := strings.SplitN(key, "/", 4)
+	if len(parts) < 4 {
+		return Crossing{}, fault("usage_meta: " + strconv.Quote(key) + " is no crossing")
+	}
+	var n [3]int64
+	for i := range n {
+		var err error
+		if n[i], err = strconv.ParseInt(parts[i], 10, 64); err != nil {
+			return Crossing{}, fault("usage_meta: " + strconv.Quote(key) + " is no crossing")
+		}
+	}
+	c := Crossing{Step: Step(n[0]), At: n[2], Name: parts[3]}
+	if c.Step != 0 {
+		c.Start = time.Unix(n[1], 0).In(s.calendar.loc)
+	}
+	return c, nil
+}
+
+func (t Threshold) check() error {
+	switch {
+	case t.At < 1 || t.At > counter.Max:
+		return fmt.Errorf("At is %d: want 1 … 2^53−1", t.At)
+	case t.Step < 0 || t.Step > Month:
+		return fmt.Errorf("Step is %d: want Hour, Day or Month, or 0 for all time", t.Step)
+	case strings.Contains(t.Measure, "."):
+		return fmt.Errorf("Measure %q: want what stands after a name's last dot", t.Measure)
+	}
+	q := Query{Prefix: t.Prefix, Measure: t.Measure}
+	users, plain := q.groups()
+	switch {
+	case t.Step == Hour && !plain:
+		return errors.New("Step hour is not kept for users: want Day, Month or 0")
+	case t.Step == Month && !users:
+		return errors.New("Step month is kept for users alone: want Hour, Day or 0")
+	}
+	return q.check()
+}
+
+// watched tells whether a threshold is about a row.
+func (s *Store) watched(b bucket) bool {
+	return slices.ContainsFunc(s.thresholds, func(t Threshold) bool { return t.watches(b) })
+}
+
+func (t Threshold) watches(b bucket) bool {
+	return t.Step == b.Step && strings.HasPrefix(b.Key, t.Prefix) && (t.Measure == "" || strings.HasSuffix(b.Key, "."+t.Measure))
+}
+
+// crossings appends what r, now at after, has crossed.
+func (s *Store) crossings(list []Crossing, r row, after int64) []Crossing {
+	for _, t := range s.thresholds {
+		if after-r.n < t.At && t.At <= after && t.watches(r.bucket) {
+			c := Crossing{Name: r.Key, Step: r.Step, At: t.At, N: after}
+			if c.Step != 0 {
+				c.Start = time.Unix(r.Bucket, 0)
+			}
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// recordCrossings records what is new of them, and that word is to be sent: with
+// what was counted, or not at all. It returns how many those are.
+func (s *Store) recordCrossings(tx *sqlx.Tx, crossed []Crossing, now time.Time) (int, error) {
+	n := 0
+	slices.SortFunc(crossed, func(a, b Crossing) int { return strings.Compare(a.key(), b.key()) }) // as every other transaction does
+	crossed = slices.CompactFunc(crossed, func(a, b Crossing) bool { return a.key() == b.key() })
+	for list := range slices.Chunk(crossed, chunk) {
+		var names, values, pending, claims []string
+		for _, c := range list {
+			value, err := json.Marshal(crossingValue{c.N, now.UnixMilli()})
+			if err != nil {
+				return 0, err
+			}
+			names, values = append(names, "crossing/"+c.key()), append(values, string(value))
+		}
+		rows, args := s.sql.rows(column{name: "name", texts: names}, column{name: "value", texts: values})
+		var recorded []string
+		if err := tx.Select(&recorded, s.sql.text(strings.Replace(sqlCrossed, "%s", rows, 1)), args...); err != nil {
+			return 0, err
+		}
+		if len(recorded) == 0 {
+			continue
+		}
+		slices.Sort(recorded)
+		for _, name := range recorded {
+			pending, claims = append(pending, "notify/"+strings.TrimPrefix(name, "crossing/")), append(claims, "0 0")
+		}
+		if err := s.upsert(tx, `INSERT INTO usage_meta (name, value) %s ON CONFLICT DO NOTHING`, column{name: "name", texts: pending}, column{name: "value", texts: claims}); err != nil {
+			return 0, err
+		}
+		n += len(recorded)
+	}
+	return n, nil
+}
+
+// notifyLoop sends word of what was crossed: at once after a fold of its own, and of
+// what others left, within a minute.
+func (s *Store) notifyLoop() {
+	if !s.waitStarted() {
+		return
+	}
+	late := make(chan struct{}, 1) // has a token while a Notify has not returned
+	for {
+		wait := s.notifyPending(late)
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-s.crossed:
+		case <-s.run.Done():
+			timer.Stop()
+			return
+		}
+		timer.Stop()
+	}
+}
+
+// notifyPending sends what is due, and returns when to look again.
+func (s *Store) notifyPending(late chan struct{}) (wait time.Duration) {
+	for {
+		var rows []struct {
+			Name, Value, Crossing string
+			Now                   int64
+		}
+		err := s.attempt(s.run, s.reads, readTimeout, func(tx *sqlx.Tx) error {
+			return tx.Select(&rows, s.sql.text(strings.Replace(sqlPending, "%s", s.sql.clock(), 1)), notifyPiece)
+		})
+		if err != nil {
+			return maxBackoff + rand.N(maxBackoff)
+		}
+		wait = notifyLook/2 + rand.N(notifyLook)
+		sent := 0
+		for _, r := range rows {
+			until, tries, _ := strings.Cut(r.Value, " ")
+			due, _ := strconv.ParseInt(until, 10, 64)
+			if left := time.Duration(due-r.Now) * time.Millisecond; left > 0 {
+				wait = min(wait, left+time.Millisecond)
+				continue
+			}
+			n, _ := strconv.Atoi(tries)
+			if !s.notify(late, r.Name, r.Value, r.Crossing, r.Now, n) {
+				return min(wait, maxBackoff)
+			}
+			sent++
+		}
+		if sent == 0 || s.run.Err() != nil {
+			return wait
+		}
+	}
+}
+
+// notify claims one, tells it, and takes note of how that went; false when nothing
+// more can be told now.
+func (s *Store) notify(late chan struct{}, name, value, crossing string, now int64, tries int) bool {
+	c, err := s.parseCrossing(strings.TrimPrefix(name, "notify/"))
+	var v crossingValue
+	if err == nil {
+		err = json.Unmarshal([]byte(crossing), &v)
+	}
+	if err != nil {
+		s.log.Error("usagekit: a crossing cannot be read, and is not told", "name", name, "error", err)
+		return s.settleNotify(sqlUnpending, name, value) == nil
+	}
+	c.N, c.Time = v.N, time.UnixMilli(v.Time).In(s.calendar.loc)
+	claim := fmt.Sprintf("%d %d", now+notifyClaim.Milliseconds(), tries+1)
+	switch err := s.settleNotify(sqlClaim, claim, name, value); {
+	case errors.Is(err, errClaimed):
+		return true
+	case err != nil:
+		return false
+	}
+	if err := s.tell(late, c); err != nil {
+		s.log.Warn("usagekit: Config.Notify failed, and is asked again", "name", c.Name, "at", c.At, "error", err)
+		pause := min(time.Second<<min(tries, 20), maxNotifyWait)
+		_ = s.settleNotify(sqlClaim, fmt.Sprintf("%d %d", now+pause.Milliseconds(), tries+1), name, claim) // else when the claim ends
+		return s.run.Err() == nil
+	}
+	return s.settleNotify(sqlUnpending, name, claim) == nil
+}
+
+// errClaimed says that another instance tells it.
+const errClaimed = fault("store: another instance has claimed the crossing")
+
+func (s *Store) settleNotify(query string, args ...string) error {
+	return s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
+		if err := s.sql.begin(s.run, tx); err != nil {
+			return err
+		}
+		values := make([]any, len(args))
+		for i, a := range args {
+			values[i] = a
+		}
+		res, err := tx.Exec(s.sql.text(query), values...)
+		if err != nil {
+			return err
+		}
+		if n, err := res.RowsAffected(); err == nil && n == 0 {
+			return errClaimed
+		}
+		return nil
+	})
+}
+
+// tell calls Config.Notify, outside of any transaction. One that does not return in
+// time is left behind, and until it returns no other is called.
+func (s *Store) tell(late chan struct{}, c Crossing) error {
+	select {
+	case late <- struct{}{}:
+	default:
+		return errors.New("an earlier call has not returned")
+	}
+	ctx, cancel := context.WithTimeout(s.run, notifyTimeout)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		err := guarded(func() error { return s.notifier(ctx, c) })
+		<-late
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// logCrossing is Config.Notify where there is none.
+func (s *Store) logCrossing(_ context.Context, c Crossing) error {
+	args := []any{"name", c.Name, "at", c.At, "n", c.N}
+	if c.Step != 0 {
+		args = append(args, c.Step.String(), c.Start)
+	}
+	s.log.Warn("usagekit: a threshold was crossed", args...)
+	return nil
+}
