@@ -123,7 +123,7 @@ func (s *Store) eraseRows(ctx context.Context, tx *sqlx.Tx, user string) error {
 	}
 	for _, group := range []string{"quota", "user"} {
 		// A long id is cut, and its hash depends on the measure: what they begin with does not.
-		begin := counter.Clean(group + "." + user + ".")
+		begin := stem(counter.Clean(group + "." + user + ".x"))
 		if len(begin) > 300 {
 			begin = strings.ToValidUTF8(begin[:300], "")
 		}

@@ -25,9 +25,9 @@ const minRetention = 4 * 24 * time.Hour
 
 const (
 	pruneEvery  = time.Hour
-	pruneChunk  = 2_000         // rows in one transaction
-	pruneShare  = 5             // the part of the time that they take
-	maxSkew     = time.Hour     // between the database's clock and ours, beyond which nothing is removed
+	pruneChunk  = 2_000               // rows in one transaction
+	pruneShare  = 5                   // the part of the time that they take
+	maxSkew     = time.Hour           // between the database's clock and ours, beyond which nothing is removed
 	writersKept = 90 * 24 * time.Hour // after which a writer that was not seen is forgotten: its spool's files are set aside before
 )
 
@@ -135,7 +135,7 @@ func (s *Store) pruneLoop() {
 func (s *Store) prune(ctx context.Context, parts []*pruned) error {
 	var now int64
 	err := s.attempt(ctx, s.reads, readTimeout, func(tx *sqlx.Tx) error {
-		return tx.Get(&now, "SELECT "+s.sql.clock())
+		return tx.Get(&now, s.sql.text("SELECT "+s.sql.clock()))
 	})
 	if err != nil {
 		return err

@@ -57,7 +57,7 @@ func (s *Store) try(ctx context.Context, l lane, limit time.Duration, f func(*sq
 	done := make(chan error, 1)
 	var left atomic.Bool // by whoever comes first: the end of f, or the timer
 	go func() {
-		err := s.transact(ctx, l == s.writes, f)
+		err := s.transact(ctx, l != s.reads, f)
 		if left.CompareAndSwap(false, true) {
 			l <- struct{}{}
 		} else {

@@ -117,6 +117,14 @@ func Run(t *testing.T, d Database) {
 		{"ManyStartsAtOnce", manyStarts},
 		{"AdoptsTheOriginalTable", adopts},
 		{"OtherZone", otherZone},
+		{"AddNow", addNow},
+		{"Reset", reset},
+		{"LLMCalls", llmCalls},
+		{"Caps", caps},
+		{"Thresholds", thresholds},
+		{"Takes", takes},
+		{"Erase", erase},
+		{"Views", views},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel() // most of their time is waiting

@@ -1,0 +1,306 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/store/postgres"
+	"github.com/usagekit/usagekit/store/sqlite"
+)
+
+// onEach runs test on an empty database of each kind.
+func onEach(t *testing.T, test func(t *testing.T, db *sqlx.DB)) {
+	for name, open := range map[string]func(t *testing.T) (*sqlx.DB, error){
+		"sqlite":   func(t *testing.T) (*sqlx.DB, error) { return sqlite.Open(filepath.Join(t.TempDir(), "usage.db")) },
+		"postgres": func(t *testing.T) (*sqlx.DB, error) { return postgres.Open(Server.NewDatabase(t)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			if name == "postgres" && Server == nil {
+				t.Log("PostgreSQL was not tried: make test does")
+				return
+			}
+			t.Parallel()
+			db, err := open(t)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { db.Close() })
+			test(t, db)
+		})
+	}
+}
+
+// put writes rows of history.
+func (s *Store) put(t *testing.T, rows ...row) {
+	t.Helper()
+	err := s.attempt(dbtest.Context(t), s.writes, sendTimeout, func(tx *sqlx.Tx) error {
+		return s.addRows(tx, sqlAddHistory, rows, func(row) bool { return false }, nil)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Retention removes the hours and days that are too old, of each kind by its own
+// measure, and nothing else.
+func TestRetention(t *testing.T) {
+	onEach(t, func(t *testing.T, db *sqlx.DB) {
+		ctx := dbtest.Context(t)
+		loc, err := time.LoadLocation("Asia/Kathmandu")
+		if err != nil {
+			t.Fatal(err)
+		}
+		const day = 24 * time.Hour
+		s, err := open(ctx, db, Config{Location: loc, Retention: Retention{Hourly: 10 * day, Daily: 200 * day}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.cancel()
+		now := time.Now()
+		var rows []row
+		want := map[bucket]bool{}
+		put := func(step Step, ago int, keep bool, names ...string) {
+			for _, name := range names {
+				b := bucket{step, s.calendar.start(step, now.AddDate(0, 0, -ago)).Unix(), name}
+				if _, ok := want[b]; !ok { // another day of the same month
+					rows = append(rows, row{b, 1})
+				}
+				want[b] = keep
+			}
+		}
+		for _, ago := range []int{0, 9, 12, 30} {
+			put(Hour, ago, ago <= 10, "api.GET /a.requests", "zzz", "quota.1.hourly")
+		}
+		for _, ago := range []int{0, 89, 92, 199, 202, 2000} {
+			put(Day, ago, ago <= 200, "api.GET /a.requests", "a", "user.active.daily", "user.registrations", "usera.b.c", "zzz.a.b", "r.a.b")
+			put(Day, ago, ago <= 90, "user.active.requests", "user.42.requests", "user.a.b.logins", "quota.1.daily", "quota.1.refused")
+			put(Month, ago, true, "user.42.requests")
+		}
+		for i := range 2*pruneChunk + 100 {
+			put(Day, 92, false, fmt.Sprintf("user.%d.requests", 100+i))
+		}
+		s.put(t, rows...)
+		db.MustExec(`INSERT INTO usage_metrics VALUES ('user.42.requests', 5)`)
+		old := s.calendar.start(Day, now.AddDate(0, 0, -2000)).Unix()
+		young := s.calendar.start(Day, now.AddDate(0, 0, -3)).Unix()
+		for _, name := range []string{
+			"crossing/0/0/5/user.42.requests", fmt.Sprintf("crossing/2/%d/5/user.42.requests", old), fmt.Sprintf("crossing/2/%d/5/user.42.requests", young),
+		} {
+			db.MustExec(db.Rebind(`INSERT INTO usage_meta VALUES (?, '{}')`), name)
+		}
+		for writer, ago := range map[string]time.Duration{"gone": 91 * day, "waits": 91 * day, "here": 80 * day} {
+			db.MustExec(db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 1, ?, ?)`), writer, []byte{}, now.Add(-ago).UnixMilli())
+		}
+		db.MustExec(db.Rebind(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('waits', 2, 0, ?)`), []byte{})
+
+		parts := s.prunings()
+		for range 2 { // the second time finds nothing
+			if err := s.prune(ctx, parts); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var left []struct {
+			bucket
+			Value int64
+		}
+		if err := db.Select(&left, `SELECT step, bucket, key, value FROM usage_history`); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range left {
+			if !want[r.bucket] {
+				t.Errorf("%v is there still, %v old", r.bucket, now.Sub(time.Unix(r.Bucket, 0)))
+			}
+			delete(want, r.bucket)
+		}
+		for b, keep := range want {
+			if keep {
+				t.Errorf("%v is gone, only %v old", b, now.Sub(time.Unix(b.Bucket, 0)))
+			}
+		}
+		for query, want := range map[string]int{
+			`SELECT value FROM usage_metrics WHERE key = 'user.42.requests'`:       5,
+			`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'crossing/%'`:         2,
+			`SELECT COUNT(*) FROM usage_writers WHERE writer IN ('gone')`:          0,
+			`SELECT COUNT(*) FROM usage_writers WHERE writer IN ('waits', 'here')`: 2,
+		} {
+			var n int
+			if err := db.Get(&n, query); err != nil || n != want {
+				t.Errorf("%s: %d, %v, want %d", query, n, err, want)
+			}
+		}
+	})
+}
+
+// Where the clocks differ, nothing is removed: one of them is wrong, and it may be
+// the one that would say what is old.
+func TestRetentionWithAWrongClock(t *testing.T) {
+	onEach(t, func(t *testing.T, db *sqlx.DB) {
+		ctx := dbtest.Context(t)
+		s, err := open(ctx, db, Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.cancel()
+		b := bucket{Hour, s.calendar.start(Hour, time.Now().AddDate(0, 0, -40)).Unix(), "a"}
+		s.put(t, row{b, 1})
+		for _, wrong := range []time.Duration{-2 * time.Hour, 2 * time.Hour, 10_000 * time.Hour} {
+			s.sql.edit = func(q string) string {
+				if q == "SELECT "+s.sql.clock() || s.sql.sqlite && strings.HasPrefix(q, "SELECT 1") {
+					return fmt.Sprintf("SELECT CAST(%d AS BIGINT)", time.Now().Add(wrong).UnixMilli())
+				}
+				return q
+			}
+			if err := s.prune(ctx, s.prunings()); err == nil || !strings.Contains(err.Error(), "clock") {
+				t.Errorf("a clock %v off: %v", wrong, err)
+			}
+		}
+		var n int
+		if err := db.Get(&n, `SELECT COUNT(*) FROM usage_history`); err != nil || n != 1 {
+			t.Errorf("%d rows are left, %v", n, err)
+		}
+		s.sql.edit = nil
+		if err := s.prune(ctx, s.prunings()); err != nil {
+			t.Error(err)
+		}
+		if err := db.Get(&n, `SELECT COUNT(*) FROM usage_history`); err != nil || n != 0 {
+			t.Errorf("%d rows are left with the right clock, %v", n, err)
+		}
+	})
+}
+
+// A batch that comes after its history is gone counts in the totals, and brings no
+// row back, of which nothing would be summed right.
+func TestRetentionOfLateBatches(t *testing.T) {
+	onEach(t, func(t *testing.T, db *sqlx.DB) {
+		ctx := dbtest.Context(t)
+		s, err := open(ctx, db, Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.cancel()
+		for i, days := range []int{40, 100, 500} {
+			batch := counter.Batch{Opened: time.Now().AddDate(0, 0, -days).UnixMilli(), Counts: []counter.Count{{Name: "api.GET /a.requests", N: 2}, {Name: "user.1.requests", N: 3}}}
+			db.MustExec(db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, ?)`), fmt.Sprint(i), []byte{}, time.Now().UnixMilli())
+			db.MustExec(db.Rebind(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, 1, ?, ?)`), fmt.Sprint(i), batch.Opened, batch.Encode())
+		}
+		if f, err := s.fold(ctx, true); err != nil || f.batches != 3 {
+			t.Fatal(f, err)
+		}
+		for name, want := range map[string]int64{"api.GET /a.requests": 6, "api.requests.total": 6, "user.1.requests": 9} {
+			if n, err := s.Get(ctx, name); n != want || err != nil {
+				t.Errorf("%s = %d, %v, want %d", name, n, err, want)
+			}
+		}
+		var rows []struct {
+			Step int
+			Key  string
+			N    int
+		}
+		if err := db.Select(&rows, `SELECT step, key, COUNT(*) AS n FROM usage_history GROUP BY step, key ORDER BY step, key`); err != nil {
+			t.Fatal(err)
+		}
+		want := "[{2 api.GET /a.requests 2} {2 api.requests.total 2} {2 user.1.requests 1} {2 user.active.daily 1} {3 user.1.requests 3} {3 user.active.monthly 3}]"
+		if got := fmt.Sprint(rows); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	})
+}
+
+// A range that reaches back to where only days are kept, or months of users, is
+// widened to those; a step that is gone there is an error, or another one when none
+// was asked for.
+func TestReadsBeforeTheHorizon(t *testing.T) {
+	onEach(t, func(t *testing.T, db *sqlx.DB) {
+		ctx := dbtest.Context(t)
+		s, err := open(ctx, db, Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.cancel()
+		now := time.Now()
+		var rows []row
+		days := map[int64]int64{} // what was counted each day
+		for ago := range 200 * 24 / 7 {
+			at := now.Add(-time.Duration(ago) * 7 * time.Hour)
+			n := int64(ago%5 + 1)
+			for _, step := range []Step{Hour, Day, Month} {
+				for _, name := range []string{"feature.a.used", "user.1.requests"} {
+					group, _, _ := counter.Split(name)
+					b := bucket{step, s.calendar.start(step, at).Unix(), name}
+					if k := kept(group); k[0] != step && k[1] != step {
+						continue
+					}
+					rows = append(rows, row{b, n})
+				}
+			}
+			days[s.calendar.start(Day, at).Unix()] += n
+		}
+		for _, r := range rows { // several are of one bucket
+			s.put(t, r)
+		}
+		if err := s.prune(ctx, s.prunings()); err != nil {
+			t.Fatal(err)
+		}
+		sum := func(from, to time.Time) (n int64) {
+			for at, d := range days {
+				if !time.Unix(at, 0).Before(from) && time.Unix(at, 0).Before(to) {
+					n += d
+				}
+			}
+			return n
+		}
+		ago := func(days int) time.Time { return now.AddDate(0, 0, -days) }
+		for _, r := range [][2]int{{199, 0}, {150, 60}, {120, 119}, {100, 3}, {36, 35}, {60, 34}} {
+			from, to := ago(r[0]).Add(90*time.Minute), ago(r[1])
+			got, err := s.Totals(ctx, Query{Name: "feature.a.used", From: from, To: to})
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := sum(s.calendar.start(Day, from), s.calendar.ceil(Day, to))
+			exact := r[1] < 35 // whose end is in hours
+			if len(got) != 1 || got[0].N != want && !exact || exact && (got[0].N > want || got[0].N < want-60) {
+				t.Errorf("feature.a.used from %d to %d days ago: %v, want %d", r[0], r[1], got, want)
+			}
+			got, err = s.Totals(ctx, Query{Name: "user.1.requests", From: from, To: to})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r[0] > 90 {
+				from = s.calendar.start(Month, from)
+			}
+			if r[1] > 90 || !to.After(s.calendar.next(Month, from)) && r[0] > 90 {
+				to = s.calendar.ceil(Month, to)
+			}
+			if want := sum(s.calendar.start(Day, from), s.calendar.ceil(Day, to)); len(got) != 1 || got[0].N != want {
+				t.Errorf("user.1.requests from %d to %d days ago: %v, want %d", r[0], r[1], got, want)
+			}
+		}
+		for _, c := range []struct {
+			name string
+			days int
+			step Step
+			bad  bool
+		}{
+			{"feature.a.used", 60, Hour, true}, {"feature.a.used", 60, 0, false}, {"feature.a.used", 30, Hour, false},
+			{"user.1.requests", 100, Day, true}, {"user.1.requests", 100, 0, false}, {"user.1.requests", 80, Day, false},
+			{"user.active.daily", 150, Day, false}, {"user.registrations", 150, Day, false},
+		} {
+			counts, err := s.History(ctx, Query{Name: c.name, From: ago(c.days), Step: c.step})
+			var bad queryError
+			if errors.As(err, &bad) != c.bad || !c.bad && err != nil {
+				t.Errorf("History of %s, %d days, by %v: %v", c.name, c.days, c.step, err)
+			}
+			if !c.bad && c.name[:5] != "user." && len(counts) > 0 && c.days == 60 && counts[0].Start.After(ago(59)) {
+				t.Errorf("History of %s begins %v", c.name, counts[0].Start)
+			}
+		}
+	})
+}
