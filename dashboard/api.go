@@ -88,6 +88,7 @@ type stats struct {
 	Errors        map[string]int64 `json:"errors"`
 	Other         map[string]int64 `json:"other"`
 	Truncated     []string         `json:"truncated"` // the groups with more counters than these
+	Capped        []string         `json:"capped"`    // the groups of which some is counted under (other)
 }
 
 func (h *handler) stats(ctx context.Context, p *params) (any, error) {
@@ -120,20 +121,21 @@ func (h *handler) readStats(ctx context.Context, limit int) (stats, error) {
 	if err != nil {
 		return stats{}, err
 	}
-	s := stats{meta: m, Zone: h.zone().String(), Dropped: dropped, Truncated: []string{}}
+	s := stats{meta: m, Zone: h.zone().String(), Dropped: dropped, Truncated: []string{}, Capped: []string{}}
 	for _, group := range []struct {
 		key   string
 		into  *map[string]int64
 		part  part // which holds it, if that is whole
 		from  []store.Query
 		fixed []string
+		over  []string // what they begin with that are beyond a cap
 	}{
-		{"api", &s.API, api, []store.Query{{Prefix: "api.requests."}, {Prefix: "api.", Measure: "requests"}}, []string{nameTotal, nameToday}},
-		{"features", &s.Features, rest, []store.Query{{Prefix: "feature."}}, nil},
-		{"users", &s.Users, part{}, []store.Query{{Prefix: "user."}}, []string{nameActiveDaily, nameActiveMonthly, nameRegistrations}},
-		{"llm", &s.LLM, rest, []store.Query{{Prefix: "llm."}}, nil},
-		{"errors", &s.Errors, rest, []store.Query{{Prefix: "error."}}, nil},
-		{"other", &s.Other, rest, []store.Query{{Except: []string{"api.", "feature.", "user.", "llm.", "error."}}}, nil},
+		{"api", &s.API, api, []store.Query{{Prefix: "api.requests."}, {Prefix: "api.", Measure: "requests"}}, []string{nameTotal, nameToday}, []string{"api.(other).", "api.requests.(other)"}},
+		{"features", &s.Features, rest, []store.Query{{Prefix: "feature."}}, nil, []string{"feature.(other)."}},
+		{"users", &s.Users, part{}, []store.Query{{Prefix: "user."}}, []string{nameActiveDaily, nameActiveMonthly, nameRegistrations}, []string{"user.(other)."}},
+		{"llm", &s.LLM, rest, []store.Query{{Prefix: "llm."}}, nil, []string{"llm.(other)."}},
+		{"errors", &s.Errors, rest, []store.Query{{Prefix: "error."}}, nil, []string{"error.(other)."}},
+		{"other", &s.Other, rest, []store.Query{{Except: []string{"api.", "feature.", "user.", "llm.", "error."}}}, nil, []string{"other.(other)."}},
 	} {
 		counters, more, err := h.largest(ctx, limit, group.fixed, group.part, group.from...)
 		if err != nil {
@@ -143,9 +145,35 @@ func (h *handler) readStats(ctx context.Context, limit int) (stats, error) {
 		if more {
 			s.Truncated = append(s.Truncated, group.key)
 		}
+		capped, err := h.capped(ctx, counters, more, group.over)
+		if err != nil {
+			return stats{}, err
+		}
+		if capped {
+			s.Capped = append(s.Capped, group.key)
+		}
 	}
 	s.TotalRequests, s.RequestsToday = s.API[nameTotal], s.API[nameToday]
 	return s, nil
+}
+
+// capped tells whether a group has a counter that begins with one of the prefixes:
+// among those found, or else, where there are more, in the store.
+func (h *handler) capped(ctx context.Context, found map[string]int64, more bool, prefixes []string) (bool, error) {
+	for _, prefix := range prefixes {
+		for name := range found {
+			if strings.HasPrefix(name, prefix) {
+				return true, nil
+			}
+		}
+	}
+	for i := 0; more && i < len(prefixes); i++ {
+		counts, err := h.store.Totals(ctx, store.Query{Prefix: prefixes[i], Limit: 1})
+		if err != nil || len(counts) > 0 {
+			return err == nil, err
+		}
+	}
+	return false, nil
 }
 
 // part is what one query found of several groups, the largest first.

@@ -65,7 +65,7 @@ func TestStats(t *testing.T) {
 		"users": {"user.active.daily": 2, "user.active.monthly": 2, "user.registrations": 2, "user.42.requests": 99, "user.7.5.requests": 1},
 		"llm": {"llm.gpt-4.tokens": 812}, "errors": {"error.llm.timeout": 1},
 		"other": {"mail.sent": 9007199254740991, "plain": 4, "apiary.bees": 5, "usagekit.counts.dropped": 6},
-		"truncated": []}`)
+		"truncated": [], "capped": []}`)
 	same(t, decode(t, h, "/usage/api/stats?limit=4"), `{
 		"zone": "UTC", "dropped": 6, "stale": false, "total_requests": 120, "requests_today": 120,
 		"api": {"api.requests.total": 120, "api.requests.today": 120, "api.requests.novels": 100, "api.GET /novels/{id}.requests": 100},
@@ -73,7 +73,7 @@ func TestStats(t *testing.T) {
 		"users": {"user.active.daily": 2, "user.active.monthly": 2, "user.registrations": 2, "user.42.requests": 99},
 		"llm": {"llm.gpt-4.tokens": 812}, "errors": {"error.llm.timeout": 1},
 		"other": {"mail.sent": 9007199254740991, "plain": 4, "apiary.bees": 5, "usagekit.counts.dropped": 6},
-		"truncated": ["api", "users"]}`)
+		"truncated": ["api", "users"], "capped": []}`)
 	same(t, decode(t, h, "/usage/api/stats?limit=1"), `{
 		"zone": "UTC", "dropped": 6, "stale": false, "total_requests": 120, "requests_today": 120,
 		"api": {"api.requests.total": 120, "api.requests.today": 120},
@@ -81,7 +81,7 @@ func TestStats(t *testing.T) {
 		"users": {"user.active.daily": 2, "user.active.monthly": 2, "user.registrations": 2},
 		"llm": {"llm.gpt-4.tokens": 812}, "errors": {"error.llm.timeout": 1},
 		"other": {"mail.sent": 9007199254740991},
-		"truncated": ["api", "users", "other"]}`)
+		"truncated": ["api", "users", "other"], "capped": []}`)
 }
 
 func TestStatsOfNothing(t *testing.T) {
@@ -89,7 +89,23 @@ func TestStatsOfNothing(t *testing.T) {
 		"zone": "UTC", "dropped": 0, "stale": false, "total_requests": 0, "requests_today": 0,
 		"api": {"api.requests.total": 0, "api.requests.today": 0}, "features": {},
 		"users": {"user.active.daily": 0, "user.active.monthly": 0, "user.registrations": 0},
-		"llm": {}, "errors": {}, "other": {}, "truncated": []}`)
+		"llm": {}, "errors": {}, "other": {}, "truncated": [], "capped": []}`)
+}
+
+// What was counted beyond a cap is told, wherever it stands among the largest.
+func TestStatsCapped(t *testing.T) {
+	counts := map[string]int64{"api.requests.(other)": 1, "feature.(other).used": 1, "user.(other).requests": 1, "llm.m.calls": 1, "error.other.used": 1}
+	for i := range 20 {
+		for _, group := range []string{"api", "feature", "user"} {
+			counts[fmt.Sprintf("%s.%d.requests", group, i)] = 9
+		}
+	}
+	for _, limit := range []string{"1", "100"} {
+		v := decode(t, open(filled(t, counts)), "/usage/api/stats?limit="+limit)
+		if !reflect.DeepEqual(v["capped"], []any{"api", "features", "users"}) {
+			t.Errorf("limit %s: capped: %v", limit, v["capped"])
+		}
+	}
 }
 
 // Fixed names are among a group's largest although nearly everything is larger.
@@ -206,7 +222,7 @@ func TestReadsOfStats(t *testing.T) {
 	for name, c := range map[string]struct {
 		names map[string]int64
 		reads int
-	}{"nothing": {nil, 4}, "few": {few, 4}, "many users": {users, 7}, "much of everything": {much, 12}} {
+	}{"nothing": {nil, 4}, "few": {few, 4}, "many users": {users, 8}, "much of everything": {much, 17}} {
 		n := &noting{reader: filled(t, c.names)}
 		if get(open(n), "/usage/api/stats"); len(n.what) > c.reads {
 			t.Errorf("%s: %d reads, want at most %d: %q", name, len(n.what), c.reads, n.what)

@@ -117,7 +117,153 @@ func ExampleStore_History() {
 	// Output: 3 user.42.requests 2
 }
 
-func exampleStore() (context.Context, *store.Store, func()) {
+// A call of a model, as its provider reports it, and one that failed.
+func ExampleStore_AddLLM() {
+	ctx, usage, done := exampleStore()
+	defer done()
+	usage.AddLLM(store.LLMCall{Model: "gpt-5.1", Input: 1117, Output: 446, Cached: 1024, Reasoning: 320})
+	usage.AddLLM(store.LLMCall{Model: "gpt-5.1", Failed: "timeout"})
+	if err := usage.Flush(ctx); err != nil {
+		log.Fatal(err)
+	}
+
+	rows, err := usage.Rows(ctx, store.Query{Prefix: "llm.", Measure: "tokens"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, r := range rows {
+		fmt.Println(r.Subject, r.Counts["calls"], r.Counts["failed"], r.Counts["tokens"], r.Counts["cached_tokens"])
+	}
+	// Output: gpt-5.1 2 1 1563 1024
+}
+
+// A number that has to be right at once, over all instances: here, a thousandth
+// customer.
+func ExampleStore_AddNow() {
+	ctx, usage, done := exampleStore()
+	defer done()
+	usage.Add("user.registrations", 999)
+	if err := usage.Flush(ctx); err != nil {
+		log.Fatal(err)
+	}
+
+	n, err := usage.AddNow(ctx, "user.registrations", 1)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(n)
+	// Output: 1000
+}
+
+// A counter that begins anew; its history stays.
+func ExampleStore_Reset() {
+	ctx, usage, done := exampleStore()
+	defer done()
+	usage.Add("feature.beta.used", 5)
+	if err := usage.Reset(ctx, "feature.beta.used"); err != nil {
+		log.Fatal(err)
+	}
+
+	total, err := usage.Get(ctx, "feature.beta.used")
+	if err != nil {
+		log.Fatal(err)
+	}
+	days, err := usage.History(ctx, store.Query{Name: "feature.beta.used", Step: store.Day})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(total, days[0].N)
+	// Output: 0 5
+}
+
+// Two exports a day for each user, over all instances: see middleware.Quota for
+// requests.
+func ExampleStore_Take() {
+	ctx, usage, done := exampleStore()
+	defer done()
+	for range 3 {
+		left, _, ok, err := usage.Take(ctx, "quota.42.exports", 1, 2, 24*time.Hour)
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(ok, left)
+	}
+	// Output:
+	// true 1
+	// true 0
+	// false 0
+}
+
+// Word, once, when a model has used up a million tokens in a day.
+func ExampleConfig_thresholds() {
+	told := make(chan store.Crossing, 1)
+	_, usage, done := exampleStoreOf(store.Config{
+		Thresholds: []store.Threshold{{Prefix: "llm.", Measure: "tokens", Step: store.Day, At: 1_000_000}},
+		Notify: func(ctx context.Context, c store.Crossing) error {
+			told <- c // send a mail; an error would have it called again
+			return nil
+		},
+	})
+	defer done()
+	usage.AddLLM(store.LLMCall{Model: "gpt-5.1", Input: 999_000, Output: 2_000})
+
+	c := <-told
+	fmt.Println(c.Name, c.At, c.N)
+	// Output: llm.gpt-5.1.tokens 1000000 1001000
+}
+
+// A user who asks to be forgotten. Totals of routes and features stay.
+func ExampleStore_Erase() {
+	ctx, usage, done := exampleStore()
+	defer done()
+	usage.Add("user.42.requests", 3)
+	usage.Add("user.42.7.requests", 1)
+	if err := usage.Erase(ctx, "42"); err != nil {
+		log.Fatal(err)
+	}
+
+	users, err := usage.Totals(ctx, store.Query{Prefix: "user.", Measure: "requests"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, u := range users {
+		fmt.Println(u.Name, u.N)
+	}
+	// Output: user.42.7.requests 1
+}
+
+// The users of a day, a user's first and last day, and how many there were.
+func ExampleStore_Totals() {
+	ctx, usage, done := exampleStore()
+	defer done()
+	usage.Add("user.42.requests", 3)
+	usage.Add("user.7.requests", 9)
+	if err := usage.Flush(ctx); err != nil {
+		log.Fatal(err)
+	}
+
+	now := time.Now().In(usage.Location())
+	day := time.Date(now.Year(), now.Month(), now.Day(), 0, 0, 0, 0, now.Location())
+	users, err := usage.Totals(ctx, store.Query{Prefix: "user.", Measure: "requests", From: day, To: day.AddDate(0, 0, 1), Limit: 100})
+	if err != nil {
+		log.Fatal(err)
+	}
+	days, err := usage.History(ctx, store.Query{Name: "user.42.requests", Step: store.Day}) // of the last 90 days; Month: of all
+	if err != nil {
+		log.Fatal(err)
+	}
+	first, last := days[0].Start, days[len(days)-1].Start
+	active, err := usage.Get(ctx, "user.active.daily")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(users[0].Name, users[0].N, first.Equal(last), active)
+	// Output: user.7.requests 9 true 2
+}
+
+func exampleStore() (context.Context, *store.Store, func()) { return exampleStoreOf(store.Config{}) }
+
+func exampleStoreOf(cfg store.Config) (context.Context, *store.Store, func()) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	dir, err := os.MkdirTemp("", "usagekit-example-")
 	if err != nil {
@@ -127,7 +273,7 @@ func exampleStore() (context.Context, *store.Store, func()) {
 	if err != nil {
 		log.Fatal(err)
 	}
-	usage, err := store.New(ctx, db, store.Config{})
+	usage, err := store.New(ctx, db, cfg)
 	if err != nil {
 		log.Fatal(err)
 	}
