@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,15 +40,16 @@ func TestKilled(t *testing.T) {
 		}
 		t.Logf("%d requests counted, %d answered", got[shown], p.total())
 		delivered = got
-		err := p.during(func() {
-			for before := p.total(); p.total() < before+300 && !t.Failed(); {
-			}
-			if err := e.cmd.Process.Kill(); err != nil {
-				t.Error(err)
-			}
-			<-e.done
-		}, requests, e)
-		if err == nil {
+		sent := make(chan error)
+		go func() { sent <- p.send(requests, make(chan struct{}), e) }() // each client, until it notices
+		for before := p.total(); p.total() < before+300 && !t.Failed(); {
+			runtime.Gosched()
+		}
+		if err := e.cmd.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+		<-e.done
+		if err := <-sent; err == nil {
 			t.Error("nobody noticed that it was killed")
 		}
 	}
