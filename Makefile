@@ -8,7 +8,7 @@ each        = for m in $(1); do echo "$(2): $$m"; (cd $$m && $(2)) || exit 1; do
 staticcheck = $(GO) tool -modfile="$(CURDIR)/internal/tools/go.mod" staticcheck
 
 .DEFAULT_GOAL := help
-.PHONY: help run test race faults bench scale fill lint fuzz postgresql wrk
+.PHONY: help run test race faults bench scale fill prune lint fuzz postgresql wrk
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ scale: postgresql ## up to 1,000 instances on a private PostgreSQL, beside share
 
 fill: postgresql ## reading 13 months of usage, 1 M users (ARGS: flags)
 	@cd internal/bench && $(GO) run ./fill $(ARGS)
+
+prune: postgresql ## removing 10 M rows while others write, and a million random names (ARGS: flags)
+	@cd internal/bench && $(GO) run ./prune $(ARGS)
 
 lint: ## gofmt, vet, staticcheck, go mod tidy
 	@unformatted="$$(gofmt -l $(GOFILES))"; [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }

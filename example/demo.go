@@ -31,6 +31,7 @@ func demoTraffic() []traffic {
 		{"POST", "/writer/outlines", 2, ""},
 		{"POST", "/users", 0.6, ""},
 		{"POST", "/llm/complete?fail=timeout", 0.5, ""},
+		{"GET", "/me", 0.5, ""},
 		{"GET", "/unknown", 0.4, ""},
 	}
 }

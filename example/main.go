@@ -45,6 +45,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	spool := flags.String("spool", "", "`directory` for counts that the database does not have yet; with it, no start waits for the database")
 	demo := flags.Bool("demo", false, "send varied traffic to itself")
 	password := flags.String("password", "", "of the dashboard, for the user admin")
+	completions := flags.Int64("completions", 10_000, "`number` of completions that a user may ask for in a day")
 	ledgerFile := flags.String("ledger", "", "`file` in which every request leaves two marks, for tests that kill this program")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -68,7 +69,11 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		return err
 	}
 	defer db.Close()
-	usage, err := store.New(ctx, db, store.Config{Interval: *flush, Spool: *spool, StartOffline: *spool != ""})
+	usage, err := store.New(ctx, db, store.Config{
+		Interval: *flush, Spool: *spool, StartOffline: *spool != "",
+		// Without Notify, a line in the log.
+		Thresholds: []store.Threshold{{Prefix: "llm.", Measure: "tokens", Step: store.Day, At: 10_000}},
+	})
 	if err != nil {
 		return err
 	}
@@ -79,10 +84,10 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	}()
 	usage.Inc("app.starts")
 
-	mux := newService(usage).routes()
+	mux := newService(usage, *completions).routes()
 	mux.Handle("GET /usage/", dashboard.New(usage, dashboard.Config{Auth: auth}))
 	count := middleware.New(usage, middleware.Config{
-		User: func(r *http.Request) string { return r.Header.Get("X-User") },
+		User: userOf,
 		Area: area,
 		Skip: []string{"/usage/"},
 	})

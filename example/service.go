@@ -9,21 +9,29 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/usagekit/usagekit/middleware"
 	"github.com/usagekit/usagekit/store"
 )
 
 const model = "storyteller-1"
 
 // service is the application. All it has to do with usagekit is to count what
-// its middleware cannot see: features, registrations, tokens, errors.
+// its middleware cannot see: features, registrations, tokens, errors. And it limits
+// what costs money.
 type service struct {
-	usage *store.Store
+	usage       *store.Store
+	completions int64 // of a user a day
 
 	mu     sync.Mutex
 	novels int
 }
 
-func newService(usage *store.Store) *service { return &service{usage: usage} }
+func newService(usage *store.Store, completions int64) *service {
+	return &service{usage: usage, completions: completions}
+}
+
+// userOf says who asks. A real service would have checked that.
+func userOf(r *http.Request) string { return r.Header.Get("X-User") }
 
 func (s *service) routes() *http.ServeMux {
 	mux := http.NewServeMux()
@@ -32,7 +40,14 @@ func (s *service) routes() *http.ServeMux {
 	mux.HandleFunc("GET /novels/{id}", s.novel)
 	mux.HandleFunc("POST /writer/chapters", s.feature("feature.chapter.written"))
 	mux.HandleFunc("POST /writer/outlines", s.feature("feature.outline.generated"))
-	mux.HandleFunc("POST /llm/complete", s.complete)
+	mux.HandleFunc("GET /me", s.me)
+	daily := middleware.Quota(s.usage, middleware.QuotaConfig{
+		Name:  "completions",
+		Key:   userOf,
+		Limit: func(*http.Request) int64 { return s.completions },
+		Lease: 5,
+	})
+	mux.Handle("POST /llm/complete", daily(http.HandlerFunc(s.complete)))
 	for _, section := range []string{"/site/", "/help/", "/press/", "/forum/", "/shop/"} {
 		mux.HandleFunc(section+"{path...}", site)
 	}
@@ -73,10 +88,21 @@ func (s *service) feature(name string) http.HandlerFunc {
 	}
 }
 
+// me tells users how much they have asked. It is a query of the application's own.
+func (s *service) me(w http.ResponseWriter, r *http.Request) {
+	n, err := s.usage.Get(r.Context(), "user."+userOf(r)+".requests")
+	if err != nil {
+		s.usage.Inc("error.db.connection")
+		reply(w, http.StatusServiceUnavailable, map[string]string{"error": "the database does not answer"})
+		return
+	}
+	reply(w, http.StatusOK, map[string]int64{"requests": n})
+}
+
 // complete asks a model that is none: it answers at once, with tokens to count.
 func (s *service) complete(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Query().Get("fail") == "timeout" {
-		s.usage.Inc("error.llm.timeout")
+		s.usage.AddLLM(store.LLMCall{Model: model, Failed: "timeout"})
 		reply(w, http.StatusGatewayTimeout, map[string]string{"error": "the model did not answer in time"})
 		return
 	}
@@ -88,10 +114,7 @@ func (s *service) complete(w http.ResponseWriter, r *http.Request) {
 	input := int64(len(strings.Fields(string(prompt)))) + 1
 	const text = "It was a dark and stormy night; the rain fell in torrents."
 	output := int64(len(strings.Fields(text)))
-	s.usage.Inc("llm." + model + ".calls")
-	s.usage.Add("llm."+model+".input_tokens", input)
-	s.usage.Add("llm."+model+".output_tokens", output)
-	s.usage.Add("llm."+model+".tokens", input+output)
+	s.usage.AddLLM(store.LLMCall{Model: model, Input: input, Output: output})
 	reply(w, http.StatusOK, map[string]string{"text": text})
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"net/http"
@@ -24,10 +25,10 @@ func TestService(t *testing.T) {
 	)
 	usage := storetest.New(t)
 	count := middleware.New(usage, middleware.Config{
-		User: func(r *http.Request) string { return r.Header.Get("X-User") },
+		User: userOf,
 		Area: area,
 	})
-	handler := count(newService(usage).routes())
+	handler := count(newService(usage, 3).routes())
 	var before tally
 	for _, c := range []struct {
 		request, body string
@@ -50,8 +51,12 @@ func TestService(t *testing.T) {
 		{"POST /llm/complete", "Tell me more.", 200, "It was a dark and stormy night", complete, "llm", tally{
 			"llm.storyteller-1.calls": 1, "llm.storyteller-1.input_tokens": 4, "llm.storyteller-1.output_tokens": 12, "llm.storyteller-1.tokens": 16,
 		}},
-		{"POST /llm/complete?fail=timeout", "Tell me more.", 504, "did not answer in time", complete, "llm", tally{"error.llm.timeout": 1}},
+		{"POST /llm/complete?fail=timeout", "Tell me more.", 504, "did not answer in time", complete, "llm", tally{
+			"llm.storyteller-1.calls": 1, "llm.storyteller-1.failed": 1, "error.llm.timeout": 1,
+		}},
 		{"POST /llm/complete", strings.Repeat("more ", 20_000), 413, "too long", complete, "llm", nil},
+		{"POST /llm/complete", "Tell me more.", 429, "quota-exceeded", complete, "llm", tally{"quota.ann.refused": 1}},
+		{"GET /me", "", 200, `"requests":`, "api.GET /me", "me", nil},
 		{"GET /site/", "", 200, "A page", "api.GET" + site, "", nil},
 		{"HEAD /site/blog/1", "", 200, "", "api.HEAD" + site, "blog", nil},
 		{"PUT /site/style.css", "", 200, "A page", "api.PUT" + site, "style_css", nil},
@@ -94,6 +99,15 @@ func TestService(t *testing.T) {
 		if strings.HasPrefix(name, "user.") {
 			t.Errorf("a request of nobody adds to %s", name)
 		}
+	}
+
+	before = totals(t, usage)
+	gone, cancel := context.WithCancel(t.Context())
+	cancel() // so its query fails
+	w := httptest.NewRecorder()
+	handler.ServeHTTP(w, httptest.NewRequest("GET", "/me", nil).WithContext(gone))
+	if n := totals(t, usage).since(before)["error.db.connection"]; w.Code != 503 || n != 1 {
+		t.Errorf("without a database: %d, %d errors counted", w.Code, n)
 	}
 }
 

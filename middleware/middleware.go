@@ -13,7 +13,7 @@
 //	user.<id>.requests         when the user is known
 //	error.panic                of handlers
 //
-// It knows net/http and a Recorder, nothing else. A Recorder in trouble, or a
+// It knows net/http and a Recorder, nothing of a store. A Recorder in trouble, or a
 // callback that panics, never delays, fails or changes a response. The one thing
 // that a wrapped ResponseWriter cannot pass on: http.MaxBytesReader closes the
 // connection after a body that was too large, and does not inside of this
@@ -29,8 +29,10 @@
 // A request costs two looks at the clock, two allocations (three with an area) and
 // four or five Adds: the names of a route are made once.
 //
+// Quota, beside it, limits how often somebody may do something.
+//
 // Read this file, then response.go, routes.go, and wrap.go; wrap_generated.go gives
-// a wrapped writer the optional interfaces of the one inside.
+// a wrapped writer the optional interfaces of the one inside. quota.go stands alone.
 package middleware
 
 import (

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/jmoiron/sqlx"
 
@@ -107,12 +106,14 @@ func (s *Store) capSubjects(tx *sqlx.Tx, sums *sums) error {
 	return nil
 }
 
-// add notes a subject that has its place.
+// add notes a subject that is there. Those of usagekit's own take no one's place.
 func (k *subjects) add(group, subject string) {
 	k.known[subject] = true
-	if strings.HasPrefix(subject, group+"."+counter.Other+".") {
+	switch _, of, measure := counter.Split(subject); {
+	case of == counter.Other:
 		k.other[group]++
-	} else if !counter.Derived(subject) {
+	case counter.Reserved(of), counter.Derived(subject), of == "requests" && measure == counter.Other:
+	default:
 		k.count[group]++
 	}
 }

@@ -170,7 +170,10 @@ func (s *Store) eraseMeta(tx *sqlx.Tx, user string) error {
 		return err
 	}
 	gone = slices.DeleteFunc(gone, func(name string) bool {
-		_, key, _ := strings.Cut(name, "/")
+		kind, key, _ := strings.Cut(name, "/")
+		if kind == "notify" {
+			_, key, _ = strings.Cut(key, "/")
+		}
 		c, err := s.parseCrossing(key)
 		return err != nil || !isOf(c.Name, user)
 	})

@@ -32,7 +32,7 @@ COALESCE((SELECT value FROM usage_meta WHERE name = 'folded'), '0') AS folded`
 	// What reads history begins with this, so it also prepares the transaction:
 	// PostgreSQL takes step, bucket and key for independent, expects ten times the
 	// rows that there are, and would sooner read the whole table.
-	sqlExtent = `SELECT %s AS prepared, (SELECT MIN(bucket) FROM usage_history WHERE step = 2) AS first, (SELECT MAX(bucket) FROM usage_history WHERE step = 2) AS last`
+	sqlExtent = `SELECT %s AS prepared, (SELECT MIN(bucket) FROM usage_history WHERE step = 2 AND bucket >= ?) AS first, (SELECT MAX(bucket) FROM usage_history WHERE step = 2) AS last`
 
 	sqlTotal = `SELECT COALESCE((SELECT value FROM usage_metrics WHERE key = ?), 0)`
 

@@ -32,7 +32,7 @@ const (
 )
 
 const (
-	sqlOldest   = `SELECT COALESCE(MIN(bucket), ?) FROM usage_history WHERE step = ? AND bucket >= ?`
+	sqlOldest   = `SELECT COALESCE(MIN(bucket), ?) FROM usage_history WHERE step = ? AND bucket >= ? AND bucket < ?` // beyond it is what was removed before
 	sqlPruneEnd = `SELECT COALESCE((SELECT key FROM usage_history WHERE step = ? AND bucket = ? AND key >= ?%s ORDER BY key LIMIT 1 OFFSET ?), '')`
 	sqlPrune    = `DELETE FROM usage_history WHERE step = ? AND bucket = ? AND key >= ?%s`
 
@@ -71,8 +71,8 @@ func (h horizon) of(step Step, name string) int64 {
 
 // personal tells whether a name is a user's, or a quota's.
 func personal(name string) bool {
-	group, subject, _ := counter.Split(name)
-	return group == "quota" || group == "user" && subject != "" && name != activeDaily && name != activeMonthly
+	group, _, _ := counter.Split(name)
+	return group == "quota" || group == "user" && !bare(stem(name)) && name != activeDaily && name != activeMonthly
 }
 
 // defaults fills in what is 0.
@@ -95,7 +95,8 @@ type pruned struct {
 	lo, hi string // names; "": no bound
 	where  string // of them
 	until  func(horizon) int64
-	done   int64 // buckets before this one are gone
+	end    int64 // of the last time
+	done   int64 // buckets before this one are gone, since end is what it is
 }
 
 // prunings are all parts.
@@ -121,11 +122,14 @@ func (s *Store) pruneLoop() {
 		return
 	}
 	parts := s.prunings()
-	for wait := time.Minute; s.pause(wait/2 + rand.N(wait)); wait = pruneEvery {
-		if s.leads.Load() && s.clash == nil {
-			if err := s.prune(s.run, parts); err != nil && s.run.Err() == nil {
-				s.log.Warn("usagekit: old history could not be removed; it is tried again", "error", err)
-			}
+	for wait := time.Minute; s.pause(wait/2 + rand.N(wait)); {
+		wait = pruneEvery
+		if !s.leads.Load() || s.clash != nil {
+			continue
+		}
+		if err := s.prune(s.run, parts); err != nil && s.run.Err() == nil {
+			s.log.Warn("usagekit: old history could not be removed; it is tried again", "error", err)
+			wait = 2 * time.Minute
 		}
 	}
 }
@@ -145,10 +149,14 @@ func (s *Store) prune(ctx context.Context, parts []*pruned) error {
 	}
 	h := s.horizon(time.UnixMilli(now))
 	for _, p := range parts {
-		for end := p.until(h); p.done < end; {
+		end := p.until(h)
+		if end != p.end { // a fold of yesterday may have ended since
+			p.end, p.done = end, 0
+		}
+		for p.done < end {
 			bucket := end
 			err := s.attempt(ctx, s.reads, readTimeout, func(tx *sqlx.Tx) error {
-				return tx.Get(&bucket, s.sql.text(sqlOldest), end, int(p.step), p.done)
+				return tx.Get(&bucket, s.sql.text(sqlOldest), end, int(p.step), p.done, end)
 			})
 			if err != nil {
 				return err
@@ -188,12 +196,14 @@ func (s *Store) pruneBucket(ctx context.Context, p *pruned, bucket int64) error 
 			_, err = tx.Exec(s.sql.text(strings.Replace(sqlPrune, "%s", below, 1)+p.where), args...)
 			return err
 		})
-		if err != nil || end == "" {
+		if err != nil {
 			return err
 		}
-		lo = end
-		if !s.pause(min(max((pruneShare-1)*time.Since(start), time.Millisecond), time.Second)) {
+		if !s.pause(min(max((pruneShare-1)*time.Since(start), time.Millisecond), time.Minute)) {
 			return s.run.Err()
+		}
+		if lo = end; end == "" {
+			return nil
 		}
 	}
 }

@@ -119,7 +119,8 @@ func (s *Store) spans(ctx context.Context, tx *sqlx.Tx, q *Query, each bool) ([]
 		Prepared    string
 		First, Last *int64
 	}
-	if err := tx.GetContext(ctx, &extent, s.sql.text(fmt.Sprintf(sqlExtent, s.sql.setLocal("enable_seqscan", "off")))); err != nil {
+	h := s.horizon(time.Now())
+	if err := tx.GetContext(ctx, &extent, s.sql.text(fmt.Sprintf(sqlExtent, s.sql.setLocal("enable_seqscan", "off"))), h.days); err != nil {
 		return nil, err
 	}
 	nothing := []span{{step: Day}}
@@ -138,7 +139,6 @@ func (s *Store) spans(ctx context.Context, tx *sqlx.Tx, q *Query, each bool) ([]
 		return nothing, nil
 	}
 	from, to = s.calendar.start(q.Step, from), s.calendar.ceil(q.Step, to)
-	h := s.horizon(time.Now())
 	var spans []span
 	add := func(ranges []nameRange, fine, kept Step, since int64) {
 		if len(ranges) == 0 {

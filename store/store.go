@@ -218,6 +218,7 @@ type Store struct {
 	thresholds []Threshold
 	notifier   func(context.Context, Crossing) error
 	crossed    chan struct{} // something may be told
+	telling    chan struct{} // has a token while notifier runs
 	leads      atomic.Bool   // this store folded last
 
 	derivedOnce   sync.Once
@@ -310,7 +311,7 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 		writer: newID(),
 		reads:  tokens(1), writes: tokens(1), reserve: tokens(2),
 		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1), foldNames: manyFoldNames,
-		changed: make(chan struct{}), stopped: make(chan struct{}), crossed: make(chan struct{}, 1),
+		changed: make(chan struct{}), stopped: make(chan struct{}), crossed: make(chan struct{}, 1), telling: make(chan struct{}, 1),
 		retention: cfg.Retention.defaults(), caps: maps.Clone(cfg.Caps), thresholds: slices.Clone(cfg.Thresholds), notifier: cfg.Notify,
 	}
 	if s.direct = s.writes; !d.sqlite { // which has one writer, and a queue that is fair

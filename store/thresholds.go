@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -44,19 +43,14 @@ const (
 )
 
 const (
-	// crossing/<step>/<bucket>/<at>/<name> is the record, notify/… of the same that
-	// the word is still to be sent: "<until> <tries>", claimed until then.
+	// crossing/<step>/<bucket>/<at>/<name> is the record. notify/<time>/<the same> says
+	// that word is still to be sent: "<until> <tries> <n>", claimed until then.
 	sqlCrossed   = `INSERT INTO usage_meta (name, value) %s ON CONFLICT DO NOTHING RETURNING name`
-	sqlPending   = `SELECT n.name, n.value, c.value AS crossing, %s AS now FROM usage_meta n JOIN usage_meta c ON c.name = 'crossing/' || substr(n.name, 8) WHERE n.name >= 'notify/' AND n.name < 'notify0' ORDER BY n.name LIMIT ?`
+	sqlPend      = `INSERT INTO usage_meta (name, value) %s ON CONFLICT DO NOTHING`
+	sqlPending   = `SELECT name, value, %s AS now FROM usage_meta WHERE name > ? AND name < 'notify0' ORDER BY name LIMIT ?`
 	sqlClaim     = `UPDATE usage_meta SET value = ? WHERE name = ? AND value = ?`
 	sqlUnpending = `DELETE FROM usage_meta WHERE name = ? AND value = ?`
 )
-
-// crossingValue is what a record holds beside its name.
-type crossingValue struct {
-	N    int64 `json:"n"`
-	Time int64 `json:"time"` // Unix ms
-}
 
 func (c Crossing) key() string {
 	bucket := int64(0)
@@ -98,6 +92,10 @@ func (t Threshold) check() error {
 	q := Query{Prefix: t.Prefix, Measure: t.Measure}
 	users, plain := q.groups()
 	switch {
+	case t.Prefix == requestsToday:
+		return fmt.Errorf("Prefix %s is the day of %s: want that, and Step Day", requestsToday, requestsTotal)
+	case t.Prefix == activeDaily && t.Step != Day, t.Prefix == activeMonthly && t.Step != Month:
+		return fmt.Errorf("Prefix %s is a number of one day or month: want that Step", t.Prefix)
 	case t.Step == Hour && !plain:
 		return errors.New("Step hour is not kept for users: want Day, Month or 0")
 	case t.Step == Month && !users:
@@ -135,14 +133,14 @@ func (s *Store) recordCrossings(tx *sqlx.Tx, crossed []Crossing, now time.Time) 
 	n := 0
 	slices.SortFunc(crossed, func(a, b Crossing) int { return strings.Compare(a.key(), b.key()) }) // as every other transaction does
 	crossed = slices.CompactFunc(crossed, func(a, b Crossing) bool { return a.key() == b.key() })
+	at := fmt.Sprintf("%013d/", now.UnixMilli())
 	for list := range slices.Chunk(crossed, chunk) {
-		var names, values, pending, claims []string
+		var names, values, words, claims []string
+		counts := map[string]int64{}
 		for _, c := range list {
-			value, err := json.Marshal(crossingValue{c.N, now.UnixMilli()})
-			if err != nil {
-				return 0, err
-			}
-			names, values = append(names, "crossing/"+c.key()), append(values, string(value))
+			name, value := "crossing/"+c.key(), fmt.Sprintf("%d %d", c.N, now.UnixMilli())
+			names, values = append(names, name), append(values, value)
+			counts[name] = c.N
 		}
 		rows, args := s.sql.rows(column{name: "name", texts: names}, column{name: "value", texts: values})
 		var recorded []string
@@ -154,9 +152,10 @@ func (s *Store) recordCrossings(tx *sqlx.Tx, crossed []Crossing, now time.Time) 
 		}
 		slices.Sort(recorded)
 		for _, name := range recorded {
-			pending, claims = append(pending, "notify/"+strings.TrimPrefix(name, "crossing/")), append(claims, "0 0")
+			words = append(words, "notify/"+at+strings.TrimPrefix(name, "crossing/"))
+			claims = append(claims, fmt.Sprintf("0 0 %d", counts[name]))
 		}
-		if err := s.upsert(tx, `INSERT INTO usage_meta (name, value) %s ON CONFLICT DO NOTHING`, column{name: "name", texts: pending}, column{name: "value", texts: claims}); err != nil {
+		if err := s.upsert(tx, sqlPend, column{name: "name", texts: words}, column{name: "value", texts: claims}); err != nil {
 			return 0, err
 		}
 		n += len(recorded)
@@ -164,16 +163,14 @@ func (s *Store) recordCrossings(tx *sqlx.Tx, crossed []Crossing, now time.Time) 
 	return n, nil
 }
 
-// notifyLoop sends word of what was crossed: at once after a fold of its own, and of
-// what others left, within a minute.
+// notifyLoop sends word of what was crossed: soon after a fold of its own, and of what
+// others have left.
 func (s *Store) notifyLoop() {
 	if !s.waitStarted() {
 		return
 	}
-	late := make(chan struct{}, 1) // has a token while a Notify has not returned
 	for {
-		wait := s.notifyPending(late)
-		timer := time.NewTimer(wait)
+		timer := time.NewTimer(s.notifyPending())
 		select {
 		case <-timer.C:
 		case <-s.crossed:
@@ -185,73 +182,97 @@ func (s *Store) notifyLoop() {
 	}
 }
 
-// notifyPending sends what is due, and returns when to look again.
-func (s *Store) notifyPending(late chan struct{}) (wait time.Duration) {
-	for {
+// notifyPending sends what is due, the oldest first, and returns when to look again.
+func (s *Store) notifyPending() (wait time.Duration) {
+	wait = notifyLook/2 + rand.N(notifyLook)
+	for last := "notify/"; ; {
 		var rows []struct {
-			Name, Value, Crossing string
-			Now                   int64
+			Name, Value string
+			Now         int64
 		}
 		err := s.attempt(s.run, s.reads, readTimeout, func(tx *sqlx.Tx) error {
-			return tx.Select(&rows, s.sql.text(strings.Replace(sqlPending, "%s", s.sql.clock(), 1)), notifyPiece)
+			return tx.Select(&rows, s.sql.text(strings.Replace(sqlPending, "%s", s.sql.clock(), 1)), last, notifyPiece)
 		})
 		if err != nil {
 			return maxBackoff + rand.N(maxBackoff)
 		}
-		wait = notifyLook/2 + rand.N(notifyLook)
-		sent := 0
+		read := time.Now()
 		for _, r := range rows {
-			until, tries, _ := strings.Cut(r.Value, " ")
-			due, _ := strconv.ParseInt(until, 10, 64)
-			if left := time.Duration(due-r.Now) * time.Millisecond; left > 0 {
+			w, err := s.parseWord(r.Name, r.Value)
+			now := r.Now + time.Since(read).Milliseconds()
+			switch left := time.Duration(w.until-now) * time.Millisecond; {
+			case err != nil:
+				s.log.Error("usagekit: a crossing cannot be read, and is not told", "name", r.Name, "error", err)
+				_ = s.settleWord(sqlUnpending, r.Name, r.Value)
+			case left > 0:
 				wait = min(wait, left+time.Millisecond)
-				continue
+			default:
+				pause, ok := s.notify(w, now)
+				if !ok {
+					return min(wait, maxBackoff)
+				}
+				wait = min(wait, pause)
 			}
-			n, _ := strconv.Atoi(tries)
-			if !s.notify(late, r.Name, r.Value, r.Crossing, r.Now, n) {
-				return min(wait, maxBackoff)
-			}
-			sent++
 		}
-		if sent == 0 || s.run.Err() != nil {
+		if len(rows) < notifyPiece {
 			return wait
 		}
+		last = rows[len(rows)-1].Name
 	}
 }
 
-// notify claims one, tells it, and takes note of how that went; false when nothing
-// more can be told now.
-func (s *Store) notify(late chan struct{}, name, value, crossing string, now int64, tries int) bool {
-	c, err := s.parseCrossing(strings.TrimPrefix(name, "notify/"))
-	var v crossingValue
+// word is a crossing that is to be told, as it stands in usage_meta.
+type word struct {
+	Crossing
+	name, value string
+	until       int64 // Unix ms
+	tries       int
+}
+
+func (s *Store) parseWord(name, value string) (w word, err error) {
+	at, key, _ := strings.Cut(strings.TrimPrefix(name, "notify/"), "/")
+	ms, err := strconv.ParseInt(at, 10, 64)
 	if err == nil {
-		err = json.Unmarshal([]byte(crossing), &v)
+		w.Crossing, err = s.parseCrossing(key)
 	}
-	if err != nil {
-		s.log.Error("usagekit: a crossing cannot be read, and is not told", "name", name, "error", err)
-		return s.settleNotify(sqlUnpending, name, value) == nil
+	if err == nil {
+		_, err = fmt.Sscan(value, &w.until, &w.tries, &w.N)
 	}
-	c.N, c.Time = v.N, time.UnixMilli(v.Time).In(s.calendar.loc)
-	claim := fmt.Sprintf("%d %d", now+notifyClaim.Milliseconds(), tries+1)
-	switch err := s.settleNotify(sqlClaim, claim, name, value); {
+	w.name, w.value, w.Time = name, value, time.UnixMilli(ms).In(s.calendar.loc)
+	return w, err
+}
+
+// notify claims a word, tells it, and takes note of how that went: pause is when to
+// tell it again. It returns false when nothing can be told now.
+func (s *Store) notify(w word, now int64) (pause time.Duration, ok bool) {
+	if len(s.telling) > 0 { // an earlier call has not returned
+		return 0, false
+	}
+	claim := func(d time.Duration) string {
+		return fmt.Sprintf("%d %d %d", now+d.Milliseconds(), w.tries+1, w.N)
+	}
+	start, claimed := time.Now(), claim(notifyClaim)
+	switch err := s.settleWord(sqlClaim, claimed, w.name, w.value); {
 	case errors.Is(err, errClaimed):
-		return true
+		return notifyClaim, true
 	case err != nil:
-		return false
+		return 0, false
 	}
-	if err := s.tell(late, c); err != nil {
-		s.log.Warn("usagekit: Config.Notify failed, and is asked again", "name", c.Name, "at", c.At, "error", err)
-		pause := min(time.Second<<min(tries, 20), maxNotifyWait)
-		_ = s.settleNotify(sqlClaim, fmt.Sprintf("%d %d", now+pause.Milliseconds(), tries+1), name, claim) // else when the claim ends
-		return s.run.Err() == nil
+	if err := s.tell(w.Crossing); err != nil {
+		if s.run.Err() == nil {
+			s.log.Warn("usagekit: Config.Notify failed, and is asked again", "name", w.Name, "at", w.At, "error", err)
+		}
+		pause = min(time.Second<<min(w.tries, 20), maxNotifyWait)
+		_ = s.settleWord(sqlClaim, claim(time.Since(start)+pause), w.name, claimed) // else when the claim ends
+		return pause, s.run.Err() == nil
 	}
-	return s.settleNotify(sqlUnpending, name, claim) == nil
+	return notifyLook, s.settleWord(sqlUnpending, w.name, claimed) == nil
 }
 
 // errClaimed says that another instance tells it.
 const errClaimed = fault("store: another instance has claimed the crossing")
 
-func (s *Store) settleNotify(query string, args ...string) error {
+func (s *Store) settleWord(query string, args ...string) error {
 	return s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
 		if err := s.sql.begin(s.run, tx); err != nil {
 			return err
@@ -273,19 +294,18 @@ func (s *Store) settleNotify(query string, args ...string) error {
 
 // tell calls Config.Notify, outside of any transaction. One that does not return in
 // time is left behind, and until it returns no other is called.
-func (s *Store) tell(late chan struct{}, c Crossing) error {
-	select {
-	case late <- struct{}{}:
-	default:
-		return errors.New("an earlier call has not returned")
-	}
+func (s *Store) tell(c Crossing) error {
 	ctx, cancel := context.WithTimeout(s.run, notifyTimeout)
 	defer cancel()
+	s.telling <- struct{}{}
 	done := make(chan error, 1)
 	go func() {
-		err := guarded(func() error { return s.notifier(ctx, c) })
-		<-late
-		done <- err
+		err := errors.New("it ended its goroutine")
+		defer func() {
+			<-s.telling
+			done <- err
+		}()
+		err = guarded(func() error { return s.notifier(ctx, c) })
 	}()
 	select {
 	case err := <-done:

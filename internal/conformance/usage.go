@@ -187,6 +187,20 @@ func caps(t *testing.T, b *bench) {
 	s.Inc("feature.new.used")
 	s.Inc("api.GET /0.requests")
 	b.flush(s)
+	// What is usagekit's own took no one's place, also not of one that reads them.
+	small := b.config()
+	small.Caps = map[string]int{"novel": 2}
+	for i, name := range []string{"novel.(error).read", "novel.(unmatched).read", "novel.(other).read", "novel.1.read", "novel.2.read", "novel.3.read"} {
+		one := b.store(small)
+		one.Inc(name)
+		b.flush(one)
+		want := int64(1)
+		if i == 5 {
+			want = 0
+		}
+		b.want(one, map[string]int64{name: want})
+	}
+	b.want(s, map[string]int64{"novel.(other).read": 2})
 	sums, subjects, others := map[string]int64{}, map[string]map[string]bool{}, 0
 	for name, n := range b.totals(s, store.Query{}) {
 		group, subject, measure := store.SplitName(name)

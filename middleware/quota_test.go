@@ -1,0 +1,1005 @@
+package middleware
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/dunglas/httpsfv"
+)
+
+// bank is a Taker in memory. Its windows are those of UTC.
+type bank struct {
+	counts
+
+	mu     sync.Mutex
+	taken  map[account]int64
+	calls  int
+	before func(ctx context.Context, name string) error // of a Take
+	after  func()
+}
+
+func (b *bank) Take(ctx context.Context, name string, n, limit int64, window time.Duration) (int64, time.Time, bool, error) {
+	b.mu.Lock()
+	b.calls++
+	before, after := b.before, b.after
+	b.mu.Unlock()
+	if before != nil {
+		if err := before(ctx, name); err != nil {
+			return 0, time.Time{}, false, err
+		}
+	}
+	if after != nil {
+		defer after()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.taken == nil {
+		b.taken = map[account]int64{}
+	}
+	until := time.Now().Truncate(window).Add(window)
+	key := account{name, until.Unix()}
+	ok := b.taken[key]+n <= limit
+	if ok {
+		b.taken[key] += n
+	}
+	return max(limit-b.taken[key], 0), until, ok, nil
+}
+
+type account struct {
+	name  string
+	until int64 // the end of the window
+}
+
+// took is what was taken under name in the current window.
+func (b *bank) took(name string, window time.Duration) int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.taken[account{name, time.Now().Truncate(window).Add(window).Unix()}]
+}
+
+func (b *bank) hook(before func(ctx context.Context, name string) error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.before = before
+}
+
+func (b *bank) called() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.calls
+}
+
+func slow(d time.Duration) func(context.Context, string) error {
+	return func(context.Context, string) error { time.Sleep(d); return nil }
+}
+
+func hang(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
+
+func broken(context.Context, string) error { return errors.New("connection refused") }
+
+// patient is a Quota for tests in real time.
+func patient(t Taker, cfg QuotaConfig, next http.HandlerFunc) http.Handler {
+	q := newQuota(t, cfg)
+	q.patience = time.Hour
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { q.serve(next, w, r) })
+}
+
+func limit(n int64) func(*http.Request) int64 { return func(*http.Request) int64 { return n } }
+
+func xLimit(r *http.Request) int64 {
+	n, _ := strconv.ParseInt(r.Header.Get("X-Limit"), 10, 64)
+	return n
+}
+
+func xKey(r *http.Request) string { return r.Header.Get("X-Key") }
+
+func daily(key string, n int64) QuotaConfig {
+	return QuotaConfig{Name: "daily", Key: is(key), Limit: limit(n)}
+}
+
+// get has h answer one request with these header fields.
+func get(h http.Handler, fields ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest("GET", "/", nil)
+	for i := 0; i < len(fields); i += 2 {
+		r.Header[fields[i]] = []string{fields[i+1]}
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+func checkStatus(t *testing.T, h http.Handler, want int, fields ...string) *httptest.ResponseRecorder {
+	t.Helper()
+	w := get(h, fields...)
+	if w.Code != want {
+		t.Errorf("status %d, want %d", w.Code, want)
+	}
+	if body := w.Body.String(); (body == "hello") != (want == 200) {
+		t.Errorf("status %d with %q", w.Code, body)
+	}
+	return w
+}
+
+// fields parses RateLimit or RateLimit-Policy: name k=v …
+func fields(t *testing.T, w *httptest.ResponseRecorder, name string) string {
+	t.Helper()
+	lines := w.Header().Values(name)
+	if len(lines) == 0 {
+		return ""
+	}
+	list, err := httpsfv.UnmarshalList(lines)
+	if err != nil {
+		t.Fatalf("%s %q: %v", name, lines, err)
+	}
+	var out []string
+	for _, m := range list {
+		item := m.(httpsfv.Item)
+		s := item.Value.(string)
+		for _, k := range item.Params.Names() {
+			v, _ := item.Params.Get(k)
+			s += fmt.Sprintf(" %s=%d", k, v.(int64))
+		}
+		out = append(out, s)
+	}
+	return strings.Join(out, ", ")
+}
+
+func checkFields(t *testing.T, w *httptest.ResponseRecorder, policy, rateLimit string) {
+	t.Helper()
+	if got := fields(t, w, "RateLimit-Policy"); got != policy {
+		t.Errorf("RateLimit-Policy %q, want %q", got, policy)
+	}
+	if got := fields(t, w, "RateLimit"); got != rateLimit {
+		t.Errorf("RateLimit %q, want %q", got, rateLimit)
+	}
+}
+
+func TestQuotaIsExact(t *testing.T) {
+	for _, lease := range []int64{1, 10} {
+		t.Run(fmt.Sprint("lease ", lease), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const n, instances = 737, 4
+				b := &bank{before: slow(time.Millisecond)}
+				var handlers []http.Handler
+				for range instances {
+					cfg := daily("ann", n)
+					cfg.Lease = lease
+					handlers = append(handlers, Quota(b, cfg)(http.HandlerFunc(hello)))
+				}
+				var passed, refused atomic.Int64
+				request := func(i int) {
+					switch w := get(handlers[i%instances]); w.Code {
+					case 200:
+						passed.Add(1)
+					case 429:
+						refused.Add(1)
+					}
+				}
+				var wg sync.WaitGroup
+				for i := range 1000 {
+					wg.Go(func() { request(i) })
+				}
+				wg.Wait()
+				if p, r := passed.Load(), refused.Load(); p > n || p < n-instances*(lease-1) || p+r != 1000 {
+					t.Errorf("%d of %d passed, %d were refused", p, n, r)
+				}
+				if calls := b.called(); calls > 40 {
+					t.Errorf("%d calls", calls)
+				}
+				for i := range 100 {
+					request(i)
+				}
+				if p := passed.Load(); p != n {
+					t.Errorf("%d of %d passed in the end", p, n)
+				}
+				if took := b.took("quota.ann.daily", 24*time.Hour); took != n {
+					t.Errorf("%d taken of %d", took, n)
+				}
+				b.check(t, map[string]int64{"quota.ann.refused": refused.Load()})
+			})
+		})
+	}
+}
+
+// Every pass of any mix of limits and leases is counted, and no request is refused
+// while there is room.
+func TestQuotaOfChangingLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bank{before: slow(time.Millisecond)}
+		cfg := daily("ann", 0)
+		cfg.Limit = xLimit
+		h := Quota(b, cfg)(http.HandlerFunc(hello))
+		var passed [4]atomic.Int64
+		var wg sync.WaitGroup
+		for i := range 400 {
+			wg.Go(func() {
+				if get(h, "X-Limit", strconv.Itoa(i%4*50)).Code == 200 {
+					passed[i%4].Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		var sum int64
+		for i := range passed {
+			sum += passed[i].Load()
+		}
+		if took := b.took("quota.ann.daily", 24*time.Hour); passed[0].Load() != 0 || sum != took || sum < 100 || sum > 150 {
+			t.Errorf("passed %v, %d taken", sum, took)
+		}
+	})
+}
+
+func TestQuotaFields(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bank{}
+		inner := func(w http.ResponseWriter, r *http.Request) {
+			if w.Header().Get("RateLimit") == "" || w.Header().Get("RateLimit-Policy") == "" {
+				t.Error("the handler does not see the fields")
+			}
+			hello(w, r)
+		}
+		cfg := daily("ann", 3)
+		cfg.Lease = 2
+		h := Quota(b, cfg)(http.HandlerFunc(inner))
+		time.Sleep(time.Hour - time.Millisecond)
+
+		w := checkStatus(t, h, 200)
+		checkFields(t, w, "daily q=3 w=86400", "daily r=2 t=82801")
+		if got := w.Header().Get("RateLimit"); got != `"daily";r=2;t=82801` {
+			t.Errorf("RateLimit: %s", got)
+		}
+		if got := w.Header().Get("RateLimit-Policy"); got != `"daily";q=3;w=86400` {
+			t.Errorf("RateLimit-Policy: %s", got)
+		}
+		checkFields(t, checkStatus(t, h, 200), "daily q=3 w=86400", "daily r=1 t=82801")
+		checkFields(t, checkStatus(t, h, 200), "daily q=3 w=86400", "daily r=0 t=82801")
+		w = checkStatus(t, h, 429)
+		checkFields(t, w, "daily q=3 w=86400", "daily r=0 t=82801")
+		for name, want := range map[string]string{
+			"Retry-After": "82801", "Content-Type": "application/problem+json", "Cache-Control": "no-store",
+		} {
+			if got := w.Header().Get(name); got != want {
+				t.Errorf("%s: %s, want %s", name, got, want)
+			}
+		}
+		const body = `{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Request cannot be satisfied as assigned quota has been exceeded","status":429,"violated-policies":["daily"]}`
+		if got := w.Body.String(); got != body {
+			t.Errorf("body %s\nwant %s", got, body)
+		}
+		b.check(t, map[string]int64{"quota.ann.refused": 1})
+		time.Sleep(82800*time.Second + 500*time.Microsecond)
+		if got := checkStatus(t, h, 429).Header().Get("Retry-After"); got != "1" {
+			t.Errorf("Retry-After: %s at the window's end", got)
+		}
+	})
+}
+
+func TestQuotaOfHugeLimit(t *testing.T) {
+	h := patient(&bank{}, daily("ann", 1<<63-1), hello)
+	w := checkStatus(t, h, 200)
+	if got := fields(t, w, "RateLimit"); !strings.HasPrefix(got, "daily r=999999999999998 t=") {
+		t.Errorf("RateLimit %s", got)
+	}
+	if got := fields(t, w, "RateLimit-Policy"); got != "daily q=999999999999999 w=86400" {
+		t.Errorf("RateLimit-Policy %s", got)
+	}
+}
+
+func TestQuotasNested(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bank{}
+		hourly := QuotaConfig{Name: "hourly", Key: is("ann"), Limit: limit(2), Window: time.Hour}
+		h := Quota(b, daily("ann", 3))(Quota(b, hourly)(http.HandlerFunc(hello)))
+		const policies = "daily q=3 w=86400, hourly q=2 w=3600"
+		checkFields(t, checkStatus(t, h, 200), policies, "daily r=2 t=86400, hourly r=1 t=3600")
+		checkFields(t, checkStatus(t, h, 200), policies, "daily r=1 t=86400, hourly r=0 t=3600")
+		w := checkStatus(t, h, 429)
+		checkFields(t, w, policies, "daily r=0 t=86400, hourly r=0 t=3600")
+		if got := w.Header().Get("Retry-After"); got != "3600" {
+			t.Errorf("Retry-After: %s", got)
+		}
+		if !strings.Contains(w.Body.String(), `["hourly"]`) {
+			t.Errorf("body %s", w.Body)
+		}
+		time.Sleep(time.Hour)
+		w = checkStatus(t, h, 429)
+		checkFields(t, w, "daily q=3 w=86400", "daily r=0 t=82800")
+		if !strings.Contains(w.Body.String(), `["daily"]`) {
+			t.Errorf("body %s", w.Body)
+		}
+	})
+}
+
+func TestQuotaOverHTTP(t *testing.T) {
+	h := patient(&bank{}, daily("ann", 1), hello)
+	var heads []answer
+	for _, protocol := range protocols {
+		exchange(t, protocol, h, "GET /", nil)
+		got, head := exchange(t, protocol, h, "GET /", nil), exchange(t, protocol, h, "HEAD /", nil)
+		if got.Status != "429 Too Many Requests" || head.Status != got.Status || got.Body == "" || head.Body != "" {
+			t.Errorf("%s: %+v\n%+v", protocol, got, head)
+		}
+		if a, b := got.Header.Get("Content-Type"), head.Header.Get("Content-Type"); a != "application/problem+json" || b != a {
+			t.Errorf("%s: Content-Type %q, HEAD %q", protocol, a, b)
+		}
+		heads = append(heads, head)
+	}
+	if heads[0].Length <= 0 || heads[0].Length != heads[1].Length {
+		t.Errorf("Content-Length %d, %d", heads[0].Length, heads[1].Length)
+	}
+}
+
+func TestQuotaWithoutDatabase(t *testing.T) {
+	forever := make(chan struct{})
+	for _, tt := range []struct {
+		name   string
+		before func(context.Context, string) error
+		waits  time.Duration
+	}{
+		{"error", broken, 0},
+		{"error after 20 ms", func(context.Context, string) error { time.Sleep(20 * time.Millisecond); return io.EOF }, 20 * time.Millisecond},
+		{"panic", func(context.Context, string) error { panic("boom") }, 0},
+		{"goexit", func(context.Context, string) error { runtime.Goexit(); return nil }, 0},
+		{"hang", hang, 50 * time.Millisecond},
+		{"late", slow(60 * time.Millisecond), 50 * time.Millisecond},
+		{"forever", func(context.Context, string) error { <-forever; return nil }, 50 * time.Millisecond},
+	} {
+		for _, failShut := range []bool{false, true} {
+			t.Run(fmt.Sprint(tt.name, " ", failShut), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					forever = make(chan struct{})
+					defer close(forever)
+					b := &bank{before: tt.before}
+					cfg := daily("ann", 100)
+					cfg.FailShut = failShut
+					h := Quota(b, cfg)(http.HandlerFunc(hello))
+					var wg sync.WaitGroup
+					for range 100 {
+						wg.Go(func() {
+							want := 200
+							if failShut {
+								want = 503
+							}
+							start := time.Now()
+							w := checkStatus(t, h, want)
+							if d := time.Since(start); d != tt.waits {
+								t.Errorf("waited %v, want %v", d, tt.waits)
+							}
+							checkFields(t, w, "daily q=100 w=86400", "")
+							if failShut {
+								checkUnavailable(t, w)
+							}
+						})
+					}
+					wg.Wait()
+					time.Sleep(time.Second)
+					b.check(t, nil)
+				})
+			})
+		}
+	}
+}
+
+func checkUnavailable(t *testing.T, w *httptest.ResponseRecorder) {
+	t.Helper()
+	var p problem
+	if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil {
+		t.Errorf("%v: %s", err, w.Body)
+	}
+	if p.Detail == "" {
+		t.Error("no detail")
+	}
+	p.Detail = ""
+	if want := (problem{Type: "about:blank", Title: "Service Unavailable", Status: 503}); !reflect.DeepEqual(p, want) {
+		t.Errorf("problem %+v", p)
+	}
+	h := w.Header()
+	if h.Get("Retry-After") != "1" || h.Get("Content-Type") != "application/problem+json" || h.Get("Cache-Control") != "no-store" {
+		t.Errorf("header %v", h)
+	}
+}
+
+// While the database is late nobody waits for it again, and what it took in the
+// end is used.
+func TestQuotaUsesWhatCameLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bank{before: slow(200 * time.Millisecond)}
+		cfg := daily("ann", 12)
+		cfg.Lease = 10
+		h := Quota(b, cfg)(http.HandlerFunc(hello))
+		checkFields(t, checkStatus(t, h, 200), "daily q=12 w=86400", "")
+		start := time.Now()
+		checkFields(t, checkStatus(t, h, 200), "daily q=12 w=86400", "")
+		if d := time.Since(start); d != 0 {
+			t.Errorf("waited %v for a call that is late", d)
+		}
+		time.Sleep(151 * time.Millisecond)
+		b.hook(nil)
+		for i := range 12 {
+			checkFields(t, checkStatus(t, h, 200), "daily q=12 w=86400", fmt.Sprintf("daily r=%d t=86400", 11-i))
+		}
+		checkStatus(t, h, 429)
+		if n := b.called(); n != 2 {
+			t.Errorf("%d calls", n)
+		}
+	})
+}
+
+// A request that waited for a call before its own one waits no longer for it.
+func TestQuotaWaitsFromArrival(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bank{before: slow(30 * time.Millisecond)}
+		h := Quota(b, daily("ann", 12))(http.HandlerFunc(hello))
+		var wg sync.WaitGroup
+		wg.Go(func() { get(h) })
+		time.Sleep(5 * time.Millisecond)
+		start := time.Now()
+		checkFields(t, checkStatus(t, h, 200), "daily q=12 w=86400", "")
+		if d := time.Since(start); d != 50*time.Millisecond {
+			t.Errorf("waited %v", d)
+		}
+		wg.Wait()
+		time.Sleep(time.Second)
+		checkFields(t, checkStatus(t, h, 200), "daily q=12 w=86400", "daily r=10 t=86399")
+
+		cfg := daily("bob", 12)
+		cfg.Key = func(*http.Request) string { time.Sleep(40 * time.Millisecond); return "bob" }
+		start = time.Now()
+		checkStatus(t, Quota(b, cfg)(http.HandlerFunc(hello)), 200)
+		if d := time.Since(start); d != 50*time.Millisecond {
+			t.Errorf("waited %v after a slow Key", d)
+		}
+		time.Sleep(time.Second)
+	})
+}
+
+func TestQuotaAfterAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bank{before: broken}
+		h := Quota(b, daily("ann", 1))(http.HandlerFunc(hello))
+		checkStatus(t, h, 200)
+		b.hook(nil)
+		checkFields(t, checkStatus(t, h, 200), "daily q=1 w=86400", "daily r=0 t=86400")
+		b.hook(broken)
+		checkStatus(t, h, 429) // known
+	})
+}
+
+func TestQuotaOfTheNextWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bank{}
+		cfg := QuotaConfig{Name: "hourly", Key: is("ann"), Limit: limit(4), Lease: 3, Window: time.Hour}
+		q := newQuota(b, cfg)
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { q.serve(http.HandlerFunc(hello), w, r) })
+		for range 4 {
+			checkStatus(t, h, 200)
+		}
+		checkStatus(t, h, 429)
+		calls := b.called()
+		time.Sleep(time.Hour - 1)
+		checkStatus(t, h, 429)
+		if n := b.called(); n != calls {
+			t.Errorf("%d calls after a refusal", n-calls)
+		}
+		time.Sleep(1)
+		checkFields(t, checkStatus(t, h, 200), "hourly q=4 w=3600", "hourly r=3 t=3600") // 2 in reserve
+		time.Sleep(time.Hour)
+		checkFields(t, checkStatus(t, h, 200), "hourly q=4 w=3600", "hourly r=3 t=3600")
+		if got := b.took("quota.ann.hourly", time.Hour); got != 3 {
+			t.Errorf("%d taken: a reserve outlived its window", got)
+		}
+		time.Sleep(time.Hour)
+		q.cfg.Key = is("bob")
+		checkStatus(t, h, 200)
+		if len(q.shares) != 1 {
+			t.Errorf("%d shares, one of a window that has ended", len(q.shares))
+		}
+	})
+}
+
+// An answer may come when its window has ended. Whoever was counted in it passes;
+// who came later is counted in the new one; a refusal says nothing any more.
+func TestQuotaAtTheEndOfTheWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bank{after: func() { time.Sleep(20 * time.Millisecond) }}
+		h := Quota(b, QuotaConfig{Name: "hourly", Key: is("ann"), Limit: limit(1), Window: time.Hour})(http.HandlerFunc(hello))
+		time.Sleep(time.Hour - 10*time.Millisecond)
+		var wg sync.WaitGroup
+		wg.Go(func() { checkFields(t, checkStatus(t, h, 200), "hourly q=1 w=3600", "hourly r=0 t=0") })
+		time.Sleep(15 * time.Millisecond)
+		checkFields(t, checkStatus(t, h, 200), "hourly q=1 w=3600", "hourly r=0 t=3600")
+		wg.Wait()
+
+		time.Sleep(time.Hour - 50*time.Millisecond)
+		checkStatus(t, h, 429)
+		h = Quota(b, QuotaConfig{Name: "hourly", Key: is("ann"), Limit: limit(1), Window: time.Hour})(http.HandlerFunc(hello))
+		time.Sleep(time.Until(time.Now().Truncate(time.Hour).Add(time.Hour - 10*time.Millisecond)))
+		checkFields(t, checkStatus(t, h, 200), "hourly q=1 w=3600", "hourly r=0 t=3600")
+	})
+}
+
+func TestQuotaOfHigherLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bank{}
+		cfg := daily("ann", 0)
+		cfg.Limit = xLimit
+		h := Quota(b, cfg)(http.HandlerFunc(hello))
+		checkStatus(t, h, 200, "X-Limit", "2")
+		checkStatus(t, h, 200, "X-Limit", "2")
+		checkStatus(t, h, 429, "X-Limit", "2")
+		checkStatus(t, h, 429, "X-Limit", "1")
+		n := b.called()
+		checkStatus(t, h, 200, "X-Limit", "3")
+		checkStatus(t, h, 429, "X-Limit", "3")
+		if n = b.called() - n; n != 1 {
+			t.Errorf("%d calls after a higher limit", n)
+		}
+	})
+}
+
+// A reserve that a higher limit allowed is none of a lower one's.
+func TestQuotaReserveOfHigherLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bank{}
+		cfg := daily("ann", 0)
+		cfg.Limit, cfg.Lease = xLimit, 5
+		h := Quota(b, cfg)(http.HandlerFunc(hello))
+		checkStatus(t, h, 200, "X-Limit", "10")
+		checkStatus(t, h, 429, "X-Limit", "1")
+		checkFields(t, checkStatus(t, h, 200, "X-Limit", "2"), "daily q=2 w=86400", "daily r=0 t=86400")
+		checkStatus(t, h, 429, "X-Limit", "2")
+		checkStatus(t, h, 200, "X-Limit", "10")
+	})
+}
+
+func TestQuotaOfNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bank{}
+		h := Quota(b, daily("ann", 0))(http.HandlerFunc(hello))
+		for range 2 {
+			w := checkStatus(t, h, 429)
+			checkFields(t, w, "daily q=0 w=86400", "daily r=0 t=86400")
+		}
+		if n := b.called(); n != 1 {
+			t.Errorf("%d calls", n)
+		}
+		time.Sleep(24 * time.Hour)
+		b.hook(broken)
+		w := checkStatus(t, h, 429)
+		checkFields(t, w, "daily q=0 w=86400", "daily r=0")
+		if got := w.Header().Get("Retry-After"); got != "1" {
+			t.Errorf("Retry-After: %s", got)
+		}
+	})
+}
+
+func TestQuotaNotLimited(t *testing.T) {
+	for name, cfg := range map[string]QuotaConfig{
+		"nobody":   {Name: "daily", Key: is(""), Limit: panicsInt},
+		"no limit": daily("ann", -1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := &bank{}
+			checkFields(t, checkStatus(t, patient(b, cfg, hello), 200), "", "")
+			if b.calls != 0 {
+				t.Errorf("%d calls", b.calls)
+			}
+		})
+	}
+}
+
+func panicsInt(*http.Request) int64 { panic("callback") }
+
+func TestQuotaKeys(t *testing.T) {
+	for _, key := range []string{
+		"ann", "a.b", "(other)", "((", `"quoted\"`, "new\r\nline\x00\x7f", "\xff\xfe not UTF-8", "ünïcödé", strings.Repeat("k", 10_000),
+	} {
+		t.Run(fmt.Sprintf("%.20q", key), func(t *testing.T) {
+			var names []string
+			b := &bank{before: func(_ context.Context, name string) error { names = append(names, name); return nil }}
+			h := patient(b, daily(key, 1), hello)
+			checkStatus(t, h, 200)
+			w := checkStatus(t, h, 429)
+			fields(t, w, "RateLimit")
+			want := key
+			if key[0] == '(' {
+				want = "(" + key
+			}
+			if len(names) != 1 || names[0] != "quota."+want+".daily" {
+				t.Errorf("taken under %.40q", names)
+			}
+			b.check(t, map[string]int64{"quota." + want + ".refused": 1})
+		})
+	}
+}
+
+func TestQuotaCallbacksPanic(t *testing.T) {
+	for name, cfg := range map[string]QuotaConfig{
+		"Key":   {Name: "daily", Key: panics, Limit: limit(1)},
+		"Limit": {Name: "daily", Key: is("ann"), Limit: panicsInt},
+		"abort": {Name: "daily", Key: func(*http.Request) string { panic(http.ErrAbortHandler) }, Limit: limit(1)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			checkFields(t, checkStatus(t, patient(&bank{}, cfg, hello), 200), "", "")
+			cfg.FailShut = true
+			checkUnavailable(t, checkStatus(t, patient(&bank{}, cfg, hello), 503))
+		})
+	}
+}
+
+type deaf struct{ bank }
+
+func (*deaf) Add(string, int64) { panic("recorder") }
+
+func TestQuotaRecorderPanics(t *testing.T) {
+	checkStatus(t, patient(&deaf{}, daily("ann", 0), hello), 429)
+}
+
+func TestQuotaPassesHandlersPanicOn(t *testing.T) {
+	b := &bank{}
+	h := patient(b, daily("ann", 1), func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	func() {
+		defer func() {
+			if v := recover(); v != http.ErrAbortHandler {
+				t.Errorf("panic %v", v)
+			}
+		}()
+		get(h)
+	}()
+	if w := get(h); w.Code != 429 {
+		t.Errorf("status %d: what a handler failed on was not counted", w.Code)
+	}
+}
+
+func TestQuotaClientGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bank{before: slow(10 * time.Millisecond)}
+		served := 0
+		h := Quota(b, daily("ann", 2))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { served++ }))
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil).WithContext(ctx))
+		})
+		time.Sleep(5 * time.Millisecond)
+		cancel()
+		start := time.Now()
+		wg.Wait()
+		if d := time.Since(start); d != 0 || served != 0 {
+			t.Errorf("returned after %v, %d served", d, served)
+		}
+		time.Sleep(5 * time.Millisecond)
+		synctest.Wait()
+		checkFields(t, get(h), "daily q=2 w=86400", "daily r=1 t=86400")
+		if n := b.called(); n != 1 {
+			t.Errorf("%d calls: what was taken for a client that went away is lost", n)
+		}
+	})
+}
+
+// Of those that wait together, only who stays gets something.
+func TestQuotaSomeClientsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bank{before: slow(10 * time.Millisecond)}
+		h := Quota(b, daily("ann", 2))(http.HandlerFunc(hello))
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil).WithContext(ctx))
+		})
+		synctest.Wait()
+		wg.Go(func() { checkFields(t, checkStatus(t, h, 200), "daily q=2 w=86400", "daily r=1 t=86400") })
+		synctest.Wait()
+		cancel()
+		wg.Wait()
+		synctest.Wait()
+		if took := b.took("quota.ann.daily", 24*time.Hour); took != 1 {
+			t.Errorf("%d taken", took)
+		}
+	})
+}
+
+func TestQuotaShares(t *testing.T) {
+	q := newQuota(&bank{}, daily("ann", 9))
+	now := time.Now()
+	at := func(c *call, d time.Duration) *share { return q.keep(c, now.Add(d), now) }
+	c := &call{key: "ann"}
+	s := at(c, time.Hour)
+	s.note(taking{n: 3, limit: 9, left: 5, ok: true})
+	s.note(taking{n: 1, limit: 9, left: 7, ok: true}) // a database that forgot
+	if s.taken != 4 || s.reserve != 4 {
+		t.Errorf("%+v", s)
+	}
+	if at(c, time.Hour+time.Second) != s || q.shares["ann"] != s {
+		t.Error("forgotten within its window")
+	}
+	next := at(c, 25*time.Hour)
+	if next == s || q.shares["ann"] != next || next.reserve != 0 {
+		t.Error("not forgotten when the next window has begun")
+	}
+	bob := &call{key: "bob"}
+	q.calls["bob"] = bob
+	if s := at(bob, time.Hour); q.shares["bob"] != nil || q.known("bob", now) != s {
+		t.Error("a share of the window before is not of its call only")
+	}
+	if at(&call{key: "eve"}, 49*time.Hour); len(q.shares) != 1 {
+		t.Errorf("%d shares after the next window has begun", len(q.shares))
+	}
+	if q.known("nobody", now.Add(50*time.Hour)); len(q.shares) != 0 {
+		t.Errorf("%d shares after the end", len(q.shares))
+	}
+}
+
+// Nothing is taken when all are gone before Take is called.
+func TestQuotaTakesNothingForNobody(t *testing.T) {
+	b := &bank{}
+	q := newQuota(b, daily("ann", 2))
+	c := &call{key: "ann", waiters: []*waiter{{limit: 2, told: make(chan struct{}), left: true}}}
+	q.calls["ann"], q.running = c, 1
+	q.call(c)
+	if b.calls != 0 || q.running != 0 || len(q.calls) != 0 {
+		t.Errorf("%d calls of Take, %d running, %d there", b.calls, q.running, len(q.calls))
+	}
+}
+
+// One that goes away at the moment of the answer gives back what it was given, to
+// one that waits if there is.
+func TestQuotaGivesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bank{}
+		q := newQuota(b, daily("ann", 2))
+		s := &share{taken: 2, until: time.Now().Add(time.Hour)}
+		q.shares["ann"], q.until = s, s.until
+		told := make(chan struct{})
+		close(told)
+		c := &call{key: "ann"}
+		given := func() *waiter { return &waiter{told: told, from: s, verdict: verdict{outcome: passed}} }
+		if v := q.leave(c, given(), true); v.outcome != gone || s.reserve != 1 {
+			t.Errorf("%v, reserve %d", v, s.reserve)
+		}
+		if v := q.leave(c, given(), false); v.outcome != passed || s.reserve != 1 {
+			t.Errorf("%v, reserve %d", v, s.reserve)
+		}
+		w := &waiter{limit: 2, told: make(chan struct{})}
+		c.waiters, c.waiting = []*waiter{w}, 1
+		q.calls["ann"] = c
+		s.reserve = 0
+		q.leave(c, given(), true)
+		<-w.told
+		if w.verdict.outcome != passed || s.reserve != 0 || c.waiting != 0 {
+			t.Errorf("%+v, reserve %d", w.verdict, s.reserve)
+		}
+	})
+}
+
+func TestQuotaMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bank{}
+		cfg := QuotaConfig{Name: "hourly", Key: xKey, Limit: limit(2), Window: time.Hour}
+		q := newQuota(b, cfg)
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { q.serve(http.HandlerFunc(hello), w, r) })
+		for i := range 101_000 {
+			if v := q.admit(t.Context(), strconv.Itoa(i), 2, time.Now().Add(q.patience)); v.outcome != passed || v.left != 1 {
+				t.Fatal(i, v)
+			}
+		}
+		synctest.Wait()
+		if len(q.shares) != maxShares || len(q.calls) != 0 || len(q.queue) != 0 {
+			t.Errorf("%d shares, %d calls, %d in the queue", len(q.shares), len(q.calls), len(q.queue))
+		}
+		for _, key := range []string{"0", "100999"} { // kept or not
+			checkStatus(t, h, 200, "X-Key", key)
+			checkStatus(t, h, 429, "X-Key", key)
+		}
+		time.Sleep(time.Hour)
+		checkStatus(t, h, 200, "X-Key", "100999")
+		if len(q.shares) != 1 || q.shareBytes != len("100999") {
+			t.Errorf("%d shares, %d bytes", len(q.shares), q.shareBytes)
+		}
+		for i := range 2000 {
+			checkStatus(t, h, 200, "X-Key", strconv.Itoa(i)+strings.Repeat("k", 10_000))
+		}
+		if len(q.shares) > maxShareKeys/10_000+1 {
+			t.Errorf("%d shares with long keys", len(q.shares))
+		}
+		q.cfg.Limit = xLimit
+		for i := range 2 * maxPolicies {
+			get(h, "X-Key", "1", "X-Limit", strconv.Itoa(i))
+		}
+		if len(q.policies) > maxPolicies {
+			t.Errorf("%d policies", len(q.policies))
+		}
+	})
+}
+
+// More keys at once than calls: they wait for their turn.
+func TestQuotaOfManyKeysAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bank{before: slow(2 * time.Millisecond)}
+		cfg := daily("", 2)
+		cfg.Key = xKey
+		h := Quota(b, cfg)(http.HandlerFunc(hello))
+		codes := map[int]int{}
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		for i := range 4 * 500 {
+			wg.Go(func() {
+				w := get(h, "X-Key", strconv.Itoa(i%500))
+				if w.Header().Get("RateLimit") == "" {
+					t.Error("not counted")
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				codes[w.Code]++
+			})
+		}
+		wg.Wait()
+		if codes[200] != 1000 || codes[429] != 1000 {
+			t.Errorf("status %v", codes)
+		}
+	})
+}
+
+func TestQuotaGoroutines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forever := make(chan struct{})
+		b := &bank{before: func(context.Context, string) error { <-forever; return nil }}
+		cfg := daily("", 1)
+		cfg.Key = xKey
+		q := newQuota(b, cfg)
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { q.serve(http.HandlerFunc(hello), w, r) })
+		before := runtime.NumGoroutine()
+		for round := range 2 {
+			var wg sync.WaitGroup
+			for i := range 10_000 {
+				wg.Go(func() {
+					start := time.Now()
+					w := checkStatus(t, h, 200, "X-Key", strconv.Itoa(i))
+					if d := time.Since(start); d > 50*time.Millisecond || round > 0 && d > 0 {
+						t.Errorf("waited %v in round %d", d, round)
+					}
+					checkFields(t, w, "daily q=1 w=86400", "")
+				})
+			}
+			wg.Wait()
+			synctest.Wait()
+			if n := runtime.NumGoroutine() - before; n > maxCalls+10 { // the runtime has some
+				t.Errorf("%d goroutines", n)
+			}
+			if len(q.calls) > maxCalls+maxQueue {
+				t.Errorf("%d calls", len(q.calls))
+			}
+			time.Sleep(time.Minute)
+		}
+		if n := b.called(); n != maxCalls {
+			t.Errorf("%d calls", n)
+		}
+		close(forever)
+		synctest.Wait()
+		if len(q.calls) != 0 || len(q.queue) != 0 || q.running != 0 {
+			t.Errorf("%d calls, %d in the queue, %d running", len(q.calls), len(q.queue), q.running)
+		}
+		checkFields(t, checkStatus(t, h, 200, "X-Key", "9999"), "daily q=1 w=86400", "daily r=0 t=86280")
+	})
+}
+
+func TestQuotaTakeHasItsOwnContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var took time.Duration
+		b := &bank{before: func(ctx context.Context, _ string) error {
+			start := time.Now()
+			<-ctx.Done()
+			took = time.Since(start)
+			return ctx.Err()
+		}}
+		checkStatus(t, Quota(b, daily("ann", 1))(http.HandlerFunc(hello)), 200)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if took != time.Second {
+			t.Errorf("Take's context ended after %v", took)
+		}
+	})
+}
+
+// taker answers as no Taker should.
+type taker func(n, limit int64) (int64, time.Time, bool)
+
+func (taker) Add(string, int64) {}
+
+func (f taker) Take(_ context.Context, _ string, n, limit int64, _ time.Duration) (int64, time.Time, bool, error) {
+	left, until, ok := f(n, limit)
+	return left, until, ok, nil
+}
+
+func TestQuotaDoesNotBelieveEverything(t *testing.T) {
+	for name, take := range map[string]taker{
+		"refused with enough left": func(n, limit int64) (int64, time.Time, bool) { return n, time.Now().Add(time.Hour), false },
+		"ended before":             func(n, limit int64) (int64, time.Time, bool) { return 0, time.Time{}, false },
+		"ended before, passed":     func(n, limit int64) (int64, time.Time, bool) { return 0, time.Time{}, true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				checkFields(t, checkStatus(t, Quota(take, daily("ann", 9))(http.HandlerFunc(hello)), 200), "daily q=9 w=86400", "")
+			})
+		})
+	}
+	t.Run("less than nothing left", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			take := taker(func(n, limit int64) (int64, time.Time, bool) { return -1 << 63, time.Now().Add(time.Hour), false })
+			checkFields(t, checkStatus(t, Quota(take, daily("ann", 9))(http.HandlerFunc(hello)), 429), "daily q=9 w=86400", "daily r=0 t=3600")
+		})
+	})
+}
+
+func TestQuotaConfig(t *testing.T) {
+	good := daily("ann", 1)
+	Quota(&bank{}, good)
+	for _, tt := range []struct {
+		field string
+		taker Taker
+		edit  func(*QuotaConfig)
+	}{
+		{"Taker", nil, func(*QuotaConfig) {}},
+		{"Key", &bank{}, func(c *QuotaConfig) { c.Key = nil }},
+		{"Limit", &bank{}, func(c *QuotaConfig) { c.Limit = nil }},
+		{"Window", &bank{}, func(c *QuotaConfig) { c.Window = time.Minute }},
+		{"Window", &bank{}, func(c *QuotaConfig) { c.Window = -1 }},
+		{"Name", &bank{}, func(c *QuotaConfig) { c.Name = "" }},
+		{"Name", &bank{}, func(c *QuotaConfig) { c.Name = "refused" }},
+		{"Name", &bank{}, func(c *QuotaConfig) { c.Name = "a.b" }},
+		{"Name", &bank{}, func(c *QuotaConfig) { c.Name = `a"` }},
+		{"Name", &bank{}, func(c *QuotaConfig) { c.Name = "a[" }},
+		{"Name", &bank{}, func(c *QuotaConfig) { c.Name = "a@" }},
+		{"Name", &bank{}, func(c *QuotaConfig) { c.Name = "é" }},
+		{"Name", &bank{}, func(c *QuotaConfig) { c.Name = strings.Repeat("a", 65) }},
+	} {
+		func() {
+			defer func() {
+				if v, _ := recover().(string); !strings.Contains(v, tt.field) {
+					t.Errorf("%s: panic %q", tt.field, v)
+				}
+			}()
+			cfg := good
+			tt.edit(&cfg)
+			Quota(tt.taker, cfg)
+		}()
+	}
+	for _, name := range []string{"a", "AZaz09-_", strings.Repeat("a", 64)} {
+		good.Name = name
+		Quota(&bank{}, good)
+	}
+}
+
+func BenchmarkQuota(b *testing.B) {
+	cfg := daily("ann", 1<<40)
+	cfg.Lease = 1 << 40
+	nothing := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
+	for _, bb := range []struct {
+		name string
+		h    http.Handler
+	}{{"bare", nothing}, {"quota", Quota(&bank{}, cfg)(nothing)}} {
+		b.Run(bb.name, func(b *testing.B) {
+			r := httptest.NewRequest("GET", "/", nil)
+			w := httptest.NewRecorder()
+			b.ReportAllocs()
+			for b.Loop() {
+				clear(w.Header())
+				bb.h.ServeHTTP(w, r)
+			}
+		})
+	}
+}
