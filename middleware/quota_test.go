@@ -495,7 +495,7 @@ func TestQuotaOfTheNextWindow(t *testing.T) {
 		if n := b.called(); n != calls {
 			t.Errorf("%d calls after a refusal", n-calls)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		checkFields(t, checkStatus(t, h, 200), "hourly q=4 w=3600", "hourly r=3 t=3600") // 2 in reserve
 		time.Sleep(time.Hour)
 		checkFields(t, checkStatus(t, h, 200), "hourly q=4 w=3600", "hourly r=3 t=3600")

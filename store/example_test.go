@@ -2,10 +2,14 @@ package store_test
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -210,6 +214,56 @@ func ExampleConfig_thresholds() {
 	c := <-told
 	fmt.Println(c.Name, c.At, c.N)
 	// Output: llm.gpt-5.1.tokens 1000000 1001000
+}
+
+// A thousand requests a day for each user, over all instances.
+func Example_quota() {
+	_, usage, done := exampleStore()
+	defer done()
+	mux := http.NewServeMux()
+	complete := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
+
+	daily := middleware.Quota(usage, middleware.QuotaConfig{
+		Name:  "daily",
+		Key:   func(r *http.Request) string { return r.Header.Get("X-User") },
+		Limit: func(r *http.Request) int64 { return 1000 },
+		Lease: 10, // requests that are reserved with one query
+	})
+	mux.Handle("POST /llm/complete", daily(complete))
+
+	r := httptest.NewRequest("POST", "/llm/complete", nil)
+	r.Header.Set("X-User", "42")
+	w := httptest.NewRecorder()
+	mux.ServeHTTP(w, r)
+	fmt.Println(w.Code, w.Header().Get("RateLimit-Policy"))
+	// Output: 200 "daily";q=1000;w=86400
+}
+
+// Users by a keyed hash of their ids: the database alone does not tell who they are.
+func Example_hashedUsers() {
+	ctx, usage, done := exampleStore()
+	defer done()
+	key := []byte("from the application's secrets")
+	count := middleware.New(usage, middleware.Config{
+		User: func(r *http.Request) string {
+			mac := hmac.New(sha256.New, key) // kept apart from the database
+			mac.Write([]byte(r.Header.Get("X-User")))
+			return hex.EncodeToString(mac.Sum(nil)[:16])
+		},
+	})
+
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Header.Set("X-User", "ann@example.com")
+	count(http.NotFoundHandler()).ServeHTTP(httptest.NewRecorder(), r)
+	if err := usage.Flush(ctx); err != nil {
+		log.Fatal(err)
+	}
+	users, err := usage.Totals(ctx, store.Query{Prefix: "user.", Measure: "requests"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(users[0].Name, users[0].N)
+	// Output: user.78b8a4bfe349aa272bce1b6fd8ad0cb2.requests 1
 }
 
 // A user who asks to be forgotten. Totals of routes and features stay.

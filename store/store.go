@@ -15,13 +15,15 @@
 //	api.GET /novels/{id}.requests    of a route; also .status_2xx, .latency_5ms … (package middleware)
 //	api.requests.novels              of an area of the application
 //	user.42.requests                 of a user; its day buckets are the counts per user and day
-//	user.registrations, feature.chapter.written, error.llm.timeout, llm.gpt-4.tokens
+//	llm.gpt-5.tokens                 of a model; also .calls, .input_tokens … (AddLLM)
+//	quota.42.daily                   what was taken of a quota (Take); .refused: what was not
+//	user.registrations, feature.chapter.written, error.llm.timeout
 //	                                 whatever the application counts
 //	usagekit.counts.dropped          what was in batches and files that could not be read, at least
 //
 // Four names are derived, and refused by Add: api.requests.total (the sum of all
 // api.<route>.requests), api.requests.today (its current day), user.active.daily
-// and user.active.monthly (distinct users of the current day and month).
+// and user.active.monthly (distinct users of the current day and month). So are quotas.
 //
 // Names are valid UTF-8 without control characters, at most 512 bytes, group and
 // measure 1 to 64 bytes. Others are cleaned, never refused: a subject that is too
@@ -45,7 +47,8 @@
 //
 // A Store takes two connections from its pool, one for reads and one for writes,
 // and returns them after each transaction; a server that stands still may hold
-// two more.
+// two more. On PostgreSQL, AddNow, Take, Reset and Erase use up to four of their own
+// while they run: they must not wait for a fold.
 //
 // # Into the database exactly once
 //
@@ -68,11 +71,14 @@
 // # Reading
 //
 // Totals are of all time. History has buckets of hours and days (days and months
-// for the group user) that begin where the database's zone has it. See Query.
+// for the group user) that begin where the database's zone has it, and are kept for as
+// long as Config.Retention says. See Query.
 //
-// Read store.go, then shutdown.go, send.go (the flush), fold.go, poison.go and apply.go (into the tables),
-// lease.go (who folds), query.go, read.go and span.go; tx.go is the only way to
-// the database, and dialect.go what PostgreSQL and SQLite do not share.
+// Read store.go, then shutdown.go, send.go (the flush), fold.go, poison.go and apply.go
+// (into the tables), caps.go and thresholds.go (which apply asks), lease.go (who folds),
+// retention.go, query.go, read.go and span.go, and what goes to the database at once:
+// now.go, erase.go. llm.go is but names. tx.go is the only way to the database, and
+// dialect.go what PostgreSQL and SQLite do not share.
 package store
 
 import (
@@ -360,8 +366,8 @@ func (c Config) check() error {
 		return fmt.Errorf("store: Config.MaxNames is %d: want a positive number, or 0 for 100,000", c.MaxNames)
 	}
 	for i, t := range c.Thresholds {
-		if err := t.check(); err != nil {
-			return fmt.Errorf("store: Config.Thresholds[%d]: %w", i, err)
+		if wrong := t.check(); wrong != "" {
+			return fmt.Errorf("store: Config.Thresholds[%d].%s", i, wrong)
 		}
 	}
 	for group, n := range c.Caps {

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jmoiron/sqlx"
 
@@ -80,28 +81,29 @@ func (s *Store) parseCrossing(key string) (Crossing, error) {
 	return c, nil
 }
 
-func (t Threshold) check() error {
-	switch {
-	case t.At < 1 || t.At > counter.Max:
-		return fmt.Errorf("At is %d: want 1 … 2^53−1", t.At)
-	case t.Step < 0 || t.Step > Month:
-		return fmt.Errorf("Step is %d: want Hour, Day or Month, or 0 for all time", t.Step)
-	case strings.Contains(t.Measure, "."):
-		return fmt.Errorf("Measure %q: want what stands after a name's last dot", t.Measure)
-	}
+// check returns what is wrong with t; "": nothing.
+func (t Threshold) check() string {
 	q := Query{Prefix: t.Prefix, Measure: t.Measure}
 	users, plain := q.groups()
 	switch {
+	case t.At < 1 || t.At > counter.Max:
+		return fmt.Sprintf("At is %d: want 1 … 2^53−1", t.At)
+	case t.Step < 0 || t.Step > Month:
+		return fmt.Sprintf("Step is %d: want Hour, Day or Month, or 0 for all time", t.Step)
+	case strings.Contains(t.Measure, "."):
+		return fmt.Sprintf("Measure %q: want what stands after a name's last dot", t.Measure)
 	case t.Prefix == requestsToday:
-		return fmt.Errorf("Prefix %s is the day of %s: want that, and Step Day", requestsToday, requestsTotal)
+		return "Prefix " + requestsToday + " is the day of " + requestsTotal + ": want that, and Step Day"
 	case t.Prefix == activeDaily && t.Step != Day, t.Prefix == activeMonthly && t.Step != Month:
-		return fmt.Errorf("Prefix %s is a number of one day or month: want that Step", t.Prefix)
+		return "Prefix " + t.Prefix + " is a number of one day or month: want that Step"
 	case t.Step == Hour && !plain:
-		return errors.New("Step hour is not kept for users: want Day, Month or 0")
+		return "Step hour is not kept for users: want Day, Month or 0"
 	case t.Step == Month && !users:
-		return errors.New("Step month is kept for users alone: want Hour, Day or 0")
+		return "Step month is kept for users alone: want Hour, Day or 0"
+	case !utf8.ValidString(t.Prefix + t.Measure):
+		return "Prefix or Measure is no valid UTF-8"
 	}
-	return q.check()
+	return ""
 }
 
 // watched tells whether a threshold is about a row.
