@@ -396,7 +396,7 @@ func (s *Store) checkKept(q *Query, finest bool) error {
 	}
 	if !finest {
 		since := time.Unix(h.of(q.Step, cmp.Or(q.Name, "user.x.requests")), 0).In(s.calendar.loc)
-		return queryError(fmt.Sprintf("Step %v is finer than kept before %s (Config.Retention): want %v, or 0", q.Step, since.Format(time.DateOnly), coarser))
+		return queryError(fmt.Sprintf("Step %v is finer than kept before %s (Config.Retention): want %v", q.Step, since.Format(time.DateOnly), coarser))
 	}
 	q.Step = coarser
 	return nil

@@ -25,10 +25,10 @@ const minRetention = 4 * 24 * time.Hour
 
 const (
 	pruneEvery  = time.Hour
-	pruneChunk  = 2_000               // rows in one transaction
-	pruneShare  = 5                   // the part of the time that they take
-	maxSkew     = time.Hour           // between the database's clock and ours, beyond which nothing is removed
-	writersKept = 90 * 24 * time.Hour // after which a writer that was not seen is forgotten: its spool's files are set aside before
+	pruneChunk  = 2_000                            // rows in one transaction
+	pruneShare  = 5                                // the part of the time that they take
+	maxSkew     = time.Hour                        // between the database's clock and ours, beyond which nothing is removed
+	writersKept = counter.MaxAge + 30*24*time.Hour // from when it was seen last, a writer is remembered
 )
 
 const (

@@ -421,7 +421,7 @@ func erase(t *testing.T, b *bench) {
 	cfg.Thresholds = []store.Threshold{{Prefix: "user.", Measure: "requests", At: 1}, {Prefix: "user.", Measure: "requests", Step: store.Day, At: 1}}
 	s := b.store(cfg)
 	long := strings.Repeat("né", 400)
-	ids := []string{"42", "42.7", "4", "42x", "a'b\"c", "42.", ".42", long, long + "2", "((x)"}
+	ids := []string{"42", "42.7", "4", "42x", "a'b\"c", "42.", ".42", long, long + "2", "((x)", "zebra@example.com"}
 	count := func(add func(name string, n int64)) {
 		for i, id := range ids {
 			n := int64(i + 1)
@@ -442,7 +442,7 @@ func erase(t *testing.T, b *bench) {
 			t.Fatal(ok, err)
 		}
 	}
-	for i, id := range []string{"42", long, "(x)"} {
+	for i, id := range []string{"42", long, "(x)", "zebra@example.com"} {
 		others := func() map[string]int64 {
 			m := b.totals(s, store.Query{})
 			for name := range m {
@@ -488,6 +488,24 @@ func erase(t *testing.T, b *bench) {
 			if batch, err := counter.Decode(p); err != nil || len(batch.Counts) != 0 {
 				t.Errorf("what waits: %v, %v", batch, err)
 			}
+		}
+	}
+	for _, table := range []string{"usage_metrics", "usage_history", "usage_inbox", "usage_writers", "usage_meta"} {
+		rows, err := b.db.QueryxContext(b.ctx, `SELECT * FROM `+table)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for rows.Next() {
+			row, err := rows.SliceScan()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if text := fmt.Sprintf("%s", row); strings.Contains(text, "zebra") {
+				t.Errorf("%s has %s", table, text)
+			}
+		}
+		if err := rows.Close(); err != nil {
+			t.Error(err)
 		}
 	}
 	if err := s.Erase(b.ctx, ""); err == nil {

@@ -6,7 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 )
+
+// MaxAge is how old a batch may be that a dead writer left. The database forgets a
+// writer some time after it, and could not tell that it has the batch already.
+const MaxAge = 60 * 24 * time.Hour
+
+var errOld = errors.New("it is too old: whether it was counted before is not known any more")
 
 // Adopt sends what dead writers left: each one's files in order, under its own id,
 // so that a batch that had arrived already does not count again. send returns when
@@ -57,6 +64,9 @@ func (s *Spool) adopt(dir string, release func(remove bool), send func(writer st
 		switch {
 		case why == nil && copied: // the original may have sent what the copy lacks
 			s.setAside(dir, name, errCopy)
+			continue
+		case why == nil && time.Since(time.UnixMilli(b.Opened)) > MaxAge:
+			s.setAside(dir, name, errOld)
 			continue
 		case why == nil:
 			if err := send(dir, b); err != nil {

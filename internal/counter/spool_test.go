@@ -303,6 +303,27 @@ func TestSpoolFileGrows(t *testing.T) {
 	}
 }
 
+// A batch so old that the database may have forgotten whether it has it is set aside,
+// not counted again.
+func TestSpoolOfLongAgo(t *testing.T) {
+	root := t.TempDir()
+	dead := openSpool(t, root)
+	for name, age := range map[string]time.Duration{"feature.young.used": MaxAge - time.Hour, "feature.old.used": MaxAge + time.Hour} {
+		dead.Add(name, 1)
+		b, _ := dead.Seal()
+		b.Opened = time.Now().Add(-age).UnixMilli()
+		b.Payload = b.Encode()
+		if !dead.spool.keep(nil, b, false) {
+			t.Fatal("the file is not written")
+		}
+	}
+	dead.die()
+	s := openSpool(t, root)
+	if got, _ := s.adopt(t); len(got) != 1 || got["feature.young.used"] != 1 || s.spool.Aside() != 1 {
+		t.Errorf("found %v, %d set aside", got, s.spool.Aside())
+	}
+}
+
 // What stands in a spool besides honest files: a start survives it, counts what is
 // sound, and says what it did with the rest.
 func TestSpoolOfAllSorts(t *testing.T) {

@@ -240,13 +240,16 @@ func millionNames(r *trial) {
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	grown := int64(after.HeapAlloc) - int64(before.HeapAlloc)
-	r.note("heap %+d MB, %d under (other)", grown>>20, st.Stats().Overflow)
+	r.note("heap %+d MB, %d under (other) before the database", grown>>20, st.Stats().Overflow)
 	if grown > 64<<20 {
 		r.Errorf("the heap has grown by %d MB", grown>>20)
 	}
 	sum := r.one(`SELECT SUM(value) FROM usage_metrics WHERE key LIKE 'feature.%'`)
 	if sum != n {
 		r.Errorf("%d of %d are counted", sum, n)
+	}
+	if rows := r.one(`SELECT COUNT(*) FROM usage_metrics WHERE key LIKE 'feature.%'`); rows != 10_001 {
+		r.Errorf("%d names are kept, want the cap's 10,000 and (other)", rows)
 	}
 	r.last = evidence{attempted: tally{requestsTotal: n}, counted: tally{requestsTotal: sum}}
 	r.must(st.Shutdown(r.ctx))

@@ -80,7 +80,7 @@ func (s settings) caps(ctx context.Context, w io.Writer, server *dbtest.Server) 
 	adding := time.Since(all.from)
 	close(stop)
 	if err := <-flushed; err != nil {
-		return fmt.Errorf("Flush: %w", err)
+		return fmt.Errorf("a flush: %w", err)
 	}
 	all.to = time.Now()
 	if err := sleep(ctx, 4*lookEvery); err != nil { // the last fold is seen
