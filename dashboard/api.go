@@ -135,7 +135,7 @@ func (h *handler) readStats(ctx context.Context, limit int) (stats, error) {
 		{"users", &s.Users, part{}, []store.Query{{Prefix: "user."}}, []string{nameActiveDaily, nameActiveMonthly, nameRegistrations}, []string{"user.(other)."}},
 		{"llm", &s.LLM, rest, []store.Query{{Prefix: "llm."}}, nil, []string{"llm.(other)."}},
 		{"errors", &s.Errors, rest, []store.Query{{Prefix: "error."}}, nil, []string{"error.(other)."}},
-		{"other", &s.Other, rest, []store.Query{{Except: []string{"api.", "feature.", "user.", "llm.", "error."}}}, nil, []string{"other.(other)."}},
+		{"other", &s.Other, rest, []store.Query{{Except: []string{"api.", "feature.", "user.", "llm.", "error."}}}, nil, nil},
 	} {
 		counters, more, err := h.largest(ctx, limit, group.fixed, group.part, group.from...)
 		if err != nil {
@@ -157,14 +157,13 @@ func (h *handler) readStats(ctx context.Context, limit int) (stats, error) {
 	return s, nil
 }
 
-// capped tells whether a group has a counter that begins with one of the prefixes:
-// among those found, or else, where there are more, in the store.
+// capped tells whether a group has counts beyond a cap: among those found, or else,
+// where there are more, in the store, where they begin with one of the prefixes.
 func (h *handler) capped(ctx context.Context, found map[string]int64, more bool, prefixes []string) (bool, error) {
-	for _, prefix := range prefixes {
-		for name := range found {
-			if strings.HasPrefix(name, prefix) {
-				return true, nil
-			}
+	for name := range found {
+		_, subject, measure := store.SplitName(name)
+		if subject == "(other)" || subject == "requests" && measure == "(other)" {
+			return true, nil
 		}
 	}
 	for i := 0; more && i < len(prefixes); i++ {

@@ -94,7 +94,7 @@ func TestStatsOfNothing(t *testing.T) {
 
 // What was counted beyond a cap is told, wherever it stands among the largest.
 func TestStatsCapped(t *testing.T) {
-	counts := map[string]int64{"api.requests.(other)": 1, "feature.(other).used": 1, "user.(other).requests": 1, "llm.m.calls": 1, "error.other.used": 1}
+	counts := map[string]int64{"api.requests.(other)": 1, "feature.(other).used": 1, "user.(other).requests": 1, "llm.m.calls": 1, "error.other.used": 1, "shop.(other).sold": 1}
 	for i := range 20 {
 		for _, group := range []string{"api", "feature", "user"} {
 			counts[fmt.Sprintf("%s.%d.requests", group, i)] = 9
@@ -102,7 +102,7 @@ func TestStatsCapped(t *testing.T) {
 	}
 	for _, limit := range []string{"1", "100"} {
 		v := decode(t, open(filled(t, counts)), "/usage/api/stats?limit="+limit)
-		if !reflect.DeepEqual(v["capped"], []any{"api", "features", "users"}) {
+		if !reflect.DeepEqual(v["capped"], []any{"api", "features", "users", "other"}) {
 			t.Errorf("limit %s: capped: %v", limit, v["capped"])
 		}
 	}

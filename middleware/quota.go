@@ -70,7 +70,8 @@ type QuotaConfig struct {
 // after an error, with too many queries on their way, or when Key or Limit
 // panics, it passes uncounted, or gets 503 with FailShut; never 429, unless its
 // limit is 0. While a query is late, others of that key do not wait. What it took
-// is used by later requests. A client that goes away while it waits uses nothing.
+// is used by later requests. A client that goes away while it waits uses nothing;
+// one whose context ends for another reason gets 503.
 //
 // Responses carry RateLimit-Policy and RateLimit, one more of each per Quota
 // passed (draft-ietf-httpapi-ratelimit-headers-10). A refusal is a 429 with
@@ -194,7 +195,7 @@ const (
 	away outcome = iota // the database is
 	passed
 	refused
-	gone // the client is
+	gone // the client is, or its context has ended
 )
 
 type verdict struct {
@@ -227,6 +228,8 @@ func (q *quota) serve(next http.Handler, w http.ResponseWriter, r *http.Request)
 		q.count(key)
 		w.Header().Add(limitField, q.rateLimit(v))
 		respond(w, http.StatusTooManyRequests, max(seconds(v.until), 1), q.exceeded)
+	case gone: // or the server is about to stop
+		respond(w, http.StatusServiceUnavailable, 1, q.unavailable)
 	case away:
 		if q.cfg.FailShut {
 			respond(w, http.StatusServiceUnavailable, 1, q.unavailable)

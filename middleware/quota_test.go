@@ -665,6 +665,7 @@ func TestQuotaPassesHandlersPanicOn(t *testing.T) {
 	}
 }
 
+// A context that ends need not be a client that has gone: there is an answer.
 func TestQuotaClientGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{before: slow(10 * time.Millisecond)}
@@ -672,15 +673,16 @@ func TestQuotaClientGone(t *testing.T) {
 		h := Quota(b, daily("ann", 2))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { served++ }))
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
+		w := httptest.NewRecorder()
 		wg.Go(func() {
-			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil).WithContext(ctx))
+			h.ServeHTTP(w, httptest.NewRequest("GET", "/", nil).WithContext(ctx))
 		})
 		time.Sleep(5 * time.Millisecond)
 		cancel()
 		start := time.Now()
 		wg.Wait()
-		if d := time.Since(start); d != 0 || served != 0 {
-			t.Errorf("returned after %v, %d served", d, served)
+		if d := time.Since(start); d != 0 || served != 0 || w.Code != http.StatusServiceUnavailable {
+			t.Errorf("returned after %v, %d served, %d", d, served, w.Code)
 		}
 		time.Sleep(5 * time.Millisecond)
 		synctest.Wait()

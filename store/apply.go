@@ -66,7 +66,11 @@ type dated struct{ quarter, n int64 } // Unix ms
 
 // newSums returns none yet, to be written at the database's time now.
 func (s *Store) newSums(now time.Time) *sums {
-	return &sums{calendar: s.calendar, now: now, horizon: s.horizon(now), names: map[string]*sum{}, starts: map[int64][3]int64{}}
+	h := s.horizon(now)
+	if time.Since(now).Abs() > maxSkew { // who knows what is old
+		h = horizon{forever, forever, forever}
+	}
+	return &sums{calendar: s.calendar, now: now, horizon: h, names: map[string]*sum{}, starts: map[int64][3]int64{}}
 }
 
 // add merges n of a name, counted at the time at (Unix ms). The name may be the

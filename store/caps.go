@@ -22,7 +22,7 @@ const (
 	// It also locks: who finds new subjects decides alone about all of them.
 	sqlSubjects = `INSERT INTO usage_meta AS m (name, value) VALUES ('subjects', '') ON CONFLICT (name) DO UPDATE SET value = m.value RETURNING value`
 	// Of a capped group: stems, and the whole of names that have no other subject.
-	sqlKnownSubjects = `SELECT DISTINCT CASE WHEN %s IN (?, ?, 'api.requests.') THEN key ELSE %[1]s END FROM usage_metrics WHERE key >= ? AND key < ?`
+	sqlKnownSubjects = `SELECT DISTINCT CASE WHEN %s IN ('', ?, ?, ?, 'api.requests.') THEN key ELSE %[1]s END FROM usage_metrics WHERE key >= ? AND key < ?`
 )
 
 // subjects are those of the capped groups that the database has. A Store remembers
@@ -110,6 +110,7 @@ func (s *Store) capSubjects(tx *sqlx.Tx, sums *sums) error {
 func (k *subjects) add(group, subject string) {
 	k.known[subject] = true
 	switch _, of, measure := counter.Split(subject); {
+	case of == counter.Other && (measure == "requests" || measure == counter.Other): // beside the others
 	case of == counter.Other:
 		k.other[group]++
 	case counter.Reserved(of), counter.Derived(subject), of == "requests" && measure == counter.Other:
@@ -144,7 +145,7 @@ func (s *Store) knownSubjects(tx *sqlx.Tx, token string) (*subjects, error) {
 		if group == "other" {
 			text += " OR " + s.sql.strpos() + "(key, '.') = 0"
 		}
-		err := tx.Select(&list, s.sql.text(text), group+".", group+"."+counter.Other+".", group+".", group+"/")
+		err := tx.Select(&list, s.sql.text(text), group+".", group+"..", group+"."+counter.Other+".", group+".", group+"/")
 		if err != nil {
 			return nil, err
 		}
@@ -162,6 +163,9 @@ func (s *sums) move(name, to string) {
 	m := s.sum(to)
 	for _, d := range from.dated {
 		m.add(d.quarter, d.n)
+		if m.whole != nil && from.whole == nil { // "api.requests" is no route, (other) is one
+			m.whole.add(d.quarter, d.n)
+		}
 	}
 }
 

@@ -168,6 +168,16 @@ func (d dialect) setLocal(name, value string) string {
 	return `set_config('` + name + `', '` + value + `', true)`
 }
 
+// prepareTake is an expression that bounds the transaction of a Take on the server,
+// and makes its COMMIT durable, as begin does: a request waits for it.
+func (d dialect) prepareTake() string {
+	if d.sqlite {
+		return `''`
+	}
+	return d.setLocal("lock_timeout", "200ms") + " || " + d.setLocal("statement_timeout", "2s") + " || " + d.setLocal("idle_in_transaction_session_timeout", "5s") +
+		` || set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)`
+}
+
 // column is one of a values list: texts, or numbers.
 type column struct {
 	name    string

@@ -18,9 +18,9 @@ const (
 	erasePiece = 64 // batches of one transaction
 
 	sqlHoldLease = `UPDATE usage_meta SET value = value WHERE name = 'lease'`
-	sqlInbox     = `SELECT writer, seq, payload FROM usage_inbox WHERE (writer, seq) > (?, ?) ORDER BY writer, seq LIMIT ?`
+	sqlInbox     = `SELECT writer, seq, opened, payload FROM usage_inbox WHERE (writer, seq) > (?, ?) ORDER BY writer, seq LIMIT ?`
 	sqlRewrite   = `UPDATE usage_inbox SET payload = ? WHERE writer = ? AND seq = ?`
-	sqlEnds      = `SELECT MIN(bucket) AS first, MAX(bucket) AS last FROM usage_history WHERE step = ?`
+	sqlEnds      = `SELECT (SELECT MIN(bucket) FROM usage_history WHERE step = ?) AS first, (SELECT MAX(bucket) FROM usage_history WHERE step = ?) AS last` // see sqlExtent
 	sqlBad       = `SELECT name, value FROM usage_meta WHERE name >= 'bad/' AND name < 'bad0'`
 	sqlRecords   = `SELECT name FROM usage_meta WHERE name >= 'crossing/' AND name < 'crossing0' UNION ALL SELECT name FROM usage_meta WHERE name >= 'notify/' AND name < 'notify0'`
 )
@@ -28,8 +28,8 @@ const (
 // Erase removes what the database holds under the id of a user: every row of
 // user.<id>.… and quota.<id>.…, their records of thresholds, and their part of each
 // batch that waits. No other total changes: requests stay requests, and the user
-// stays in the numbers of active users. A batch that could not be read, and was set
-// aside, may hold anybody, and is removed whole.
+// stays in the numbers of active users. A batch that cannot be read may hold anybody,
+// and is removed whole; it counts as dropped.
 //
 // Counts that other instances, or files of a spool, still hold come later: call it
 // again after their Interval, when no request names the user any more.
@@ -37,15 +37,12 @@ func (s *Store) Erase(ctx context.Context, user string) error {
 	if user == "" {
 		return errors.New("store: Erase: the user is \"\": want the id that requests were counted under")
 	}
-	if strings.HasPrefix(user, "(") {
-		user = "(" + user // as the middleware counts it
-	}
 	err := s.Flush(ctx)
 	if err == nil {
 		err = s.eraseWaiting(ctx, user)
 	}
 	if err == nil {
-		err = s.again(ctx, func(tx *sqlx.Tx) error { return s.eraseRows(ctx, tx, user) })
+		_, err = again(ctx, s, func(tx *sqlx.Tx) (none struct{}, err error) { return none, s.eraseRows(ctx, tx, user) })
 	}
 	if err != nil {
 		return fmt.Errorf("store: Erase: %w", err)
@@ -53,46 +50,59 @@ func (s *Store) Erase(ctx context.Context, user string) error {
 	return nil
 }
 
+// subjectsOf are those that a user is counted under: the id, unless it is one of
+// usagekit's own, and what the middleware makes of one that begins like those.
+func subjectsOf(user string) []string {
+	var subjects []string
+	if !counter.Reserved(user) {
+		subjects = append(subjects, user)
+	}
+	if strings.HasPrefix(user, "(") {
+		subjects = append(subjects, "("+user)
+	}
+	return subjects
+}
+
 // isOf tells whether a name is a user's. Clean is asked, for it cuts a long id.
 func isOf(name, user string) bool {
 	group, _, measure := counter.Split(name)
-	return (group == "user" || group == "quota") && name == counter.Clean(group+"."+user+"."+measure)
+	return (group == "user" || group == "quota") && name != activeDaily && name != activeMonthly &&
+		slices.ContainsFunc(subjectsOf(user), func(subject string) bool { return name == counter.Clean(group+"."+subject+"."+measure) })
 }
 
 // eraseWaiting takes a user out of the batches that wait, while no fold has them. A
 // batch keeps its place, even an empty one.
 func (s *Store) eraseWaiting(ctx context.Context, user string) error {
-	var writer string
-	var seq int64
+	var last waiting
 	for {
-		var batches []waiting
-		err := s.again(ctx, func(tx *sqlx.Tx) error {
+		batches, err := again(ctx, s, func(tx *sqlx.Tx) ([]waiting, error) {
 			if err := s.holdLease(ctx, tx); err != nil {
-				return err
+				return nil, err
 			}
-			batches = nil
-			if err := tx.Select(&batches, s.sql.text(sqlInbox), writer, seq, erasePiece); err != nil {
-				return err
+			var batches []waiting
+			if err := tx.Select(&batches, s.sql.text(sqlInbox), last.Writer, last.Seq, erasePiece); err != nil {
+				return nil, err
 			}
 			for _, w := range batches {
 				payload, changed, err := without(w.Payload, user)
 				switch {
 				case errors.Is(err, counter.ErrVersion):
-					return fault("a batch was written by a later release, and cannot be searched: let an instance of that one erase")
-				case err != nil || !changed: // the fold will set it aside
+					return nil, fault("a batch was written by a later release, and cannot be searched: let an instance of that one erase")
+				case err != nil:
+					payload = counter.Batch{Opened: w.Opened, Counts: []counter.Count{{Name: "usagekit.counts.dropped", N: 1}}}.Encode()
+				case !changed:
 					continue
 				}
 				if _, err := tx.Exec(s.sql.text(sqlRewrite), payload, w.Writer, w.Seq); err != nil {
-					return err
+					return nil, err
 				}
 			}
-			return nil
+			return batches, nil
 		})
 		if err != nil || len(batches) < erasePiece {
 			return err
 		}
-		last := batches[len(batches)-1]
-		writer, seq = last.Writer, last.Seq
+		last = batches[len(batches)-1]
 	}
 }
 
@@ -121,46 +131,55 @@ func (s *Store) eraseRows(ctx context.Context, tx *sqlx.Tx, user string) error {
 	if err := s.holdLease(ctx, tx); err != nil {
 		return err
 	}
+	spans := []span{{}} // totals, and all of history
+	for _, step := range []Step{Hour, Day, Month} {
+		var ends struct{ First, Last *int64 }
+		if err := tx.Get(&ends, s.sql.text(sqlEnds), int(step), int(step)); err != nil {
+			return err
+		}
+		if ends.First != nil {
+			spans = append(spans, span{step: step, buckets: s.calendar.buckets(step, time.Unix(*ends.First, 0), time.Unix(*ends.Last+1, 0))})
+		}
+	}
 	for _, group := range []string{"quota", "user"} {
-		// A long id is cut, and its hash depends on the measure: what they begin with does not.
-		begin := stem(counter.Clean(group + "." + user + ".x"))
-		if len(begin) > 300 {
-			begin = strings.ToValidUTF8(begin[:300], "")
-		}
-		spans := []span{{nameRange: nameRange{begin, after(begin)}}}
-		for _, step := range []Step{Hour, Day, Month} {
-			var ends struct{ First, Last *int64 }
-			if err := tx.Get(&ends, s.sql.text(sqlEnds), int(step)); err != nil {
-				return err
-			}
-			if ends.First != nil {
-				buckets := s.calendar.buckets(step, time.Unix(*ends.First, 0), time.Unix(*ends.Last+1, 0))
-				spans = append(spans, span{nameRange{begin, after(begin)}, step, buckets})
-			}
-		}
-		for _, sp := range spans {
-			text, args := s.span(sp, condition{}, "DISTINCT h.key")
-			var keys []string
-			if err := tx.Select(&keys, s.sql.text(text), args...); err != nil {
-				return err
-			}
-			keys = slices.DeleteFunc(keys, func(key string) bool { return !isOf(key, user) })
-			slices.Sort(keys)
-			for _, key := range keys {
-				where, args := " WHERE key = ?", []any{key}
-				table := "usage_metrics"
-				if sp.step != 0 {
-					table = "usage_history"
-					in, list := s.sql.oneOf("bucket", sp.buckets)
-					where, args = where+" AND step = ? AND "+in, append(args, int(sp.step), list)
+		for _, subject := range subjectsOf(user) {
+			for _, sp := range spans {
+				// A long id is cut, and its hash depends on the measure: what they begin with does not.
+				begin := stem(counter.Clean(group + "." + subject + ".x"))
+				if len(begin) > 300 {
+					begin = strings.ToValidUTF8(begin[:300], "")
 				}
-				if _, err := tx.Exec(s.sql.text("DELETE FROM "+table+where), args...); err != nil {
+				sp.nameRange = nameRange{begin, after(begin)}
+				if err := s.eraseSpan(tx, sp, user); err != nil {
 					return err
 				}
 			}
 		}
 	}
 	return s.eraseMeta(tx, user)
+}
+
+// eraseSpan removes a user's rows among those of a span.
+func (s *Store) eraseSpan(tx *sqlx.Tx, sp span, user string) error {
+	text, args := s.span(sp, condition{}, "DISTINCT h.key")
+	var keys []string
+	if err := tx.Select(&keys, s.sql.text(text), args...); err != nil {
+		return err
+	}
+	keys = slices.DeleteFunc(keys, func(key string) bool { return !isOf(key, user) })
+	slices.Sort(keys)
+	for _, key := range keys {
+		table, where, args := "usage_metrics", " WHERE key = ?", []any{key}
+		if sp.step != 0 {
+			table = "usage_history"
+			in, list := s.sql.oneOf("bucket", sp.buckets)
+			where, args = where+" AND step = ? AND "+in, append(args, int(sp.step), list)
+		}
+		if _, err := tx.Exec(s.sql.text("DELETE FROM "+table+where), args...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // eraseMeta removes a user from what else is recorded.

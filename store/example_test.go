@@ -246,8 +246,12 @@ func Example_hashedUsers() {
 	key := []byte("from the application's secrets")
 	count := middleware.New(usage, middleware.Config{
 		User: func(r *http.Request) string {
+			id := r.Header.Get("X-User")
+			if id == "" {
+				return "" // nobody
+			}
 			mac := hmac.New(sha256.New, key) // kept apart from the database
-			mac.Write([]byte(r.Header.Get("X-User")))
+			mac.Write([]byte(id))
 			return hex.EncodeToString(mac.Sum(nil)[:16])
 		},
 	})

@@ -27,8 +27,8 @@ ON CONFLICT (step, bucket, key) DO UPDATE SET value = h.value + excluded.value W
 // AddNow counts n, 1 … 2^53−1, under name, in the database when it returns, and
 // returns the new total over all instances: that of the name it counts under, which
 // beyond a cap is (other)'s. What is derived follows. It takes some milliseconds,
-// and waits for a fold that counts the same name: Add is for what need not be known
-// at once. An error that is ErrUnavailable says nothing about whether it counted.
+// and waits for a fold that counts the same name, or while both have new subjects of
+// capped groups: Add is for what need not be known at once. An error that is ErrUnavailable says nothing about whether it counted.
 func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, err error) {
 	name = counter.Clean(name)
 	switch {
@@ -37,8 +37,10 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 	case counter.Derived(name):
 		return 0, fmt.Errorf("store: AddNow: %s is derived, or taken by Take, and cannot be added to", name)
 	}
-	var written *sums
-	var crossings int
+	var done struct { // by an attempt that may outlast this call
+		sums             *sums
+		crossings, total int64
+	}
 	err = s.attempt(ctx, s.direct, sendTimeout, func(tx *sqlx.Tx) error {
 		if s.clash != nil {
 			return s.clash
@@ -47,20 +49,23 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 		if err != nil {
 			return err
 		}
-		written = s.newSums(now)
-		written.add(now.UnixMilli(), name, n)
-		if crossings, err = s.apply(tx, written); err != nil {
+		sums := s.newSums(now)
+		sums.add(now.UnixMilli(), name, n)
+		crossings, err := s.apply(tx, sums)
+		if err != nil {
 			return err
 		}
-		for name = range written.names {
+		counted := ""
+		for counted = range sums.names { // one, which a cap may have moved
 		}
-		return tx.Get(&total, s.sql.text(sqlTotal), name)
+		done.sums, done.crossings = sums, int64(crossings)
+		return tx.Get(&done.total, s.sql.text(sqlTotal), counted)
 	})
 	if err != nil {
 		return 0, fmt.Errorf("store: AddNow: %w", err)
 	}
-	s.applied(written, crossings)
-	return total, nil
+	s.applied(done.sums, int(done.crossings))
+	return done.total, nil
 }
 
 // now begins a writing transaction, and returns the database's time.
@@ -90,24 +95,24 @@ func (s *Store) Reset(ctx context.Context, names ...string) error {
 	if err := s.Flush(ctx); err != nil {
 		return fmt.Errorf("store: Reset: %w", err)
 	}
-	err := s.again(ctx, func(tx *sqlx.Tx) error {
+	_, err := again(ctx, s, func(tx *sqlx.Tx) (none struct{}, err error) {
 		if err := s.sql.begin(ctx, tx); err != nil {
-			return err
+			return none, err
 		}
 		for _, name := range names {
 			if _, err := tx.Exec(s.sql.text(sqlReset), name); err != nil {
-				return err
+				return none, err
 			}
 		}
 		var records []string
 		if err := tx.Select(&records, s.sql.text(sqlForgetAll)); err != nil {
-			return err
+			return none, err
 		}
 		records = slices.DeleteFunc(records, func(record string) bool {
 			c, err := s.parseCrossing(strings.TrimPrefix(record, "crossing/"))
 			return err != nil || !slices.Contains(names, c.Name)
 		})
-		return s.deleteMeta(tx, records)
+		return none, s.deleteMeta(tx, records)
 	})
 	if err != nil {
 		return fmt.Errorf("store: Reset: %w", err)
@@ -116,17 +121,25 @@ func (s *Store) Reset(ctx context.Context, names ...string) error {
 }
 
 // again is attempt, until it works, the error is no matter of time, or ctx ends: for
-// what waits for a fold and may be repeated.
-func (s *Store) again(ctx context.Context, f func(*sqlx.Tx) error) error {
+// what waits for a fold and may be repeated. Each attempt has a result of its own: an
+// abandoned one may still be at work.
+func again[T any](ctx context.Context, s *Store, f func(*sqlx.Tx) (T, error)) (T, error) {
 	for backoff := minBackoff; ; {
-		err := s.attempt(ctx, s.direct, sendTimeout, f)
-		if err == nil || !errors.Is(err, ErrUnavailable) || !s.isStarted() || ctx.Err() != nil || s.run.Err() != nil {
+		var result, none T
+		err := s.attempt(ctx, s.direct, sendTimeout, func(tx *sqlx.Tx) (err error) {
+			result, err = f(tx)
 			return err
+		})
+		if err == nil {
+			return result, nil
+		}
+		if !errors.Is(err, ErrUnavailable) || !s.isStarted() || ctx.Err() != nil || s.run.Err() != nil {
+			return none, err
 		}
 		select {
 		case <-time.After(backoff):
 		case <-ctx.Done():
-			return err
+			return none, err
 		}
 		backoff = min(2*backoff, maxBackoff)
 	}
@@ -171,6 +184,11 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, window ti
 	if err != nil {
 		return 0, time.Time{}, false, err
 	}
+	var done struct { // by an attempt that may outlast this call
+		left  int64
+		until time.Time
+		ok    bool
+	}
 	err = s.attempt(ctx, s.direct, readTimeout, func(tx *sqlx.Tx) error {
 		if s.clash != nil {
 			return s.clash
@@ -180,26 +198,26 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, window ti
 			Now      int64
 		}
 		asked := time.Now()
-		if err := tx.GetContext(ctx, &at, fmt.Sprintf("SELECT %s AS prepared, %s AS now", s.sql.setLocal("lock_timeout", "200ms"), s.sql.clock())); err != nil {
+		if err := tx.GetContext(ctx, &at, s.sql.text(fmt.Sprintf("SELECT %s AS prepared, %s AS now", s.sql.prepareTake(), s.sql.clock()))); err != nil {
 			return err
 		}
 		now := time.UnixMilli(at.Now)
-		until = asked.Add(s.calendar.next(step, now).Sub(now))
+		done.until = asked.Add(s.calendar.next(step, now).Sub(now))
 		bucket := s.calendar.start(step, now).Unix()
 		var taken int64
 		err := tx.GetContext(ctx, &taken, s.sql.text(sqlTake), int(step), bucket, name, n, n, limit, limit)
-		if ok = err == nil; !errors.Is(err, sql.ErrNoRows) {
-			left = limit - taken
+		if done.ok = err == nil; !errors.Is(err, sql.ErrNoRows) {
+			done.left = limit - taken
 			return err
 		}
 		if err = tx.GetContext(ctx, &taken, s.sql.text(sqlTaken), int(step), bucket, name); errors.Is(err, sql.ErrNoRows) {
 			err = nil
 		}
-		left = max(limit-taken, 0)
+		done.left = max(limit-taken, 0)
 		return err
 	})
 	if err != nil {
 		return 0, time.Time{}, false, fmt.Errorf("store: Take: %w", err)
 	}
-	return left, until, ok, nil
+	return done.left, done.until, done.ok, nil
 }

@@ -174,3 +174,51 @@ func TestQuotaWhileTheServerStandsStill(t *testing.T) {
 		t.Errorf("an answer took %v", slowest)
 	}
 }
+
+// What is given up goes on in the database, and touches nothing of ours: for the race
+// detector.
+func TestGivenUp(t *testing.T) {
+	open := map[string]func() (*sqlx.DB, error){
+		"sqlite": func() (*sqlx.DB, error) { return sqlite.Open(filepath.Join(t.TempDir(), "usage.db")) },
+	}
+	if store.Server == nil {
+		t.Log("PostgreSQL was not tried: make test does")
+	} else {
+		open["postgres"] = func() (*sqlx.DB, error) { return postgres.Open(store.Server.NewDatabase(t)) }
+	}
+	for name, open := range open {
+		t.Run(name, func(t *testing.T) {
+			db, err := open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { db.Close() })
+			ctx := dbtest.Context(t)
+			s, err := store.New(ctx, db, store.Config{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var wg sync.WaitGroup
+			for range 8 {
+				wg.Go(func() {
+					for i := range 40 {
+						soon, cancel := context.WithTimeout(ctx, time.Duration(i%10)*300*time.Microsecond)
+						_, _, _, _ = s.Take(soon, "quota.42.daily", 1, 1000, 24*time.Hour)
+						_, _ = s.AddNow(soon, "feature.a.used", 1)
+						if i%20 == 0 {
+							_ = s.Erase(soon, "42")
+						}
+						cancel()
+					}
+				})
+			}
+			wg.Wait()
+			if err := s.Shutdown(ctx); err != nil {
+				t.Error(err)
+			}
+			if n, err := s.Get(ctx, "feature.a.used"); err != nil || n > 320 {
+				t.Errorf("%d counted, %v, of 320", n, err)
+			}
+		})
+	}
+}

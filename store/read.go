@@ -32,7 +32,9 @@ COALESCE((SELECT value FROM usage_meta WHERE name = 'folded'), '0') AS folded`
 	// What reads history begins with this, so it also prepares the transaction:
 	// PostgreSQL takes step, bucket and key for independent, expects ten times the
 	// rows that there are, and would sooner read the whole table.
-	sqlExtent = `SELECT %s AS prepared, (SELECT MIN(bucket) FROM usage_history WHERE step = 2 AND bucket >= ?) AS first, (SELECT MAX(bucket) FROM usage_history WHERE step = 2) AS last`
+	// What is before the horizon was removed, and would be looked through.
+	sqlExtent = `SELECT %s AS prepared, (SELECT MIN(bucket) FROM usage_history WHERE step = 2 AND bucket >= ?) AS first, (SELECT MAX(bucket) FROM usage_history WHERE step = 2) AS last,
+(SELECT MIN(bucket) FROM usage_history WHERE step = 3) AS first_month, (SELECT MAX(bucket) FROM usage_history WHERE step = 3) AS last_month`
 
 	sqlTotal = `SELECT COALESCE((SELECT value FROM usage_metrics WHERE key = ?), 0)`
 

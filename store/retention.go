@@ -13,10 +13,10 @@ import (
 
 // Retention is how long history is kept. Totals and months stay for ever. What is
 // older than that is removed by the instance that folds, and a batch that comes so
-// late counts in the totals alone.
+// late counts in the totals alone. Each is four days at least.
 type Retention struct {
 	Hourly    time.Duration // hours; 0: 35 days, negative: for ever
-	Daily     time.Duration // days; 0: 400 days, negative: for ever
+	Daily     time.Duration // days, no shorter than Hourly; 0: 400 days, negative: for ever
 	UserDaily time.Duration // days of a user, and of quotas; 0: 90 days, negative: for ever
 }
 

@@ -228,8 +228,8 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 		now := time.Now()
 		var rows []row
 		days := map[int64]int64{} // what was counted each day
-		for ago := range 200 * 24 / 7 {
-			at := now.Add(-time.Duration(ago) * 7 * time.Hour)
+		for ago := range 200 * 24 / 17 {
+			at := now.Add(-time.Duration(ago) * 17 * time.Hour)
 			n := int64(ago%5 + 1)
 			for _, step := range []Step{Hour, Day, Month} {
 				for _, name := range []string{"feature.a.used", "user.1.requests"} {
@@ -265,7 +265,7 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := sum(s.calendar.start(Day, from), s.calendar.ceil(Day, to))
-			exact := r[1] < 35 // whose end is in hours
+			exact := !to.Before(time.Unix(s.horizon(now).hours, 0)) // its end is in hours
 			if len(got) != 1 || got[0].N != want && !exact || exact && (got[0].N > want || got[0].N < want-60) {
 				t.Errorf("feature.a.used from %d to %d days ago: %v, want %d", r[0], r[1], got, want)
 			}
@@ -282,6 +282,15 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 			if want := sum(s.calendar.start(Day, from), s.calendar.ceil(Day, to)); len(got) != 1 || got[0].N != want {
 				t.Errorf("user.1.requests from %d to %d days ago: %v, want %d", r[0], r[1], got, want)
 			}
+		}
+		// Months of users are there when no day is any more.
+		long := now.AddDate(-2, 0, 0)
+		s.put(t, row{bucket{Month, s.calendar.start(Month, long).Unix(), "user.2.requests"}, 7})
+		if h, err := s.History(ctx, Query{Name: "user.2.requests", Step: Month}); err != nil || len(h) != 1 || h[0].N != 7 {
+			t.Errorf("History of two years ago: %v, %v", h, err)
+		}
+		if c, err := s.Totals(ctx, Query{Name: "user.2.requests", From: long.AddDate(0, 0, -1)}); err != nil || len(c) != 1 || c[0].N != 7 {
+			t.Errorf("Totals of two years ago: %v, %v", c, err)
 		}
 		for _, c := range []struct {
 			name string
@@ -301,6 +310,62 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 			if !c.bad && c.name[:5] != "user." && len(counts) > 0 && c.days == 60 && counts[0].Start.After(ago(59)) {
 				t.Errorf("History of %s begins %v", c.name, counts[0].Start)
 			}
+		}
+	})
+}
+
+// Days of users alone that are left: they are read, as are months when nothing else is.
+func TestReadsOfOtherRetentions(t *testing.T) {
+	onEach(t, func(t *testing.T, db *sqlx.DB) {
+		ctx := dbtest.Context(t)
+		const day = 24 * time.Hour
+		s, err := open(ctx, db, Config{Retention: Retention{Hourly: 20 * day, Daily: 30 * day}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.cancel()
+		at := time.Now().AddDate(0, 0, -60)
+		s.put(t,
+			row{bucket{Day, s.calendar.start(Day, at).Unix(), "user.1.requests"}, 3},
+			row{bucket{Month, s.calendar.start(Month, at).Unix(), "user.1.requests"}, 3},
+			row{bucket{Month, s.calendar.start(Month, at.AddDate(-3, 0, 0)).Unix(), "user.1.requests"}, 4})
+		for _, c := range []struct {
+			q    Query
+			want string
+		}{
+			{Query{Step: Day}, "[3]"}, {Query{Step: Month}, "[4 3]"}, {Query{Step: Day, From: at.AddDate(0, 0, -1)}, "[3]"},
+		} {
+			c.q.Name = "user.1.requests"
+			h, err := s.History(ctx, c.q)
+			got := []int64{}
+			for _, n := range h {
+				got = append(got, n.N)
+			}
+			if err != nil || fmt.Sprint(got) != c.want {
+				t.Errorf("%+v: %v, %v, want %s", c.q, got, err, c.want)
+			}
+		}
+		if c, err := s.Totals(ctx, Query{Prefix: "user.", From: at.AddDate(-4, 0, 0)}); err != nil || len(c) != 1 || c[0].N != 7 {
+			t.Errorf("Totals: %v, %v", c, err)
+		}
+		if c, err := s.Totals(ctx, Query{Prefix: "user.", From: at.AddDate(0, 0, -1), To: at.AddDate(0, 0, 1)}); err != nil || len(c) != 1 || c[0].N != 3 {
+			t.Errorf("Totals of days: %v, %v", c, err)
+		}
+	})
+}
+
+// A clock that is far off decides nothing about what is old.
+func TestFoldWithAWrongClock(t *testing.T) {
+	onEach(t, func(t *testing.T, db *sqlx.DB) {
+		s, err := open(dbtest.Context(t), db, Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.cancel()
+		sums := s.newSums(time.Now().AddDate(2, 0, 0))
+		sums.add(time.Now().UnixMilli(), "feature.a.used", 1)
+		if _, history, _ := sums.rows(); len(history) != 2 {
+			t.Errorf("%d rows of history, want the hour and the day", len(history))
 		}
 	})
 }

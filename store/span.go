@@ -118,40 +118,52 @@ func (s *Store) spans(ctx context.Context, tx *sqlx.Tx, q *Query, each bool) ([]
 	var extent struct {
 		Prepared    string
 		First, Last *int64
+		FirstMonth  *int64 `db:"first_month"`
+		LastMonth   *int64 `db:"last_month"`
 	}
 	h := s.horizon(time.Now())
 	if err := tx.GetContext(ctx, &extent, s.sql.text(fmt.Sprintf(sqlExtent, s.sql.setLocal("enable_seqscan", "off"))), h.days); err != nil {
 		return nil, err
 	}
-	nothing := []span{{step: Day}}
-	if extent.First == nil {
-		return nothing, nil
-	}
-	from, end := time.Unix(*extent.First, 0), s.calendar.next(Day, time.Unix(*extent.Last, 0))
-	if q.From.After(from) {
-		from = q.From
+	var end time.Time
+	if extent.Last != nil {
+		end = s.calendar.next(Day, time.Unix(*extent.Last, 0))
+	} else if extent.LastMonth != nil { // the days are gone
+		end = s.calendar.next(Month, time.Unix(*extent.LastMonth, 0))
 	}
 	to := end
 	if !q.To.IsZero() && q.To.Before(end) {
 		to = q.To
 	}
-	if !from.Before(to) {
-		return nothing, nil
-	}
-	from, to = s.calendar.start(q.Step, from), s.calendar.ceil(q.Step, to)
 	var spans []span
-	add := func(ranges []nameRange, fine, kept Step, since int64) {
-		if len(ranges) == 0 {
+	// first is where the ranges begin, gone up to where buckets of the step fine are.
+	add := func(ranges []nameRange, fine, kept Step, first *int64, gone int64) {
+		if len(ranges) == 0 || first == nil {
 			return
 		}
-		from, to := from, to
-		if each {
+		from, to := time.Unix(*first, 0), to
+		if q.From.After(from) {
+			from = q.From
+		}
+		if !from.Before(to) {
+			return
+		}
+		from, to = s.calendar.start(q.Step, from), s.calendar.ceil(q.Step, to)
+		since := time.Unix(gone, 0)
+		switch {
+		case each:
 			kept = fine
-		} else if since := time.Unix(since, 0); from.Before(since) { // fine ones are gone there
+			if from.Before(since) {
+				from = since
+			}
+		case from.Before(since):
 			from = s.calendar.start(kept, from)
 			if to.Before(since) || to.Before(s.calendar.next(kept, from)) {
 				to = s.calendar.ceil(kept, to)
 			}
+		}
+		if !from.Before(to) {
+			return
 		}
 		last := s.calendar.start(kept, to)
 		if !to.Before(end) {
@@ -165,10 +177,21 @@ func (s *Store) spans(ctx context.Context, tx *sqlx.Tx, q *Query, each bool) ([]
 	}
 	const user, next = "user.", "user/"
 	ranges := q.within()
-	add(overlap(ranges, nameRange{user, next}), max(q.Step, Day), Month, h.users)
-	add(append(overlap(ranges, nameRange{"", user}), overlap(ranges, nameRange{next, ""})...), min(q.Step, Day), Day, h.hours)
+	users, plain := max(q.Step, Day), min(q.Step, Day)
+	usersGone, plainGone := h.users, h.hours
+	switch {
+	case each && users == Month:
+		usersGone = forever
+	case each: // days, those of user.active.daily and the like among them
+		usersGone = min(h.users, h.days)
+	}
+	if each && plain == Day {
+		plainGone = h.days
+	}
+	add(overlap(ranges, nameRange{user, next}), users, Month, extent.FirstMonth, usersGone)
+	add(append(overlap(ranges, nameRange{"", user}), overlap(ranges, nameRange{next, ""})...), plain, Day, extent.First, plainGone)
 	if len(spans) == 0 {
-		return nothing, nil
+		return []span{{step: Day}}, nil
 	}
 	return spans, nil
 }

@@ -225,6 +225,7 @@ type Store struct {
 	notifier   func(context.Context, Crossing) error
 	crossed    chan struct{} // something may be told
 	telling    chan struct{} // has a token while notifier runs
+	untold     bool          // it failed last; of notifyLoop
 	leads      atomic.Bool   // this store folded last
 
 	derivedOnce   sync.Once
@@ -382,6 +383,9 @@ func (c Config) check() error {
 		if r.d > 0 && r.d < minRetention {
 			return fmt.Errorf("store: Config.Retention.%s is %v: want %v at least, 0 for the default, or a negative one for ever", r.field, r.d, minRetention)
 		}
+	}
+	if r := c.Retention.defaults(); r.Daily > 0 && (r.Hourly < 0 || r.Hourly > r.Daily) {
+		return fmt.Errorf("store: Config.Retention.Hourly is %v and Daily %v: days are kept for as long as hours, at least", r.Hourly, r.Daily)
 	}
 	if strings.ContainsAny(c.Schema, "\"\x00?") {
 		return fmt.Errorf("store: Config.Schema %q: a schema's name without quotes or question marks is wanted", c.Schema)

@@ -96,6 +96,8 @@ func (t Threshold) check() string {
 		return "Prefix " + requestsToday + " is the day of " + requestsTotal + ": want that, and Step Day"
 	case t.Prefix == activeDaily && t.Step != Day, t.Prefix == activeMonthly && t.Step != Month:
 		return "Prefix " + t.Prefix + " is a number of one day or month: want that Step"
+	case strings.HasPrefix(t.Prefix, "quota.") && t.Measure != "refused":
+		return "Prefix " + t.Prefix + ": quotas have limits of their own; want Measure refused"
 	case t.Step == Hour && !plain:
 		return "Step hour is not kept for users: want Day, Month or 0"
 	case t.Step == Month && !users:
@@ -261,12 +263,17 @@ func (s *Store) notify(w word, now int64) (pause time.Duration, ok bool) {
 		return 0, false
 	}
 	if err := s.tell(w.Crossing); err != nil {
-		if s.run.Err() == nil {
+		if s.run.Err() == nil && !s.untold {
+			s.untold = true
 			s.log.Warn("usagekit: Config.Notify failed, and is asked again", "name", w.Name, "at", w.At, "error", err)
 		}
 		pause = min(time.Second<<min(w.tries, 20), maxNotifyWait)
 		_ = s.settleWord(sqlClaim, claim(time.Since(start)+pause), w.name, claimed) // else when the claim ends
 		return pause, s.run.Err() == nil
+	}
+	if s.untold {
+		s.untold = false
+		s.log.Info("usagekit: Config.Notify works again", "name", w.Name)
 	}
 	return notifyLook, s.settleWord(sqlUnpending, w.name, claimed) == nil
 }

@@ -169,6 +169,7 @@ func TestThresholdConfig(t *testing.T) {
 		"UTF-8":          {Prefix: "\xff", At: 1},
 		"requests.total": {Prefix: "api.requests.today", At: 1},
 		"one day":        {Prefix: "user.active.daily", At: 1},
+		"refused":        {Prefix: "quota.42.daily", At: 1},
 	} {
 		s, err := store.New(t.Context(), db, store.Config{Thresholds: []store.Threshold{{Prefix: "b.", At: 1}, c}})
 		if err == nil {
@@ -180,6 +181,7 @@ func TestThresholdConfig(t *testing.T) {
 	}
 	for want, cfg := range map[string]store.Config{
 		"Retention.Daily": {Retention: store.Retention{Daily: time.Hour}},
+		"Hourly is":       {Retention: store.Retention{Hourly: -1}},
 		`Caps["a.b"]`:     {Caps: map[string]int{"a.b": 1}},
 		`Caps["api"]`:     {Caps: map[string]int{"api": -1}},
 	} {

@@ -121,6 +121,7 @@ func Run(t *testing.T, d Database) {
 		{"Reset", reset},
 		{"LLMCalls", llmCalls},
 		{"Caps", caps},
+		{"CapsOfNoRoutes", capsOfNoRoutes},
 		{"Thresholds", thresholds},
 		{"Takes", takes},
 		{"Erase", erase},

@@ -169,7 +169,7 @@ func caps(t *testing.T, b *bench) {
 					s.Inc(fmt.Sprintf("api.GET /%d.status_2xx", n+round))
 					s.Inc(fmt.Sprintf("api.requests.area%d", n))
 					s.Inc(fmt.Sprintf("llm.m%d-%d-%d.calls", i, n, round)) // no cap
-					s.Inc(fmt.Sprintf("x%d", n))
+					s.Inc(fmt.Sprintf("x%d", n+10*round))
 				}
 				for n := range 100 {
 					s.Inc(fmt.Sprintf("feature.g%d.m%d", n, n))
@@ -201,6 +201,21 @@ func caps(t *testing.T, b *bench) {
 		b.want(one, map[string]int64{name: want})
 	}
 	b.want(s, map[string]int64{"novel.(other).read": 2})
+	// Nor do those lose their places that have no subject.
+	small.Caps = map[string]int{"film": 2, "other": 1000, "book": 0}
+	for i := range 4 {
+		one := b.store(small)
+		for _, name := range []string{"film.a", "film..b", fmt.Sprintf("film.0%d", i), fmt.Sprintf("film..a%d", i), "book.a.read"} {
+			if i > 0 || name == "film.a" || name == "film..b" {
+				one.Inc(name)
+			}
+		}
+		b.flush(one)
+	}
+	b.want(s, map[string]int64{"film.a": 4, "film..b": 4, "film.(other).01": 1, "film.(other).a3": 1, "book.a.read": 3})
+	if n := b.number(`SELECT COUNT(*) FROM usage_metrics WHERE key LIKE 'film.%' AND key NOT LIKE 'film.(other).%'`); n != 2 {
+		t.Errorf("%d names of two", n)
+	}
 	sums, subjects, others := map[string]int64{}, map[string]map[string]bool{}, 0
 	for name, n := range b.totals(s, store.Query{}) {
 		group, subject, measure := store.SplitName(name)
@@ -247,6 +262,20 @@ func caps(t *testing.T, b *bench) {
 	if others > 64+2 {
 		t.Errorf("%d measures of (other)", others)
 	}
+}
+
+// What is no route, and comes under (other), which is one, is in the sum of routes.
+func capsOfNoRoutes(t *testing.T, b *bench) {
+	cfg := b.config()
+	cfg.Caps = map[string]int{"api": 1}
+	s := b.store(cfg)
+	s.Add("api.GET /a.requests", 2)
+	b.flush(s)
+	s.Add("api.requests", 3)
+	s.Add("api..requests", 4)
+	s.Add("api.GET /b.requests", 5)
+	b.flush(s)
+	b.want(s, map[string]int64{"api.GET /a.requests": 2, "api.(other).requests": 12, "api.requests": 0, "api.requests.total": 14, "api.requests.today": 14})
 }
 
 // Each crossing of a threshold is recorded once, and told until that has worked.
@@ -321,12 +350,19 @@ func thresholds(t *testing.T, b *bench) {
 	mu.Unlock()
 
 	// A reset counter may cross again; a user's day may not.
+	var first string
+	if err := b.db.GetContext(b.ctx, &first, `SELECT value FROM usage_meta WHERE name = 'crossing/0/0/100/feature.a.used'`); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.Reset(b.ctx, "feature.a.used"); err != nil {
 		t.Fatal(err)
 	}
 	s.Add("feature.a.used", 100)
 	s.Add("user.1.requests", 3)
 	b.flush(s)
+	if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name = 'crossing/0/0/100/feature.a.used' AND value <> ?`, first); n != 1 {
+		t.Error("the second crossing is not recorded")
+	}
 	if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'crossing/%'`); n != int64(len(want)) {
 		t.Errorf("%d crossings recorded after a Reset, want %d", n, len(want))
 	}
@@ -442,6 +478,21 @@ func erase(t *testing.T, b *bench) {
 			t.Fatal(ok, err)
 		}
 	}
+	// One whom usagekit's own counters look like, and one that the application counts itself.
+	for _, id := range []string{"active", "(zebra)"} {
+		before := b.totals(s, store.Query{})
+		s.Inc("user." + id + ".logins")
+		s.Inc("quota." + id + ".refused")
+		if err := s.Erase(b.ctx, id); err != nil {
+			t.Fatal(err)
+		}
+		if after := b.totals(s, store.Query{}); !maps.Equal(before, after) {
+			t.Errorf("erasing %s: %v, before %v", id, after, before)
+		}
+		if h, err := s.History(b.ctx, store.Query{Name: "user.active.daily"}); err != nil || len(h) == 0 {
+			t.Errorf("erasing %s: the days of active users are %v, %v", id, h, err)
+		}
+	}
 	for i, id := range []string{"42", long, "(x)", "zebra@example.com"} {
 		others := func() map[string]int64 {
 			m := b.totals(s, store.Query{})
@@ -459,6 +510,9 @@ func erase(t *testing.T, b *bench) {
 		b.exec(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 0)`, writer, []byte{}) // not seen for long: the next sweep folds it
 		b.exec(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, 1, 1, ?)`, writer, waiting)
 		b.exec(`INSERT INTO usage_meta (name, value) VALUES (?, 'bm90IGEgYmF0Y2g=')`, fmt.Sprintf("bad/x/%d", i))
+		if i == 0 {
+			b.exec(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, 2, 1, ?)`, writer, []byte("user.42.requests, damaged"))
+		}
 		if err := s.Erase(b.ctx, id); err != nil {
 			t.Fatal(err)
 		}
@@ -485,7 +539,8 @@ func erase(t *testing.T, b *bench) {
 			t.Fatal(err)
 		}
 		for _, p := range payloads {
-			if batch, err := counter.Decode(p); err != nil || len(batch.Counts) != 0 {
+			batch, err := counter.Decode(p)
+			if err != nil || len(batch.Counts) > 1 || len(batch.Counts) == 1 && batch.Counts[0].Name != "usagekit.counts.dropped" {
 				t.Errorf("what waits: %v, %v", batch, err)
 			}
 		}
