@@ -32,7 +32,8 @@
 // Quota, beside it, limits how often somebody may do something.
 //
 // Read this file, then response.go, routes.go, and wrap.go; wrap_generated.go gives
-// a wrapped writer the optional interfaces of the one inside. quota.go stands alone.
+// a wrapped writer the optional interfaces of the one inside. quota.go and share.go
+// stand alone.
 package middleware
 
 import (

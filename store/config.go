@@ -1,0 +1,109 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+)
+
+// Config configures a Store. The zero Config is ready to use.
+type Config struct {
+	// Spool is a directory for counts that the database does not have yet, made
+	// with mode 0700 if need be: they outlive the process there, and the next
+	// start, or another running process, sends them. Processes may share it, as
+	// long as they have one database; a clone of a whole disk must not be started
+	// beside the original. It must be on ext4, xfs or tmpfs (macOS: apfs, hfs).
+	// A path that is no directory, or that the process may not write to, is an
+	// error of New; where writing fails later, counts stay in memory and
+	// Stats.Degraded says why. Other systems than Linux and macOS have no spool.
+	// "": counts are in memory only.
+	Spool string
+
+	// Location decides where hours, days and months begin. nil: the zone that
+	// the database already has, UTC when it is new. A zone other than the
+	// database's is an error, as is one that time.LoadLocation does not know.
+	Location *time.Location
+
+	// Schema qualifies every table; PostgreSQL only, and it must exist. "": the
+	// connection's search path.
+	Schema string
+
+	// Interval is the time between flushes, and between folds. 0: 1 s.
+	Interval time.Duration
+
+	// MaxNames is how many new names a group may get in one generation (one
+	// Interval, while the database answers). What is beyond counts under the
+	// subject "(other)", so sums stay right. 0: 100,000.
+	MaxNames int
+
+	// StartOffline has New return at once, whether the database answers or not.
+	// Counting starts, tables are made when the database comes, and until then
+	// reads answer ErrUnavailable. If its zone is not Location, this store fills
+	// the inbox and never folds; Stats.Err says so.
+	StartOffline bool
+
+	// Logger gets a line per change of state, never one per request or per
+	// failed attempt. nil: slog.Default().
+	Logger *slog.Logger
+
+	// Retention is how long hours and days are kept; see there.
+	Retention Retention
+
+	// Caps are how many subjects a group may have in the database, over all instances
+	// and days; 0: any number. What is new beyond a cap counts under the subject
+	// "(other)", so sums stay right; what is there already counts on. Measures are not
+	// limited, but for (other)'s: 64. Areas count as subjects of "api". nil: api
+	// 5,000, feature 10,000, llm 1,000, error 1,000; a group that is not named has none.
+	Caps map[string]int
+
+	// Thresholds are watched by the fold: of the instance that folds, its own list
+	// decides. Each crossing is recorded once, with the counts that made it.
+	Thresholds []Threshold
+
+	// Notify is told of every crossing, at least once: again after an error, a panic or
+	// 10 s, and after the process that was telling it is gone. It is called outside of
+	// any transaction, one at a time. nil: a line in the log.
+	Notify func(context.Context, Crossing) error
+}
+
+func (c Config) check() error {
+	if c.Interval < 0 {
+		return fmt.Errorf("store: Config.Interval is %v: want a positive duration, or 0 for 1 s", c.Interval)
+	}
+	if c.MaxNames < 0 {
+		return fmt.Errorf("store: Config.MaxNames is %d: want a positive number, or 0 for 100,000", c.MaxNames)
+	}
+	for i, t := range c.Thresholds {
+		if wrong := t.check(); wrong != "" {
+			return fmt.Errorf("store: Config.Thresholds[%d].%s", i, wrong)
+		}
+	}
+	for group, n := range c.Caps {
+		if n < 0 || group == "" || strings.Contains(group, ".") {
+			return fmt.Errorf("store: Config.Caps[%q] is %d: want a group, without dots, and a positive number, or 0 for any", group, n)
+		}
+	}
+	for _, r := range []struct {
+		field string
+		d     time.Duration
+	}{{"Hourly", c.Retention.Hourly}, {"Daily", c.Retention.Daily}, {"UserDaily", c.Retention.UserDaily}} {
+		if r.d > 0 && r.d < minRetention {
+			return fmt.Errorf("store: Config.Retention.%s is %v: want %v at least, 0 for the default, or a negative one for ever", r.field, r.d, minRetention)
+		}
+	}
+	if r := c.Retention.defaults(); r.Daily > 0 && (r.Hourly < 0 || r.Hourly > r.Daily) {
+		return fmt.Errorf("store: Config.Retention.Hourly is %v and Daily %v: days are kept for as long as hours, at least", r.Hourly, r.Daily)
+	}
+	if strings.ContainsAny(c.Schema, "\"\x00?") {
+		return fmt.Errorf("store: Config.Schema %q: a schema's name without quotes or question marks is wanted", c.Schema)
+	}
+	if c.Location != nil {
+		name := c.Location.String()
+		if _, err := time.LoadLocation(name); err != nil || name == "Local" || name == "" {
+			return fmt.Errorf("store: Config.Location %q: want a zone that time.LoadLocation knows by its name, such as UTC or Europe/Berlin", name)
+		}
+	}
+	return nil
+}
