@@ -70,8 +70,12 @@ func (s *Store) try(ctx context.Context, l lane, limit time.Duration, f func(*sq
 		return unavailable(err)
 	case <-ctx.Done():
 	}
+	reserve := s.reserve
+	if l == s.direct && l != s.writes {
+		reserve = nil // flushes and reads must not run out of it for what may fail
+	}
 	select {
-	case <-s.reserve:
+	case <-reserve:
 		if left.CompareAndSwap(false, true) {
 			l <- struct{}{}
 		} else {
