@@ -121,16 +121,23 @@ func (s *Store) pruneLoop() {
 	if !s.waitStarted() {
 		return
 	}
-	parts := s.prunings()
+	parts, failed := s.prunings(), false
 	for wait := time.Minute; s.pause(wait/2 + rand.N(wait)); {
 		wait = pruneEvery
 		if !s.leads.Load() || s.clash != nil {
 			continue
 		}
-		if err := s.prune(s.run, parts); err != nil && s.run.Err() == nil {
+		err := s.prune(s.run, parts)
+		switch {
+		case s.run.Err() != nil:
+			return
+		case err == nil:
+			failed = false
+			continue
+		case !failed:
 			s.log.Warn("usagekit: old history could not be removed; it is tried again", "error", err)
-			wait = 2 * time.Minute
 		}
+		failed, wait = true, 2*time.Minute
 	}
 }
 

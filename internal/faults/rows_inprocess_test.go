@@ -382,7 +382,9 @@ func otherClocks(r *trial) {
 	} {
 		db := r.pool()
 		loc := must1(time.LoadLocation(zone))(r)
-		st := must1(store.New(r.ctx, db, store.Config{Location: loc, Spool: r.spool, Interval: 50 * time.Millisecond}))(r)
+		st := must1(store.New(r.ctx, db, store.Config{
+			Location: loc, Spool: r.spool, Interval: 50 * time.Millisecond, Retention: store.Retention{Hourly: -1, Daily: -1}, // of years ago
+		}))(r)
 		hours, days := map[int64]int64{}, map[int64]int64{}
 		for i, t := range times {
 			r.insert("elsewhere", int64(i+1), counter.Batch{Opened: t.UnixMilli(), Counts: []counter.Count{{Name: "api.GET /.requests", N: 1}}}.Encode())
