@@ -146,6 +146,13 @@ func (r *trial) killSealing() {
 	r.fault(func() {
 		for i := range int(r.lasts(20, 6)) {
 			if i%2 == 0 {
+				_, was, _ := r.load.known()
+				r.eventually(20*time.Second, func() string { // so that there is something to lose
+					if _, now, _ := r.load.known(); now[requestsTotal] < was[requestsTotal]+10 {
+						return "no request is answered"
+					}
+					return ""
+				})
 				r.killAt(p, before, func(s statement) bool { return strings.Contains(s.text, "SELECT seen FROM usage_writers") })
 			} else {
 				r.pause(time.Duration(r.rng.Int64N(int64(300 * time.Millisecond))))
