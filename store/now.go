@@ -28,7 +28,8 @@ ON CONFLICT (step, bucket, key) DO UPDATE SET value = h.value + excluded.value W
 // returns the new total over all instances: that of the name it counts under, which
 // beyond a cap is (other)'s. What is derived follows. It takes some milliseconds,
 // and waits for a fold that counts the same name, or while both have new subjects of
-// capped groups: Add is for what need not be known at once. An error that is ErrUnavailable says nothing about whether it counted.
+// capped groups: Add is for what need not be known at once. An error that is
+// ErrUnavailable says nothing about whether it counted.
 func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, err error) {
 	name = counter.Clean(name)
 	switch {
@@ -38,8 +39,9 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 		return 0, fmt.Errorf("store: AddNow: %s is derived, or taken by Take, and cannot be added to", name)
 	}
 	var done struct { // by an attempt that may outlast this call
-		sums             *sums
-		crossings, total int64
+		sums      *sums
+		crossings int
+		total     int64
 	}
 	err = s.attempt(ctx, s.direct, sendTimeout, func(tx *sqlx.Tx) error {
 		if s.clash != nil {
@@ -58,13 +60,13 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 		counted := ""
 		for counted = range sums.names { // one, which a cap may have moved
 		}
-		done.sums, done.crossings = sums, int64(crossings)
+		done.sums, done.crossings = sums, crossings
 		return tx.Get(&done.total, s.sql.text(sqlTotal), counted)
 	})
 	if err != nil {
 		return 0, fmt.Errorf("store: AddNow: %w", err)
 	}
-	s.applied(done.sums, int(done.crossings))
+	s.applied(done.sums, done.crossings)
 	return done.total, nil
 }
 

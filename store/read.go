@@ -56,6 +56,7 @@ func (s *Store) read(ctx context.Context, f func(tx *sqlx.Tx, now time.Time) err
 		if err := tx.GetContext(ctx, &c, s.sql.text(fmt.Sprintf(sqlComplete, s.sql.setLocal("jit", "off"), s.sql.clock()))); err != nil {
 			return err
 		}
+		s.skew.Store(c.Now - time.Now().UnixMilli())
 		if err := f(tx, time.UnixMilli(c.Now)); err != nil {
 			return err
 		}
@@ -74,6 +75,12 @@ func (s *Store) read(ctx context.Context, f func(tx *sqlx.Tx, now time.Time) err
 		return fmt.Errorf("store: read: %w", err)
 	}
 	return nil
+}
+
+// databaseTime is what the database's clock says, as of the last read: before the
+// first, what ours does.
+func (s *Store) databaseTime() time.Time {
+	return time.Now().Add(time.Duration(s.skew.Load()) * time.Millisecond)
 }
 
 // Get returns the total of one counter; 0 when nothing was counted under name.
@@ -384,7 +391,7 @@ func (s *Store) checkKept(q *Query, finest bool) error {
 	if q.From.IsZero() || !s.isStarted() {
 		return nil
 	}
-	h := s.horizon(time.Now())
+	h := s.horizon(s.databaseTime())
 	gone := func(name string) bool { return q.From.Before(time.Unix(h.of(q.Step, name), 0)) }
 	coarser := q.Step
 	switch users, plain := q.groups(); {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -366,6 +367,35 @@ func TestFoldWithAWrongClock(t *testing.T) {
 		sums.add(time.Now().UnixMilli(), "feature.a.used", 1)
 		if _, history, _ := sums.rows(); len(history) != 2 {
 			t.Errorf("%d rows of history, want the hour and the day", len(history))
+		}
+	})
+}
+
+// What is read goes by the database's clock: a host whose own is years ahead sees
+// what there is.
+func TestReadsWithAWrongClock(t *testing.T) {
+	onEach(t, func(t *testing.T, db *sqlx.DB) {
+		ctx := dbtest.Context(t)
+		s, err := open(ctx, db, Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.cancel()
+		now := time.Now().AddDate(-3, 0, 0) // of the database
+		clock := regexp.MustCompile(`AS prepared, .* AS now, \(SELECT COUNT`)
+		s.sql.edit = func(q string) string {
+			return clock.ReplaceAllString(q, fmt.Sprintf("AS prepared, CAST(%d AS BIGINT) AS now, (SELECT COUNT", now.UnixMilli()))
+		}
+		for _, step := range []Step{Hour, Day} {
+			s.put(t, row{bucket{step, s.calendar.start(step, now).Unix(), "feature.a.used"}, 3})
+		}
+		q := Query{Name: "feature.a.used", From: now.Add(-24 * time.Hour)}
+		if c, err := s.Totals(ctx, q); err != nil || len(c) != 1 || c[0].N != 3 {
+			t.Errorf("Totals: %v, %v", c, err)
+		}
+		q.Step = Hour
+		if h, err := s.History(ctx, q); err != nil || len(h) != 1 || h[0].N != 3 {
+			t.Errorf("History: %v, %v", h, err)
 		}
 	})
 }

@@ -121,7 +121,7 @@ func (s *Store) spans(ctx context.Context, tx *sqlx.Tx, q *Query, each bool) ([]
 		FirstMonth  *int64 `db:"first_month"`
 		LastMonth   *int64 `db:"last_month"`
 	}
-	h := s.horizon(time.Now())
+	h := s.horizon(s.databaseTime())
 	if err := tx.GetContext(ctx, &extent, s.sql.text(fmt.Sprintf(sqlExtent, s.sql.setLocal("enable_seqscan", "off"))), h.days); err != nil {
 		return nil, err
 	}

@@ -170,6 +170,7 @@ type Store struct {
 	derivedOnce   sync.Once
 	foldedThrough atomic.Int64 // Unix ms; 0: unknown
 	conflicts     atomic.Int64 // folds undone by the guard
+	skew          atomic.Int64 // of the database's clock, ms: what it is ahead of ours
 
 	sealing sync.Mutex // from the end of a generation until its batch is in the queue; before mu
 
