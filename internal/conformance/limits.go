@@ -1,0 +1,314 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/store"
+)
+
+// sums stay what was counted.
+func caps(t *testing.T, b *bench) {
+	cfg := b.config()
+	cfg.Caps = map[string]int{"feature": 10, "api": 7, "other": 3, "quota": 1}
+	stores := []*store.Store{b.store(cfg), b.store(cfg)}
+	for round := range 5 {
+		var wg sync.WaitGroup
+		for i, s := range stores {
+			wg.Go(func() {
+				for n := range 20 {
+					s.Inc(fmt.Sprintf("feature.f%d.used", n+round))
+					s.Inc(fmt.Sprintf("feature.f%d.seen", n))
+					s.Inc(fmt.Sprintf("api.GET /%d.requests", n+round))
+					s.Inc(fmt.Sprintf("api.GET /%d.status_2xx", n+round))
+					s.Inc(fmt.Sprintf("api.requests.area%d", n))
+					s.Inc(fmt.Sprintf("llm.m%d-%d-%d.calls", i, n, round)) // no cap
+					s.Inc(fmt.Sprintf("x%d", n+10*round))
+				}
+				for n := range 100 {
+					s.Inc(fmt.Sprintf("feature.g%d.m%d", n, n))
+				}
+				s.Inc("api.(unmatched).requests")
+				if _, err := s.AddNow(b.ctx, fmt.Sprintf("feature.now%d.used", round), 1); err != nil {
+					t.Error(err)
+				}
+				b.flush(s)
+			})
+		}
+		wg.Wait()
+	}
+	s := b.store(cfg) // which knows nothing yet
+	s.Inc("feature.new.used")
+	s.Inc("api.GET /0.requests")
+	b.flush(s)
+	// What is usagekit's own took no one's place, also not of one that reads them.
+	small := b.config()
+	small.Caps = map[string]int{"novel": 2}
+	for i, name := range []string{"novel.(error).read", "novel.(unmatched).read", "novel.(other).read", "novel.1.read", "novel.2.read", "novel.3.read"} {
+		one := b.store(small)
+		one.Inc(name)
+		b.flush(one)
+		want := int64(1)
+		if i == 5 {
+			want = 0
+		}
+		b.want(one, map[string]int64{name: want})
+	}
+	b.want(s, map[string]int64{"novel.(other).read": 2})
+	// Nor do those lose their places that have no subject.
+	small.Caps = map[string]int{"film": 2, "other": 1000, "book": 0}
+	for i := range 4 {
+		one := b.store(small)
+		for _, name := range []string{"film.a", "film..b", fmt.Sprintf("film.0%d", i), fmt.Sprintf("film..a%d", i), "book.a.read"} {
+			if i > 0 || name == "film.a" || name == "film..b" {
+				one.Inc(name)
+			}
+		}
+		b.flush(one)
+	}
+	b.want(s, map[string]int64{"film.a": 4, "film..b": 4, "film.(other).01": 1, "film.(other).a3": 1, "book.a.read": 3})
+	if n := b.number(`SELECT COUNT(*) FROM usage_metrics WHERE key LIKE 'film.%' AND key NOT LIKE 'film.(other).%'`); n != 2 {
+		t.Errorf("%d names of two", n)
+	}
+	sums, subjects, others := map[string]int64{}, map[string]map[string]bool{}, 0
+	for name, n := range b.totals(s, store.Query{}) {
+		group, subject, measure := store.SplitName(name)
+		if name == "api.requests.total" || name == "api.requests.today" {
+			continue
+		}
+		key := subject
+		if subject == "requests" || subject == "" {
+			group, key = group+"/", name
+		}
+		sums[group+"."+measure] += n
+		if group == "api/" {
+			sums["areas"] += n
+		}
+		if subjects[group] == nil {
+			subjects[group] = map[string]bool{}
+		}
+		subjects[group][key] = true
+		if group == "feature" && subject == counter.Other {
+			others++
+		}
+	}
+	const adds = 2 * 5 * 20
+	for name, want := range map[string]int64{
+		"feature.seen": adds, "api.requests": adds + 10 + 1, "api.status_2xx": adds, "areas": adds,
+	} {
+		if sums[name] != want {
+			t.Errorf("the sum of %s is %d, want %d", name, sums[name], want)
+		}
+	}
+	b.want(s, map[string]int64{"api.requests.total": adds + 10 + 1})
+	if n := len(subjects["feature"]); n != 10+1 {
+		t.Errorf("%d subjects of feature, want 10 and (other): %v", n, subjects["feature"])
+	}
+	if n := len(subjects["api"]) + len(subjects["api/"]); n > 7+3 { // and (unmatched), (other) of both
+		t.Errorf("%d subjects of api: %v, %v", n, subjects["api"], subjects["api/"])
+	}
+	if n := len(subjects["other/"]); n > 3+1 {
+		t.Errorf("%d names without a dot: %v", n, subjects["other/"])
+	}
+	if n := len(subjects["llm"]); n != adds {
+		t.Errorf("%d models, want all %d", n, adds)
+	}
+	if others > 64+2 {
+		t.Errorf("%d measures of (other)", others)
+	}
+}
+
+// What is no route, and comes under (other), which is one, is in the sum of routes.
+func capsOfNoRoutes(t *testing.T, b *bench) {
+	cfg := b.config()
+	cfg.Caps = map[string]int{"api": 1}
+	s := b.store(cfg)
+	s.Add("api.GET /a.requests", 2)
+	b.flush(s)
+	s.Add("api.requests", 3)
+	s.Add("api..requests", 4)
+	s.Add("api.GET /b.requests", 5)
+	b.flush(s)
+	b.want(s, map[string]int64{"api.GET /a.requests": 2, "api.(other).requests": 12, "api.requests": 0, "api.requests.total": 14, "api.requests.today": 14})
+}
+
+// Each crossing of a threshold is recorded once, and told until that has worked.
+func thresholds(t *testing.T, b *bench) {
+	var mu sync.Mutex
+	told := map[string]int{}
+	failures := 2
+	cfg := b.config()
+	cfg.Thresholds = []store.Threshold{
+		{Prefix: "feature.", Measure: "used", At: 100},
+		{Prefix: "feature.", Measure: "used", At: 200},
+		{Prefix: "feature.a", At: 100}, // the same for one
+		{Prefix: "user.", Measure: "requests", Step: store.Day, At: 3},
+		{Prefix: "user.active.", Measure: "monthly", Step: store.Month, At: 2},
+		{Prefix: "api.requests.total", Step: store.Hour, At: 5},
+	}
+	cfg.Notify = func(ctx context.Context, c store.Crossing) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if _, ok := ctx.Deadline(); !ok {
+			t.Error("Notify has no deadline")
+		}
+		if failures--; failures >= 0 {
+			if failures == 0 {
+				panic("a mistake of the application")
+			}
+			return errors.New("the mail server is away")
+		}
+		if c.N < c.At || c.Time.IsZero() || (c.Step == 0) != c.Start.IsZero() {
+			t.Errorf("told of %+v", c)
+		}
+		told[fmt.Sprintf("%s %v %d", c.Name, c.Step, c.At)]++
+		return nil
+	}
+	s := b.store(cfg)
+	s.Add("feature.a.used", 99)
+	s.Add("user.1.requests", 2)
+	b.flush(s)
+	if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'crossing/%'`); n != 0 {
+		t.Errorf("%d crossings before any", n)
+	}
+	s.Add("feature.a.used", 1)
+	s.Add("feature.b.used", 500) // past two at once
+	s.Add("feature.b.seen", 500)
+	s.Inc("user.1.requests")
+	s.Inc("user.2.requests")
+	s.Add("api.GET /a.requests", 2)
+	s.Add("api.GET /b.requests", 3)
+	b.flush(s)
+	s.Add("feature.a.used", 1)
+	b.flush(s)
+	if n, err := s.AddNow(b.ctx, "feature.c.used", 100); n != 100 || err != nil {
+		t.Errorf("AddNow = %d, %v", n, err)
+	}
+	want := map[string]int{
+		"feature.a.used Step(0) 100": 1, "feature.b.used Step(0) 100": 1, "feature.b.used Step(0) 200": 1, "feature.c.used Step(0) 100": 1,
+		"user.1.requests day 3": 1, "user.active.monthly month 2": 1, "api.requests.total hour 5": 1,
+	}
+	if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'crossing/%'`); n != int64(len(want)) {
+		t.Errorf("%d crossings recorded, want %d", n, len(want))
+	}
+	for range 2000 {
+		if b.number(`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'notify/%'`) == 0 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	mu.Lock()
+	if !maps.Equal(told, want) {
+		t.Errorf("told %v\nwant %v", told, want)
+	}
+	mu.Unlock()
+
+	// A reset counter may cross again; a user's day may not.
+	var first string
+	if err := b.db.GetContext(b.ctx, &first, `SELECT value FROM usage_meta WHERE name = 'crossing/0/0/100/feature.a.used'`); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Reset(b.ctx, "feature.a.used"); err != nil {
+		t.Fatal(err)
+	}
+	s.Add("feature.a.used", 100)
+	s.Add("user.1.requests", 3)
+	b.flush(s)
+	if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name = 'crossing/0/0/100/feature.a.used' AND value <> ?`, first); n != 1 {
+		t.Error("the second crossing is not recorded")
+	}
+	if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'crossing/%'`); n != int64(len(want)) {
+		t.Errorf("%d crossings recorded after a Reset, want %d", n, len(want))
+	}
+}
+
+// However many ask at once, wherever, no more is taken than the limit.
+func takes(t *testing.T, b *bench) {
+	stores := make([]*store.Store, 4)
+	for i := range stores {
+		stores[i] = b.store(b.config())
+	}
+	var passed, failed atomic.Int64
+	var wg sync.WaitGroup
+	for i := range 1000 {
+		wg.Go(func() {
+			for {
+				left, until, ok, err := stores[i%len(stores)].Take(b.ctx, "quota.42.daily", 1, 100, 24*time.Hour)
+				if errors.Is(err, store.ErrUnavailable) && b.ctx.Err() == nil { // it waited for 200 ms, or SQLite was busy
+					failed.Add(1)
+					continue
+				}
+				if err != nil || left < 0 || left > 99 || time.Until(until) > 25*time.Hour || time.Until(until) <= 0 || !ok && left != 0 {
+					t.Errorf("Take = %d, %v, %t, %v", left, until, ok, err)
+				}
+				if ok {
+					passed.Add(1)
+				}
+				return
+			}
+		})
+	}
+	wg.Wait()
+	taken := b.number(`SELECT value FROM usage_history WHERE key = 'quota.42.daily' AND step = 2`)
+	if p := passed.Load(); p > 100 || taken != 100 || p < 100 && failed.Load() == 0 {
+		t.Errorf("%d passed, %d taken, %d unknown; want 100", p, taken, failed.Load())
+	}
+	s := stores[0]
+	for _, c := range []struct {
+		name     string
+		n, limit int64
+		window   time.Duration
+		left     int64
+		ok       bool
+	}{
+		{"quota.42.daily", 1, 100, time.Hour, 99, true}, // another count
+		{"quota.42.daily", 1, 101, 24 * time.Hour, 0, true},
+		{"quota.42.daily", 1, 50, 24 * time.Hour, 0, false},
+		{"quota.43.daily", 5, 4, 24 * time.Hour, 4, false},
+		{"quota.43.daily", 0 + 3, 4, 24 * time.Hour, 1, true},
+		{"quota.43.daily", 2, 4, 24 * time.Hour, 1, false},
+		{"quota.43.daily", 1, 4, 24 * time.Hour, 0, true},
+		{"quota.44.daily", 1, 0, 24 * time.Hour, 0, false},
+		{"quota.45.daily", counter.Max, counter.Max, 24 * time.Hour, 0, true},
+		{"quota.45.daily", counter.Max, counter.Max, 24 * time.Hour, 0, false},
+		{"quota.\x00'; DROP TABLE usage_history; --" + strings.Repeat("x", 10_000) + ".daily", 1, 1, time.Hour, 0, true},
+	} {
+		left, until, ok, err := s.Take(b.ctx, c.name, c.n, c.limit, c.window)
+		if err != nil || left != c.left || ok != c.ok || time.Until(until) > c.window+time.Hour {
+			t.Errorf("Take(%.30s, %d, %d, %v) = %d, %v, %t, %v", c.name, c.n, c.limit, c.window, left, until, ok, err)
+		}
+	}
+	for _, c := range []struct {
+		name     string
+		n, limit int64
+		window   time.Duration
+	}{
+		{"user.42.requests", 1, 1, time.Hour}, {"quota.daily", 1, 1, time.Hour}, {"quota.42.refused", 1, 1, time.Hour}, {"quota.(other).daily", 1, 1, time.Hour},
+		{"quota.42." + strings.Repeat("x", 65), 1, 1, time.Hour}, {"", 1, 1, time.Hour},
+		{"quota.42.daily", 0, 1, time.Hour}, {"quota.42.daily", -1, 1, time.Hour}, {"quota.42.daily", 1, -1, time.Hour},
+		{"quota.42.daily", 1, 1, time.Minute}, {"quota.42.daily", 1, 1, 0},
+	} {
+		if _, _, ok, err := s.Take(b.ctx, c.name, c.n, c.limit, c.window); err == nil || ok || errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("Take(%.30s, %d, %d, %v) = %t, %v", c.name, c.n, c.limit, c.window, ok, err)
+		}
+	}
+	s.Add("quota.42.daily", 1)
+	if st := s.Stats(); st.Invalid != 1 {
+		t.Error("a quota can be added to")
+	}
+	s.Inc("quota.42.refused")
+	b.flush(s)
+	b.want(s, map[string]int64{"quota.42.refused": 1})
+	h, err := s.History(b.ctx, store.Query{Name: "quota.42.daily", Step: store.Day})
+	if err != nil || len(h) != 1 || h[0].N != 101 {
+		t.Errorf("History of a quota: %v, %v", h, err)
+	}
+}
