@@ -26,6 +26,8 @@ import (
 	"testing/iotest"
 	"testing/synctest"
 	"time"
+
+	usagekit "github.com/usagekit/usagekit/internal/counter"
 )
 
 // counts is a Recorder to look into. A latency counts without its bucket: how
@@ -500,9 +502,33 @@ func TestUsersAndAreas(t *testing.T) {
 		{"area requests", Config{Area: is("requests")}, hello, "api.requests.requests_"},
 		{"area total", Config{Area: is("total")}, hello, "api.requests.total_"},
 		{"area today", Config{Area: is("today")}, hello, "api.requests.today_"},
+		{"area status_2xx", Config{Area: is("status_2xx")}, hello, "api.requests.status_2xx_"},
 		{"Area panics", Config{Area: panics}, hello, "api.requests.(error)"},
 	} {
 		test{name: tt.name, build: around(tt.cfg, on("/x", tt.h)), want: counted("GET /x", "status_2xx latency "+tt.want)}.run(t)
+	}
+}
+
+// names is a Recorder of names as they are.
+type names map[string]int64
+
+func (n names) Add(name string, i int64) { n[name] += i }
+
+// No area takes the name of a sum over all routes, which the store keeps of whatever
+// is counted of one.
+func TestAreasOfSums(t *testing.T) {
+	for i := range measures {
+		m := measure(i)
+		if !usagekit.Summed(m) || i > 0 && !usagekit.Derived("api.requests."+m) {
+			t.Errorf("%s is not summed over all routes", m)
+		}
+		for area, want := range map[string]string{m: m + "_", strings.Replace(m, "_", ".", 1): m + "_", m + "_": m + "_", m + "s": m + "s", "x" + m: "x" + m} {
+			rec := names{}
+			New(rec, Config{Area: is(area)})(http.HandlerFunc(hello)).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+			if rec["api.requests."+want] != 1 {
+				t.Errorf("area %s: %v", area, rec)
+			}
+		}
 	}
 }
 

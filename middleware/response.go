@@ -140,11 +140,21 @@ func (c *response) areaOf() string {
 	case area == "":
 		return ""
 	}
-	switch area = strings.ReplaceAll(area, ".", "_"); area {
-	case "requests", "total", "today": // the names of other counters
+	if area = strings.ReplaceAll(area, ".", "_"); isTaken(area) {
 		return area + "_"
 	}
 	return escape(area)
+}
+
+// isTaken tells whether an area has the name of another counter: of one that a store
+// derives from all routes.
+func isTaken(area string) bool {
+	for i := range measures {
+		if area == measure(i) {
+			return true
+		}
+	}
+	return area == "total" || area == "today"
 }
 
 func (c *response) routeOf() *route {

@@ -12,7 +12,8 @@ import (
 	"github.com/usagekit/usagekit/internal/counter"
 )
 
-// The names that apply derives, and the prefix that they are derived from.
+// The names that apply derives; and after the first one's prefix, those of the other
+// measures that are counter.Summed.
 const (
 	requestsTotal = "api.requests.total"
 	requestsToday = "api.requests.today" // the current day's bucket of requestsTotal
@@ -48,7 +49,7 @@ type sums struct {
 	horizon  horizon
 	subjects *subjects // what they will be when this is in the database; nil: as before
 	names    map[string]*sum
-	requests sum                // derived: all requests
+	routes   map[string]*sum    // derived: of all routes, by measure
 	made     []sum              // the next ones
 	starts   map[int64][3]int64 // of the hour, day and month, by quarter hour
 }
@@ -70,7 +71,7 @@ func (s *Store) newSums(now time.Time) *sums {
 	if time.Since(now).Abs() > maxSkew { // who knows what is old
 		h = horizon{forever, forever, forever}
 	}
-	return &sums{calendar: s.calendar, now: now, horizon: h, names: map[string]*sum{}, starts: map[int64][3]int64{}}
+	return &sums{calendar: s.calendar, now: now, horizon: h, names: map[string]*sum{}, routes: map[string]*sum{}, starts: map[int64][3]int64{}}
 }
 
 // add merges n of a name, counted at the time at (Unix ms). The name may be the
@@ -91,17 +92,34 @@ func (s *sums) sum(name string) *sum {
 	if m := s.names[name]; m != nil {
 		return m
 	}
-	name = strings.Clone(name)
+	m := s.next(strings.Clone(name))
+	s.names[m.name] = m
+	if group, subject, measure := counter.Split(m.name); group == "api" && subject != "" && subject != "requests" && counter.Summed(measure) {
+		m.whole = s.routes[measure]
+		if m.whole == nil {
+			m.whole = s.next(sumOfRoutes(measure))
+			s.routes[measure] = m.whole
+		}
+	}
+	return m
+}
+
+// sumOfRoutes is the name of what all routes have of a measure.
+func sumOfRoutes(measure string) string {
+	if measure == "requests" {
+		return requestsTotal
+	}
+	return "api.requests." + measure
+}
+
+// next returns a new sum.
+func (s *sums) next(name string) *sum {
 	if len(s.made) == 0 {
 		s.made = make([]sum, 256)
 	}
 	m := &s.made[0]
 	s.made = s.made[1:]
 	m.name, m.dated = name, m.one[:0]
-	s.names[name] = m
-	if group, subject, measure := counter.Split(name); group == "api" && subject != "" && subject != "requests" && measure == "requests" {
-		m.whole = &s.requests
-	}
 	return m
 }
 
@@ -130,11 +148,8 @@ func (s *sums) rows() (totals, history, users []row) {
 		bucket int64
 	}
 	of := map[start]*[2][]row{} // history and users
-	all := slices.AppendSeq(make([]*sum, 0, len(s.names)+1), maps.Values(s.names))
-	if s.requests.total > 0 {
-		s.requests.name = requestsTotal
-		all = append(all, &s.requests)
-	}
+	all := slices.AppendSeq(make([]*sum, 0, len(s.names)+len(s.routes)), maps.Values(s.names))
+	all = slices.AppendSeq(all, maps.Values(s.routes))
 	slices.SortFunc(all, func(a, b *sum) int { return strings.Compare(a.name, b.name) })
 	for _, m := range all {
 		name := m.name

@@ -15,7 +15,7 @@ func (c calendar) start(step Step, t time.Time) time.Time {
 		_, offset := t.Zone()
 		unix := t.Unix() + int64(offset)
 		start := time.Unix(unix-mod(unix, 3600)-int64(offset), 0).In(c.loc)
-		if change, _ := t.ZoneBounds(); !change.IsZero() && change.After(start) {
+		if change, _ := t.ZoneBounds(); changes(change) && change.After(start) {
 			return change
 		}
 		return start
@@ -35,7 +35,7 @@ func (c calendar) next(step Step, t time.Time) time.Time {
 	start := c.start(step, t)
 	if step == Hour {
 		end := start.Add(time.Hour)
-		if _, change := start.ZoneBounds(); !change.IsZero() && change.Before(end) {
+		if _, change := start.ZoneBounds(); changes(change) && change.Before(end) {
 			return change
 		}
 		_, offset := start.Zone()
@@ -63,6 +63,14 @@ func (c calendar) ceil(step Step, t time.Time) time.Time {
 	return c.next(step, t)
 }
 
+// changes tells whether clocks are changed at t: ZoneBounds are ends of years, too,
+// or nearly so, in years that a zone has no table of.
+func changes(t time.Time) bool {
+	_, offset := t.Zone()
+	_, before := t.Add(-time.Second).Zone()
+	return !t.IsZero() && offset != before
+}
+
 // date returns the first instant whose local date is y-m-d or later.
 func (c calendar) date(y int, m time.Month, d int) time.Time {
 	midnight := time.Date(y, m, d, 0, 0, 0, 0, time.UTC).Unix()
@@ -71,7 +79,7 @@ func (c calendar) date(y int, m time.Month, d int) time.Time {
 		start, end := t.ZoneBounds()
 		_, offset := t.Zone()
 		at := time.Unix(midnight-int64(offset), 0).In(c.loc)
-		if end.IsZero() || at.Before(end) {
+		if at.Before(end) || !end.After(t) { // no end, or one of a leap year's last day
 			if at.Before(start) {
 				return start
 			}

@@ -110,7 +110,7 @@ func (s *Store) capSubjects(tx *sqlx.Tx, sums *sums) error {
 func (k *subjects) add(group, subject string) {
 	k.known[subject] = true
 	switch _, of, measure := counter.Split(subject); {
-	case of == counter.Other && (measure == "requests" || measure == counter.Other): // beside the others
+	case of == counter.Other && (counter.Summed(measure) || measure == counter.Other): // beside the others
 	case of == counter.Other:
 		k.other[group]++
 	case counter.Reserved(of), counter.Derived(subject), of == "requests" && measure == counter.Other:
@@ -126,7 +126,7 @@ func (k *subjects) otherOf(name string) string {
 		return "api.requests." + counter.Other
 	}
 	name = group + "." + counter.Other + "." + measure
-	if measure == "requests" || measure == counter.Other || k.known[name] { // what totals are derived from always has its place
+	if counter.Summed(measure) || measure == counter.Other || k.known[name] { // what sums are derived from always has its place
 		return name
 	}
 	if k.other[group] >= otherMeasures {

@@ -54,7 +54,7 @@ type Config struct {
 	// Caps are how many subjects a group may have in the database, over all instances
 	// and days; 0: any number. What is new beyond a cap counts under the subject
 	// "(other)", so sums stay right; what is there already counts on. Measures are not
-	// limited, but for (other)'s: 64. Areas count as subjects of "api". nil: api
+	// limited, but for (other)'s: 64, beside those that are summed over all routes. Areas count as subjects of "api". nil: api
 	// 5,000, feature 10,000, llm 1,000, error 1,000; a group that is not named has none.
 	Caps map[string]int
 

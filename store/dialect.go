@@ -150,6 +150,16 @@ func (d dialect) oneOfTexts(column string, texts []string) (string, any) {
 	return column + " = ANY(?)", pq.Array(texts)
 }
 
+// seek is from, a table and its conditions, for each row of a list. Left to
+// themselves, SQLite reads the list anew for every row of the table (500 subjects in a
+// range took 4 s, and take 16 ms), and PostgreSQL reads whole buckets, to join by hash.
+func (d dialect) seek(list, from string) string {
+	if d.sqlite {
+		return list + " CROSS JOIN " + from
+	}
+	return list + " CROSS JOIN LATERAL (SELECT * FROM " + from + " OFFSET 0) AS h"
+}
+
 // stem is an expression for the name in column without its measure, with the dot.
 // (SQLite's rtrim takes off what follows the last dot: it stops at the first
 // character that is not in the set, and only the dot is not.)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/middleware"
 	"github.com/usagekit/usagekit/store"
@@ -24,7 +25,7 @@ func TestHostileRequests(t *testing.T) {
 	hostile := []string{
 		"42", ".", "..", "...", "a.b", "a\x00b", "\xff\xfe", "\u202egnp.exe", "a\r\nSet-Cookie: x=1", `'; DROP TABLE usage_metrics; --`, `"`, `\`, "%", "_", "?", "$1", "{}",
 		long + "1", long + "2", strings.Repeat("é", 400), "(other)", "(unmatched)", "(invalid)", "(error)", "((other)", "(", "requests", "total", "today", "active", "registrations",
-		"=cmd|' /C calc'!A0", "<script>alert(1)</script>", "\U0010FFFF", "\uE000", "api.requests.total", " ", "\t", "NULL", "😀", "requests.requests", "active.daily",
+		"=cmd|' /C calc'!A0", "<script>alert(1)</script>", "\U0010FFFF", "\uE000", "api.requests.total", " ", "\t", "NULL", "😀", "requests.requests", "active.daily", "status_2xx", "latency.inf",
 	}
 	st := storetest.New(t)
 	count := middleware.New(st, middleware.Config{
@@ -66,6 +67,10 @@ func TestHostileRequests(t *testing.T) {
 		switch {
 		case c.Name == "api.requests.total", c.Name == "api.requests.today":
 			sums[c.Name] = c.N
+		case counter.Derived(c.Name) && strings.HasPrefix(measure, "status_"):
+			sums["all status"] += c.N
+		case counter.Derived(c.Name) && strings.HasPrefix(measure, "latency_"):
+			sums["all latency"] += c.N
 		case group == "api" && subject == "requests":
 			sums["areas"] += c.N
 		case group == "api" && measure == "requests":
@@ -84,7 +89,7 @@ func TestHostileRequests(t *testing.T) {
 		}
 	}
 	want := map[string]int64{"user.active.daily": int64(len(users)), "user.active.monthly": int64(len(users))}
-	for _, what := range []string{"api.requests.total", "api.requests.today", "areas", "routes", "status", "latency", "users"} {
+	for _, what := range []string{"api.requests.total", "api.requests.today", "areas", "routes", "status", "latency", "all status", "all latency", "users"} {
 		want[what] = sent
 	}
 	if fmt.Sprint(sums) != fmt.Sprint(want) {
@@ -98,7 +103,7 @@ func TestHostileRequests(t *testing.T) {
 			t.Errorf("user %s has %d requests, want %d", user, users[user], n)
 		}
 	}
-	for area, n := range map[string]int64{"requests_": 2, "total_": 2, "today_": 2, "a_b": 2, "requests_requests": 2, "((other)": 2} {
+	for area, n := range map[string]int64{"requests_": 2, "total_": 2, "today_": 2, "status_2xx_": 2, "latency_inf_": 2, "a_b": 2, "requests_requests": 2, "((other)": 2} {
 		if got, err := st.Get(ctx, "api.requests."+area); got != n || err != nil {
 			t.Errorf("area %s has %d requests, %v; want %d", area, got, err, n)
 		}

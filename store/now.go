@@ -81,15 +81,15 @@ func (s *Store) now(ctx context.Context, tx *sqlx.Tx) (time.Time, error) {
 }
 
 // Reset sets totals to 0, after a Flush; their history stays, and what other
-// instances still hold comes later. api.requests.total counts on from where it is
-// when a route is reset, and when it is reset itself: from then on it is not the sum
-// of the routes. A Threshold of all time may be crossed again. The counters of the
+// instances still hold comes later. A sum over all routes, as api.requests.total is,
+// counts on from where it is when a route is reset, and when it is reset itself: from
+// then on it is not the sum of the routes. A Threshold of all time may be crossed again. The counters of the
 // current day or month, and quotas, have no total to reset.
 func (s *Store) Reset(ctx context.Context, names ...string) error {
 	names = slices.Clone(names)
 	for i, name := range names {
 		names[i] = counter.Clean(name)
-		if counter.Derived(names[i]) && names[i] != requestsTotal {
+		if current(names[i]) || counter.Derived(names[i]) && strings.HasPrefix(names[i], "quota.") {
 			return fmt.Errorf("store: Reset: %s is a number of the current hour, day or month, and has no total", names[i])
 		}
 	}

@@ -77,6 +77,22 @@ func readsSeek(t *testing.T, driverName, dsn string) {
 	history := func(q Query) func() (any, error) {
 		return func() (any, error) { c, err := s.History(ctx, q); return len(c), err }
 	}
+	each := func(q Query) func() (any, error) {
+		return func() (any, error) {
+			n := 0
+			for _, err := range s.Each(ctx, q) {
+				if err != nil {
+					return n, err
+				}
+				n++
+			}
+			return n, nil
+		}
+	}
+	list := []string{requestsTotal}
+	for r := range filledRoutes {
+		list = append(list, fmt.Sprintf("api.GET /r%d.requests", r))
+	}
 	reads := []struct {
 		name   string
 		read   func() (any, error)
@@ -103,6 +119,19 @@ func readsSeek(t *testing.T, driverName, dsn string) {
 		{"history of a route by month", history(Query{Name: "api.GET /r3.requests", Step: Month}), nil, "usage_history"},
 		{"history of a user", history(since(Query{Name: "user.7.requests"}, 40)), 8, "usage_history"},
 		{"history of routes, 40 days", history(since(Query{Prefix: "api.", Measure: "requests", Step: Day, Limit: 10}, 40)), 10 * 41, "usage_history"},
+		{"totals of a list", totals(Query{Names: list}), len(list), "usage_metrics"},
+		{"totals of a list, 40 days", totals(since(Query{Names: list}, 40)), len(list), "usage_history"},
+		{"rows of a list", rows(Query{Names: list}), len(list), "usage_metrics"},
+		{"rows of all requests, 40 days", rows(since(Query{Name: requestsTotal}, 40)), 1, "usage_history"},
+		{"history of a list, 40 days", history(since(Query{Names: list, Step: Day}, 40)), len(list) * 41, "usage_history"},
+		{"history of a list by hour", history(since(Query{Names: list[1:]}, 7)), filledRoutes * 8 * 24, "usage_history"},
+		{"history of a list with users", history(since(Query{Names: append([]string{"user.7.requests"}, list...)}, 40)), len(list)*41 + 8, "usage_history"},
+		{"each user", each(Query{Prefix: "user."}), filledUsers + 2, "usage_metrics"},
+		{"each user, 40 days", each(since(Query{Prefix: "user.", Measure: "requests"}, 40)), filledUsers, "usage_history"},
+		{"each route by day, 40 days", each(since(Query{Prefix: "api.", Measure: "requests", Step: Day}, 40)), filledRoutes * 41, "usage_history"},
+		{"each user by day, 7 days", each(since(Query{Prefix: "user.", Measure: "requests", Step: Day}, 7)), filledUsers * 8 / 5, "usage_history"},
+		{"each route by month", each(Query{Prefix: "api.", Step: Month}), nil, "usage_history"},
+		{"each of a list by day, 40 days", each(since(Query{Names: list, Step: Day}, 40)), len(list) * 41, "usage_history"},
 		{"history of users by month", history(Query{Prefix: "user.", Measure: "requests", Step: Month, Limit: 10}), nil, "usage_history"},
 	}
 	check := func(wrong func(access, plan) string) {

@@ -17,8 +17,9 @@ import (
 // everything, of all time. Conditions are joined by "and".
 type Query struct {
 	Name     string   // exactly this name
+	Names    []string // exactly one of these, 1,000 at most; none: any. With Name, both hold
 	Prefix   string   // names that begin so
-	Measure  string   // names that end in "."+Measure
+	Measure  string   // names that end in "."+Measure; among those of "api." is the sum of all routes, of subject "requests"
 	Contains string   // names that contain this; ASCII letters match in either case
 	Except   []string // names that begin with one of these are left out
 
@@ -26,8 +27,8 @@ type Query struct {
 	// To leaves that end open; both zero mean all time.
 	From, To time.Time
 
-	Step  Step // of the buckets; 0: the finest that is kept
-	Limit int  // names (Totals, History) or subjects (Rows), the largest; 0: all
+	Step  Step // of the buckets; 0: the finest that is kept of all that is selected
+	Limit int  // names (Totals, History) or subjects (Rows), the largest; the first counts (Each); 0: all
 }
 
 // Step is the length of a history bucket. Buckets start at the local hour, day
@@ -86,6 +87,9 @@ func (r Row) Quantile(p float64) time.Duration {
 	return time.Duration(bounds[len(bounds)-1]) * time.Millisecond
 }
 
+// maxNames is how many Names a Query may have.
+const maxNames = 1_000
+
 // queryError is what is wrong with a Query.
 type queryError string
 
@@ -97,12 +101,16 @@ func (e queryError) InvalidQuery() string { return string(e) }
 
 // check validates q and resolves its step.
 func (q *Query) check() error {
-	for field, text := range map[string]string{"Name": q.Name, "Prefix": q.Prefix, "Measure": q.Measure, "Contains": q.Contains, "Except": strings.Join(q.Except, "")} {
+	for field, text := range map[string]string{
+		"Name": q.Name, "Names": strings.Join(q.Names, ""), "Prefix": q.Prefix, "Measure": q.Measure, "Contains": q.Contains, "Except": strings.Join(q.Except, ""),
+	} {
 		if !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
 			return queryError(field + " is no valid UTF-8, or holds a NUL")
 		}
 	}
 	switch {
+	case len(q.Names) > maxNames:
+		return queryError(fmt.Sprintf("Names are %d: want %d at most", len(q.Names), maxNames))
 	case q.Limit < 0:
 		return queryError(fmt.Sprintf("Limit is %d: want a positive number, or 0 for all", q.Limit))
 	case q.Step < 0 || q.Step > Month:
@@ -113,13 +121,21 @@ func (q *Query) check() error {
 	if q.Name != "" {
 		q.Name = counter.Clean(q.Name)
 	}
+	q.Names = slices.Clone(q.Names)
+	for i, name := range q.Names {
+		q.Names[i] = counter.Clean(name)
+	}
+	slices.Sort(q.Names)
+	if q.Names = slices.Compact(q.Names); len(q.Names) == 1 && q.Name == "" {
+		q.Name, q.Names = q.Names[0], nil
+	}
 	users, plain := q.groups()
 	switch {
 	case q.Name == activeMonthly && q.Step == 0:
 		q.Step = Month
 	case q.Name == activeMonthly && q.Step != Month:
 		return queryError(fmt.Sprintf("Step %v is finer than kept: %s is kept by month", q.Step, activeMonthly))
-	case q.Name == activeDaily && q.Step == Month:
+	case q.named(activeDaily) && q.Step == Month:
 		return queryError(fmt.Sprintf("Step month: %s cannot be summed over days; the users of a month are %s", activeDaily, activeMonthly))
 	case q.Step == Hour && users:
 		return queryError("Step hour is finer than kept: users are kept by day; choose other names, or leave them out with Except")
@@ -130,6 +146,9 @@ func (q *Query) check() error {
 	}
 	return nil
 }
+
+// named tells whether q asks for name itself.
+func (q *Query) named(name string) bool { return q.Name == name || slices.Contains(q.Names, name) }
 
 // ranged tells whether q asks for a part of time.
 func (q *Query) ranged() bool { return !q.From.IsZero() || !q.To.IsZero() }
@@ -142,6 +161,10 @@ func (q *Query) groups() (users, plain bool) {
 	case q.Name != "":
 		users = strings.HasPrefix(q.Name, user)
 		plain = !users
+	case len(q.Names) > 0:
+		is := func(name string) bool { return strings.HasPrefix(name, user) }
+		users = slices.ContainsFunc(q.Names, is)
+		plain = slices.ContainsFunc(q.Names, func(name string) bool { return !is(name) })
 	case strings.HasPrefix(q.Prefix, user):
 		users = true
 	default:
@@ -153,6 +176,9 @@ func (q *Query) groups() (users, plain bool) {
 
 // matches tells whether q selects name, as the SQL of condition does.
 func (q *Query) matches(name string) bool {
+	if _, listed := slices.BinarySearch(q.Names, name); len(q.Names) > 0 && !listed {
+		return false
+	}
 	return (q.Name == "" || name == q.Name) && strings.HasPrefix(name, q.Prefix) &&
 		(q.Measure == "" || strings.HasSuffix(name, "."+q.Measure)) &&
 		strings.Contains(lower(name), lower(q.Contains)) &&
@@ -169,8 +195,12 @@ func current(name string) bool {
 // others, too.
 func (q *Query) whole() Query {
 	group, _, dotted := strings.Cut(cmp.Or(q.Name, q.Prefix), ".")
+	if n := len(q.Names); q.Name == "" && n > 0 { // in order: between two of a group are no others
+		group, _, dotted = strings.Cut(q.Names[0], ".")
+		dotted = dotted && strings.HasPrefix(q.Names[n-1], group+".")
+	}
 	w := *q
-	w.Name, w.Prefix, w.Measure, w.Contains = "", "", "", ""
+	w.Name, w.Names, w.Prefix, w.Measure, w.Contains = "", nil, "", "", ""
 	if dotted {
 		w.Prefix = group + "."
 	}

@@ -128,8 +128,8 @@ func (s *Store) Totals(ctx context.Context, q Query) ([]Count, error) {
 	if err := q.check(); err != nil {
 		return nil, err
 	}
-	if q.ranged() && (q.Name == activeDaily || q.Name == activeMonthly) {
-		return nil, queryError(q.Name + " is the number of one day or month, and cannot be summed: read its History")
+	if err := q.checkSums(); err != nil {
+		return nil, err
 	}
 	var counts []Count
 	err := s.read(ctx, func(tx *sqlx.Tx, now time.Time) error {
@@ -165,7 +165,7 @@ func (s *Store) largest(ctx context.Context, tx *sqlx.Tx, q *Query, spans []span
 	if q.Limit == 0 {
 		return s.ordered(ctx, tx, s.counts(spans, c), stems, "")
 	}
-	if !q.ranged() {
+	if !q.ranged() && len(q.Names) == 0 {
 		// No index has totals by size, for then they could not be updated in
 		// place. What is less than the last of the largest of some is not among the
 		// largest of all: a comparison of numbers rules most of a million out.
@@ -208,12 +208,16 @@ func (s *Store) Rows(ctx context.Context, q Query) ([]Row, error) {
 	var rows []Row
 	err := s.read(ctx, func(tx *sqlx.Tx, _ time.Time) error {
 		whole := q.whole()
-		many, err := s.many(ctx, tx, &whole)
-		if err != nil {
-			return err
+		few := q.Name != "" || len(q.Names) > 0 || q.tears()
+		if !few {
+			many, err := s.many(ctx, tx, &whole)
+			if err != nil {
+				return err
+			}
+			few = many
 		}
 		var stems, counts []Count
-		if many || q.tears() {
+		if few {
 			spans, err := s.spansOf(ctx, tx, &q)
 			if err != nil {
 				return err
@@ -225,6 +229,7 @@ func (s *Store) Rows(ctx context.Context, q Query) ([]Row, error) {
 				return err
 			}
 		} else { // one look at all is less than two at a part
+			var err error
 			if counts, err = s.sums(ctx, tx, &whole, condition{}); err != nil {
 				return err
 			}
@@ -253,7 +258,11 @@ func (s *Store) sums(ctx context.Context, tx *sqlx.Tx, q *Query, c condition) ([
 	if err != nil {
 		return nil, err
 	}
-	var counts []Count
+	return s.sumsOver(ctx, tx, spans, c)
+}
+
+// sumsOver reads the sums over spans of the names that c selects, in no order.
+func (s *Store) sumsOver(ctx context.Context, tx *sqlx.Tx, spans []span, c condition) (counts []Count, err error) {
 	from := s.counts(spans, c)
 	err = tx.SelectContext(ctx, &counts, s.sql.text("SELECT key AS name, n FROM "+from.text), from.args...)
 	return counts, err
@@ -329,8 +338,19 @@ func rowsOf(stems, counts []Count) []Row {
 	return rows
 }
 
+// checkSums refuses what cannot be summed over a range.
+func (q *Query) checkSums() error {
+	for _, name := range []string{activeDaily, activeMonthly} {
+		if q.ranged() && q.named(name) {
+			return queryError(name + " is the number of one day or month, and cannot be summed: read its History")
+		}
+	}
+	return nil
+}
+
 // History returns one count per name and bucket, the oldest first. Buckets
-// without a count are left out.
+// without a count are left out (see Buckets). Among several Names,
+// "user.active.monthly" wants Step Month, and "user.active.daily" does not go with it.
 func (s *Store) History(ctx context.Context, q Query) ([]Count, error) {
 	finest := q.Step == 0
 	if err := q.check(); err != nil {
@@ -339,7 +359,7 @@ func (s *Store) History(ctx context.Context, q Query) ([]Count, error) {
 	if err := s.checkKept(&q, finest); err != nil {
 		return nil, err
 	}
-	sums := map[bucket]int64{}
+	counts := []Count{}
 	err := s.read(ctx, func(tx *sqlx.Tx, _ time.Time) error {
 		spans, err := s.spans(ctx, tx, &q, true)
 		if err != nil {
@@ -351,31 +371,38 @@ func (s *Store) History(ctx context.Context, q Query) ([]Count, error) {
 			if err != nil || len(names) == 0 {
 				return err
 			}
-			c = condition{}
-			c.and(s.sql.oneOfTexts("h.key", names))
+			c = s.oneOf(names)
 		}
-		for _, sp := range spans {
-			text, args := s.span(sp, c, "h.bucket, h.key, h.value")
-			var rows []struct {
-				Bucket int64
-				Key    string
-				Value  int64
-			}
-			if err := tx.SelectContext(ctx, &rows, s.sql.text(text), args...); err != nil {
-				return err
-			}
-			for _, r := range rows {
-				if sp.step < q.Step {
-					r.Bucket = s.calendar.start(q.Step, time.Unix(r.Bucket, 0)).Unix()
-				}
-				b := bucket{q.Step, r.Bucket, r.Key}
-				sums[b] = addCapped(sums[b], r.Value)
-			}
-		}
-		return nil
+		counts, err = s.history(ctx, tx, spans, c, q.Step)
+		return err
 	})
 	if err != nil {
 		return nil, err
+	}
+	return counts, nil
+}
+
+// history reads the counts of the buckets of step that spans cover, of the names that
+// c selects, in order.
+func (s *Store) history(ctx context.Context, tx *sqlx.Tx, spans []span, c condition, step Step) ([]Count, error) {
+	sums := map[bucket]int64{}
+	for _, sp := range spans {
+		text, args := s.span(sp, c, "h.bucket, h.key, h.value")
+		var rows []struct {
+			Bucket int64
+			Key    string
+			Value  int64
+		}
+		if err := tx.SelectContext(ctx, &rows, s.sql.text(text), args...); err != nil {
+			return nil, err
+		}
+		for _, r := range rows {
+			if sp.step < step {
+				r.Bucket = s.calendar.start(step, time.Unix(r.Bucket, 0)).Unix()
+			}
+			b := bucket{step, r.Bucket, r.Key}
+			sums[b] = addCapped(sums[b], r.Value)
+		}
 	}
 	counts := make([]Count, 0, len(sums))
 	for b, n := range sums {
@@ -388,23 +415,31 @@ func (s *Store) History(ctx context.Context, q Query) ([]Count, error) {
 // checkKept has a History that begins before the horizon of its buckets be one of
 // coarser buckets, or an error when others were asked for.
 func (s *Store) checkKept(q *Query, finest bool) error {
+	if q.Step != Month && q.named(activeMonthly) {
+		return queryError(activeMonthly + " is kept by month: want Step Month, or a query of its own")
+	}
 	if q.From.IsZero() || !s.isStarted() {
 		return nil
 	}
 	h := s.horizon(s.databaseTime())
 	gone := func(name string) bool { return q.From.Before(time.Unix(h.of(q.Step, name), 0)) }
+	names := q.Names
+	if len(names) == 0 || q.Name != "" {
+		names = []string{cmp.Or(q.Name, "user.x.requests")}
+	}
+	old := slices.IndexFunc(names, gone)
 	coarser := q.Step
 	switch users, plain := q.groups(); {
 	case q.Step == Hour && gone(""):
 		coarser = Day
-	case q.Step == Day && users && !plain && gone(cmp.Or(q.Name, "user.x.requests")):
+	case q.Step == Day && users && !plain && old >= 0 && !q.named(activeDaily):
 		coarser = Month
 	}
 	if coarser == q.Step {
 		return nil
 	}
 	if !finest {
-		since := time.Unix(h.of(q.Step, cmp.Or(q.Name, "user.x.requests")), 0).In(s.calendar.loc)
+		since := time.Unix(h.of(q.Step, names[max(old, 0)]), 0).In(s.calendar.loc)
 		return queryError(fmt.Sprintf("Step %v is finer than kept before %s (Config.Retention): want %v", q.Step, since.Format(time.DateOnly), coarser))
 	}
 	q.Step = coarser

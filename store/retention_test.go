@@ -293,6 +293,24 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 		if c, err := s.Totals(ctx, Query{Name: "user.2.requests", From: long.AddDate(0, 0, -1)}); err != nil || len(c) != 1 || c[0].N != 7 {
 			t.Errorf("Totals of two years ago: %v, %v", c, err)
 		}
+		// A list is as old as the oldest of its names. Distinct users of days are no
+		// months: there are as many of them as are kept.
+		users := Query{Names: []string{"user.1.requests", "user.2.requests"}, From: ago(100)}
+		if h, err := s.History(ctx, users); err != nil || len(h) < 3 || h[0].Start.Day() != 1 || h[1].Start.Day() != 1 {
+			t.Errorf("History of users: %v, %v", h, err)
+		}
+		users.Step = Day
+		var old queryError
+		if h, err := s.History(ctx, users); !errors.As(err, &old) || !strings.Contains(err.Error(), "Config.Retention") {
+			t.Errorf("History of users by day: %v, %v", h, err)
+		}
+		s.put(t, row{bucket{Day, s.calendar.start(Day, ago(300)).Unix(), activeDaily}, 5})
+		for _, q := range []Query{{Name: activeDaily}, {Names: []string{activeDaily, "user.registrations"}}} {
+			q.From = ago(500)
+			if h, err := s.History(ctx, q); err != nil || len(h) != 1 || h[0].N != 5 || !h[0].Start.Equal(s.calendar.start(Day, ago(300))) {
+				t.Errorf("History(%+v): %v, %v", q, h, err)
+			}
+		}
 		for _, c := range []struct {
 			name string
 			days int
@@ -381,6 +399,9 @@ func TestReadsWithAWrongClock(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer s.cancel()
+		if skew := s.Stats().Skew; skew != 0 {
+			t.Errorf("Skew is %v before the first read", skew)
+		}
 		now := time.Now().AddDate(-3, 0, 0) // of the database
 		clock := regexp.MustCompile(`AS prepared, .* AS now, \(SELECT COUNT`)
 		s.sql.edit = func(q string) string {
@@ -396,6 +417,9 @@ func TestReadsWithAWrongClock(t *testing.T) {
 		q.Step = Hour
 		if h, err := s.History(ctx, q); err != nil || len(h) != 1 || h[0].N != 3 {
 			t.Errorf("History: %v, %v", h, err)
+		}
+		if skew := s.Stats().Skew - time.Until(now); skew.Abs() > 10*time.Second {
+			t.Errorf("Skew is %v, want %v", s.Stats().Skew, time.Until(now))
 		}
 	})
 }

@@ -21,9 +21,17 @@
 //	                                 whatever the application counts
 //	usagekit.counts.dropped          what was in batches and files that could not be read, at least
 //
-// Four names are derived, and refused by Add: api.requests.total (the sum of all
-// api.<route>.requests), api.requests.today (its current day), user.active.daily
-// and user.active.monthly (distinct users of the current day and month). So are quotas.
+// Some are derived, and refused by Add, as quotas are:
+//
+//	api.requests.total               of all routes: the sum of every api.<route>.requests
+//	api.requests.status_2xx          the same of status_1xx … _5xx, and of latency_5ms … _10000ms and _inf
+//	api.requests.today               the current day of api.requests.total
+//	user.active.daily, user.active.monthly
+//	                                 distinct users of the current day and month
+//
+// So the Row of group api and subject requests is that of all requests, with areas as
+// further measures; what sums a measure over routes leaves that subject out. A sum
+// begins with the first release that derives it.
 //
 // Names are valid UTF-8 without control characters, at most 512 bytes, group and
 // measure 1 to 64 bytes. Others are cleaned, never refused: a subject that is too
@@ -100,15 +108,16 @@ import (
 
 // Stats is a Store's state at a moment.
 type Stats struct {
-	Pending       int       // names with counts that the database has not acknowledged
-	Oldest        time.Time // when the oldest of those counts was made; zero: there is none
-	Lost          int64     // counts that came after Shutdown
-	Overflow      int64     // counts under (other), because of MaxNames
-	Invalid       int64     // Adds refused: n out of 1 … 2^53−1, or a derived name
-	FoldedThrough time.Time // every batch that reached the database before is in what was read last; zero: nothing was read
-	Degraded      string    // why counts are in memory only although there is a spool, or files wait in it for somebody; "": neither
-	Corrupt       int       // files of the spool that this store set aside, for somebody to look at
-	Err           error     // why the last flush or fold failed; nil: it did not
+	Pending       int           // names with counts that the database has not acknowledged
+	Oldest        time.Time     // when the oldest of those counts was made; zero: there is none
+	Lost          int64         // counts that came after Shutdown
+	Overflow      int64         // counts under (other), because of MaxNames
+	Invalid       int64         // Adds refused: n out of 1 … 2^53−1, or a derived name
+	FoldedThrough time.Time     // every batch that reached the database before is in what was read last; zero: nothing was read
+	Skew          time.Duration // the database's clock minus this host's, as of the last read; 0: nothing was read
+	Degraded      string        // why counts are in memory only although there is a spool, or files wait in it for somebody; "": neither
+	Corrupt       int           // files of the spool that this store set aside, for somebody to look at
+	Err           error         // why the last flush or fold failed; nil: it did not
 }
 
 // ErrUnavailable is in every error that means "the database does not answer
@@ -313,7 +322,7 @@ func (s *Store) Inc(name string) { s.live.Add(name, 1) }
 func (s *Store) refused(name string) {
 	s.derivedOnce.Do(func() {
 		go s.survives(func() { // a request may be waiting
-			s.log.Warn("usagekit: a derived counter cannot be added to; it is computed from user.<id>.requests and api.<route>.requests: count those (and a quota is taken by Take)", "name", name)
+			s.log.Warn("usagekit: a derived counter cannot be added to; it is computed from user.<id>.requests and api.<route>.…: count those (and a quota is taken by Take)", "name", name)
 		})
 	})
 }
@@ -335,6 +344,29 @@ func (s *Store) Location() *time.Location {
 	return time.UTC
 }
 
+// maxBuckets is how many Buckets lists: hours of eleven years.
+const maxBuckets = 100_000
+
+// Buckets returns the starts, in the store's zone (see Location), of the buckets of
+// step that [from, to) touches, the oldest first: those that a History of that range
+// may have counts of. It returns nil for a step that is none, for a range that is
+// empty or open, and for one of more than 100,000 buckets. It does not ask the
+// database.
+func (s *Store) Buckets(step Step, from, to time.Time) []time.Time {
+	if step < Hour || step > Month || from.IsZero() || to.IsZero() {
+		return nil
+	}
+	c := calendar{s.Location()}
+	var starts []time.Time
+	for t := c.start(step, from); from.Before(to) && t.Before(to); t = c.next(step, t) {
+		if len(starts) == maxBuckets {
+			return nil
+		}
+		starts = append(starts, t)
+	}
+	return starts
+}
+
 // Stats returns the store's state. It does not ask the database.
 func (s *Store) Stats() Stats {
 	st := Stats{
@@ -343,6 +375,7 @@ func (s *Store) Stats() Stats {
 		Lost:     s.live.Lost(),
 		Overflow: s.live.Overflow(),
 		Invalid:  s.live.Invalid(),
+		Skew:     time.Duration(s.skew.Load()) * time.Millisecond,
 		Degraded: s.spool.Stuck(),
 		Corrupt:  s.spool.Aside(),
 	}

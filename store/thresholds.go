@@ -18,6 +18,8 @@ import (
 
 // Threshold asks for word when a counter reaches At: each counter whose name begins
 // with Prefix and ends in "."+Measure, once per bucket of Step, or once of all time.
+// A sum of all routes is a counter like each of them: Prefix "api." and Measure
+// "status_5xx" are about api.requests.status_5xx, too, and that Prefix is about it alone.
 type Threshold struct {
 	Prefix  string
 	Measure string // "": any

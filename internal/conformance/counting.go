@@ -1,6 +1,8 @@
 package conformance
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -116,6 +118,131 @@ func derived(t *testing.T, b *bench) {
 	if n := b.number(`SELECT COUNT(*) FROM usage_metrics WHERE key LIKE 'user.active.%' AND key NOT LIKE '%.requests'`); n != 0 {
 		t.Errorf("%d gauges stand in usage_metrics", n)
 	}
+}
+
+// statusAndLatency are the measures of a route beside its requests.
+func statusAndLatency() []string {
+	measures := []string{"latency_inf"}
+	for class := 1; class <= 5; class++ {
+		measures = append(measures, fmt.Sprintf("status_%dxx", class))
+	}
+	for _, ms := range []int{5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10000} {
+		measures = append(measures, fmt.Sprintf("latency_%dms", ms))
+	}
+	return measures
+}
+
+// Status and latency of all routes are summed as their requests are: in totals and
+// history, through both ways in, whatever a cap does, and up to the largest number.
+func sumsOfRoutes(t *testing.T, b *bench) {
+	cfg := b.config()
+	cfg.Caps = map[string]int{"api": 2} // two routes; what is derived takes no place
+	cfg.Thresholds = []store.Threshold{{Prefix: "api.requests.status_5xx", Step: store.Hour, At: 3}}
+	told := make(chan store.Crossing, 10)
+	cfg.Notify = func(_ context.Context, c store.Crossing) error {
+		told <- c
+		return nil
+	}
+	s := b.store(cfg)
+	want := map[string]int64{}
+	for i, m := range append(statusAndLatency(), "requests") {
+		n := int64(i + 1)
+		s.Add("api.GET /a."+m, n)
+		s.Add("api.(unmatched)."+m, 1)
+		want["api.requests."+m] = n + 1
+	}
+	want["api.requests.total"], want["api.requests.requests"] = want["api.requests.requests"], 0
+	s.Add("api.GET /b.seen", 1)
+	b.flush(s) // so that both routes are known
+	for _, name := range []string{
+		"api.status_2xx", "x.a.status_2xx", "user.1.latency_5ms", "api.GET /a.status_6xx", "api.GET /a.latency_6ms", "api.GET /a.latency_", "api.requests.novels",
+	} {
+		s.Add(name, 100)
+	}
+	b.flush(s)
+	want["api.requests.status_2xx"] += 100 // of no route: it came under (other)
+	for i, m := range statusAndLatency() {
+		refused := "api.requests." + m
+		s.Add(refused, 1000)
+		if _, err := s.AddNow(b.ctx, refused, 1000); err == nil || !strings.Contains(err.Error(), refused) || errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("AddNow(%s): %v", refused, err)
+		}
+		if st := s.Stats(); st.Invalid != int64(i+1) {
+			t.Errorf("%s: %d are invalid, want %d", refused, st.Invalid, i+1)
+		}
+	}
+	if n, err := s.AddNow(b.ctx, "api.GET /b.status_5xx", 2); n != 2 || err != nil {
+		t.Errorf("AddNow = %d, %v", n, err)
+	}
+	for i := range 70 { // the third route, and its many measures, are beyond the cap
+		s.Inc(fmt.Sprintf("api.GET /c.m%d", i))
+	}
+	b.flush(s)
+	for i, m := range statusAndLatency() {
+		s.Add("api.GET /c."+m, int64(i+1))
+		want["api.requests."+m] += int64(i + 1)
+	}
+	b.flush(s)
+	want["api.requests.status_5xx"] += 2
+	b.want(s, want)
+	b.want(s, map[string]int64{"api.GET /b.status_5xx": 2, "api.GET /c.status_5xx": 0})
+	sums := map[string]int64{}
+	for name, n := range b.totals(s, store.Query{Prefix: "api."}) {
+		if group, subject, measure := store.SplitName(name); group == "api" && subject != "requests" && subject != "" && want["api.requests."+measure] > 0 {
+			sums["api.requests."+measure] += n
+		}
+	}
+	for name, n := range want {
+		if name != "api.requests.total" && sums[name] != n {
+			t.Errorf("the routes have %d together, %s is %d", sums[name], name, n)
+		}
+		if n == 0 {
+			continue
+		}
+		for _, step := range []store.Step{store.Hour, store.Day} {
+			h, err := s.History(b.ctx, store.Query{Name: name, Step: step})
+			total := int64(0)
+			for _, c := range h {
+				total += c.N
+			}
+			if err != nil || total != n {
+				t.Errorf("History of %s by %v: %v, %v; want %d", name, step, h, err, n)
+			}
+		}
+	}
+	rows, err := s.Rows(b.ctx, store.Query{Prefix: "api.", Measure: "status_5xx", Limit: 1})
+	if err != nil || len(rows) != 1 || rows[0].Group != "api" || rows[0].Subject != "requests" {
+		t.Fatalf("Rows: %v, %v", rows, err)
+	}
+	for name, n := range want {
+		if got := rows[0].Counts[strings.TrimPrefix(name, "api.requests.")]; got != n {
+			t.Errorf("%s is %d in its row, want %d", name, got, n)
+		}
+	}
+	if p := rows[0].Quantile(0.5); p <= 0 {
+		t.Errorf("the median of all is %v", p)
+	}
+	if c := <-told; c.Name != "api.requests.status_5xx" || c.N < 3 || c.Step != store.Hour {
+		t.Errorf("told of %+v", c)
+	}
+
+	// It counts on from where it is, whatever is reset.
+	if err := s.Reset(b.ctx, "api.GET /a.status_2xx", "api.requests.status_3xx"); err != nil {
+		t.Error(err)
+	}
+	s.Add("api.GET /a.status_2xx", 1)
+	s.Add("api.GET /a.status_3xx", 1)
+	s.Add("api.GET /a.latency_10ms", counter.Max)
+	s.Add("api.GET /b.latency_10ms", counter.Max)
+	b.flush(s)
+	b.want(s, map[string]int64{
+		"api.GET /a.status_2xx": 1, "api.requests.status_2xx": want["api.requests.status_2xx"] + 1, "api.requests.status_3xx": 1, "api.requests.latency_10ms": counter.Max,
+	})
+
+	// Nor are they what an earlier release sent as an area, which is beyond the cap.
+	b.batch("earlier", 1, time.Now(), counter.Count{Name: "api.requests.status_4xx", N: 7})
+	b.fold(s)
+	b.want(s, map[string]int64{"api.requests.status_4xx": want["api.requests.status_4xx"], "api.requests.(other)": 100 + 7})
 }
 
 // Whatever a client sends, every count is kept under some name, and no batch

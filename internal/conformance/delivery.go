@@ -384,8 +384,9 @@ func randomOperations(t *testing.T, b *bench) {
 	model := map[string]int64{}
 	add := func(name string, n int64) {
 		model[name] = min(model[name]+n, counter.Max)
-		if group, subject, measure := counter.Split(name); group == "api" && subject != "requests" && measure == "requests" {
-			model["api.requests.total"] = min(model["api.requests.total"]+n, counter.Max)
+		if group, subject, measure := counter.Split(name); group == "api" && subject != "requests" && counter.Summed(measure) {
+			sum := "api.requests." + strings.Replace(measure, "requests", "total", 1)
+			model[sum] = min(model[sum]+n, counter.Max)
 		}
 	}
 	for step := range 150 {

@@ -110,7 +110,10 @@ func Sum(p []byte) []byte {
 // itself, or (invalid) for one that Add would not have counted under.
 func Kept(name string) string {
 	if name = Clean(name); Derived(name) {
-		group, _, measure := Split(name)
+		group, subject, measure := Split(name)
+		if group == "api" { // an area, and no route of which sums are made
+			return group + "." + subject + "." + Invalid
+		}
 		name = group + "." + Invalid + "." + measure
 	}
 	return name

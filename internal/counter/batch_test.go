@@ -56,7 +56,7 @@ func TestDecodeRefusesDamage(t *testing.T) {
 
 func TestKept(t *testing.T) {
 	for name, want := range map[string]string{
-		"user.42.requests": "user.42.requests", "api.requests.total": "api.(invalid).total", "a..": "a.(invalid).(invalid)",
+		"user.42.requests": "user.42.requests", "api.requests.total": "api.requests.(invalid)", "api.requests.status_2xx": "api.requests.(invalid)", "user.active.daily": "user.(invalid).daily", "a..": "a.(invalid).(invalid)",
 	} {
 		if got := Kept(name); got != want {
 			t.Errorf("Kept(%q) = %q, want %q", name, got, want)

@@ -431,7 +431,7 @@ func (g *generation) counter(name string, maxNames int) (c *counter, over bool) 
 	switch {
 	case groupName == "api" && subject == "requests":
 		name = "api.requests." + Other
-	case measure == "requests" || gr.measures[measure]: // what totals are derived from always has its place
+	case Summed(measure) || gr.measures[measure]: // what sums are derived from always has its place
 		name = groupName + "." + Other + "." + measure
 	case len(gr.measures) < otherMeasures:
 		gr.measures[strings.Clone(measure)] = true

@@ -197,11 +197,20 @@ func TestNumbersOutOfRangeAreRefused(t *testing.T) {
 func TestDerivedNamesAreRefused(t *testing.T) {
 	var told []string
 	s := New(10, func(name string) { told = append(told, name) }, nil)
-	for _, name := range []string{"api.requests.total", "api.requests.today", "user.active.daily", "user.active.monthly"} {
+	names := []string{
+		"api.requests.total", "api.requests.today", "user.active.daily", "user.active.monthly",
+		"api.requests.status_1xx", "api.requests.status_5xx", "api.requests.latency_5ms", "api.requests.latency_10000ms", "api.requests.latency_inf",
+	}
+	for _, name := range names {
 		s.Add(name, 1)
 	}
-	if _, ok := s.Seal(); ok || s.Invalid() != 4 || len(told) != 4 {
+	if _, ok := s.Seal(); ok || s.Invalid() != int64(len(names)) || len(told) != len(names) {
 		t.Errorf("sealed %v, Invalid %d, told %q", ok, s.Invalid(), told)
+	}
+	for _, name := range []string{"api.requests.requests", "api.requests.status_6xx", "api.requests.latency_6ms", "api.requests.x.status_2xx", "api.x.status_2xx", "llm.requests.latency_inf"} {
+		if Derived(name) {
+			t.Errorf("%s is derived", name)
+		}
 	}
 }
 

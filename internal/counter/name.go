@@ -43,11 +43,27 @@ func Derived(name string) bool {
 	case "api.requests.total", "api.requests.today", "user.active.daily", "user.active.monthly":
 		return true
 	}
+	if measure, ok := strings.CutPrefix(name, "api.requests."); ok {
+		return measure != "requests" && Summed(measure)
+	}
 	if !strings.HasPrefix(name, "quota.") {
 		return false
 	}
 	_, subject, measure := Split(name)
 	return subject != "" && subject != Other && subject != Invalid && measure != "refused"
+}
+
+// Summed tells whether a measure of the routes is summed over all of them: requests as
+// api.requests.total, the others, which are those that the middleware counts, as
+// api.requests.<measure>.
+func Summed(measure string) bool {
+	switch measure {
+	case "requests", "status_1xx", "status_2xx", "status_3xx", "status_4xx", "status_5xx",
+		"latency_5ms", "latency_10ms", "latency_25ms", "latency_50ms", "latency_75ms", "latency_100ms", "latency_250ms", "latency_500ms",
+		"latency_750ms", "latency_1000ms", "latency_2500ms", "latency_5000ms", "latency_7500ms", "latency_10000ms", "latency_inf":
+		return true
+	}
+	return false
 }
 
 // Reserved tells whether subject is one that only usagekit counts under:

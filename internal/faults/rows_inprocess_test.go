@@ -77,7 +77,7 @@ func hostileInput(r *trial) {
 		"42", "...", "a.b", "a\x00b", "\xff\xfe", "\u202egnp.exe", "a\r\nSet-Cookie: x=1", `"; DROP TABLE usage_metrics; --`, `'`, `\`, "%", "_", "?", "$1", "{}",
 		long + "1", long + "2", strings.Repeat("é", 400), strings.Repeat("y", 512) + "1", strings.Repeat("y", 512) + "2",
 		"(other)", "(unmatched)", "(invalid)", "(error)", "requests", "total", "today", "active", "registrations",
-		"=cmd|' /C calc'!A0", "<script>alert(1)</script>", "\U0010FFFF", "api.requests.total", " ", "\t", "NULL", "😀",
+		"=cmd|' /C calc'!A0", "<script>alert(1)</script>", "\U0010FFFF", "api.requests.total", "status_2xx", "latency_inf", " ", "\t", "NULL", "😀",
 	}
 	st := r.store(r.pool())
 	value := func(req *http.Request) string { return req.FormValue("v") }
@@ -101,6 +101,10 @@ func hostileInput(r *trial) {
 		switch {
 		case c.Name == requestsTotal:
 			sums["all"] += c.N
+		case counter.Derived(c.Name) && strings.HasPrefix(measure, "status_"):
+			sums["all status"] += c.N
+		case counter.Derived(c.Name) && strings.HasPrefix(measure, "latency_"):
+			sums["all latency"] += c.N
 		case c.Name == "api.requests.today":
 		case group == "api" && subject == "requests":
 			sums["areas"] += c.N
@@ -111,7 +115,7 @@ func hostileInput(r *trial) {
 			users++
 		}
 	}
-	if want := map[string]int64{"all": sent, "areas": sent, "routes": sent, "users": sent}; fmt.Sprint(sums) != fmt.Sprint(want) {
+	if want := map[string]int64{"all": sent, "all status": sent, "all latency": sent, "areas": sent, "routes": sent, "users": sent}; fmt.Sprint(sums) != fmt.Sprint(want) {
 		r.Errorf("sums %v, want %v", sums, want)
 	}
 	if users != len(hostile) {

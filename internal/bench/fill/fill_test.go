@@ -99,6 +99,9 @@ WHERE m.value <> COALESCE(h.n, 0) AND ` + where)
 		"totals are not the sums of months": differ("3", users),
 		"requests are not all requests": number(`SELECT value - (SELECT SUM(value) FROM usage_metrics WHERE key LIKE 'api.GET %.requests')
 FROM usage_metrics WHERE key = 'api.requests.total'`),
+		"status and latency are not those of all routes": number(`SELECT SUM(CASE WHEN key LIKE 'api.requests.%' THEN value ELSE -value END) FROM usage_metrics
+WHERE key LIKE 'api.%.status_%' OR key LIKE 'api.%.latency_%'`),
+		"sums of routes that are not there": number(`SELECT 8 - COUNT(*) FROM usage_metrics WHERE key LIKE 'api.requests.status_%' OR key LIKE 'api.requests.latency_%'`),
 		"days and their active users": number(`SELECT COUNT(*) FROM usage_history AS a JOIN (SELECT bucket, COUNT(*) AS n FROM usage_history
 WHERE step = 2 AND key LIKE 'user.%.requests' GROUP BY bucket) AS h ON h.bucket = a.bucket WHERE a.key = 'user.active.daily' AND a.value <> h.n`),
 		"months and their active users": number(`SELECT COUNT(*) FROM usage_history AS a JOIN (SELECT bucket, COUNT(*) AS n FROM usage_history

@@ -23,7 +23,7 @@ const (
 
 // The names that a fold derives.
 const (
-	requestsTotal = "api.requests.total"
+	sumsOfRoutes  = "api.requests." // and the measure; "total" of requests
 	activeDaily   = "user.active.daily"
 	activeMonthly = "user.active.monthly"
 )
@@ -85,13 +85,7 @@ func newUsage(scale float64, last time.Time) *usage {
 	}
 	for r := 1; r <= routes; r++ {
 		requests := allRequests / 24. / squares / float64(r*r)
-		for _, m := range []struct {
-			name  string
-			share float64
-		}{
-			{"requests", 1}, {"status_2xx", 0.95}, {"status_4xx", 0.04}, {"status_5xx", 0.01},
-			{"latency_5ms", 0.3}, {"latency_25ms", 0.4}, {"latency_100ms", 0.2}, {"latency_500ms", 0.08}, {"latency_2500ms", 0.02},
-		} {
+		for _, m := range measures() {
 			add(requests*m.share, 1, "api.%s.%s", route(r), m.name)
 		}
 	}
@@ -113,7 +107,9 @@ func newUsage(scale float64, last time.Time) *usage {
 	}
 	add(100, 1, "mail.sent")
 	add(400, 1, "user.registrations")
-	add(0, 1, requestsTotal) // after all that it is the sum of
+	for _, m := range measures() { // after all that they are the sums of
+		add(0, 1, "%s", sumOf(m.name))
+	}
 
 	u.users = make([]user, int(allUsers*scale))
 	for i := range u.users {
@@ -131,6 +127,27 @@ func newUsage(scale float64, last time.Time) *usage {
 		}
 	}
 	return u
+}
+
+// measure is one of a route's, of so many of its requests.
+type measure struct {
+	name  string
+	share float64
+}
+
+func measures() []measure {
+	return []measure{
+		{"requests", 1}, {"status_2xx", 0.95}, {"status_4xx", 0.04}, {"status_5xx", 0.01},
+		{"latency_5ms", 0.3}, {"latency_25ms", 0.4}, {"latency_100ms", 0.2}, {"latency_500ms", 0.08}, {"latency_2500ms", 0.02},
+	}
+}
+
+// sumOf is the name of what all routes have of a measure.
+func sumOf(measure string) string {
+	if measure == "requests" {
+		measure = "total"
+	}
+	return sumsOfRoutes + measure
 }
 
 func route(r int) string { return fmt.Sprintf("GET /collection%d/{id}/items", r) }
@@ -157,19 +174,19 @@ func (u *usage) day(day time.Time, users bool) []row {
 	var all []row
 	sums := make([]int64, len(u.series))
 	for at := day; at.Before(day.AddDate(0, 0, 1)) && !at.After(u.last); at = at.Add(time.Hour) {
-		requests := int64(0)
+		ofRoutes := map[string]int64{} // by the name of their sum
 		for i := range u.series {
 			s := &u.series[i]
 			n := s.count(u.random)
-			if s.key == requestsTotal {
-				n = requests
+			if s.hourly == 0 {
+				n = ofRoutes[s.key]
 			}
 			if n == 0 {
 				continue
 			}
 			sums[i] += n
-			if isRequests(s.key) {
-				requests += n
+			if group, subject, m := store.SplitName(s.key); group == "api" && subject != "requests" {
+				ofRoutes[sumOf(m)] += n
 			}
 			if !strings.HasPrefix(s.key, "user.") {
 				all = append(all, row{store.Hour, at.Unix(), s.key, n, at.Sub(day).Hours() + u.earliest(n)})
@@ -217,12 +234,6 @@ func (s *series) count(random *rand.Rand) int64 {
 		return s.each
 	}
 	return 0
-}
-
-// isRequests tells whether key is api.<route>.requests.
-func isRequests(key string) bool {
-	group, subject, measure := store.SplitName(key)
-	return group == "api" && subject != "requests" && measure == "requests"
 }
 
 // month returns the rows of the month that begins at first, and ends it: only the
