@@ -1,20 +1,18 @@
 package dashboard
 
 import (
+	"bytes"
 	"cmp"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"math"
 	"net/http"
-	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/usagekit/usagekit/store"
 )
@@ -35,7 +33,10 @@ const (
 	defaultNames  = 1_000
 	maxNames      = 10_000
 	defaultSeries = 100     // names of a history
+	maxNamed      = 1_000   // names that are asked for one by one
 	maxPoints     = 100_000 // of a history: names × buckets
+	maxDays       = 400     // of a range that ends now
+	maxNumber     = 1<<53 - 1
 )
 
 // meta is in every answer.
@@ -53,8 +54,11 @@ func (h *handler) begin(ctx context.Context) (m meta, dropped int64, err error) 
 	return h.meta(), dropped, err
 }
 
+// now is the time by the database's clock, as far as it is known.
+func (h *handler) now() time.Time { return time.Now().Add(h.store.Stats().Skew) }
+
 func (h *handler) meta() meta {
-	return meta{AsOf: *h.local(time.Now()), CompleteThrough: h.local(h.store.Stats().FoldedThrough)}
+	return meta{AsOf: *h.local(h.now()), CompleteThrough: h.local(h.store.Stats().FoldedThrough)}
 }
 
 // local is t as answers have it; nil when it is zero.
@@ -91,18 +95,17 @@ type stats struct {
 	Capped        []string         `json:"capped"`    // the groups of which some is counted under (other)
 }
 
-func (h *handler) stats(ctx context.Context, p *params) (any, error) {
+func (h *handler) stats(ctx context.Context, p *params) (*content, error) {
 	limit := p.limit(defaultStats, maxStats)
 	if p.err != nil {
 		return nil, p.err
 	}
-	s, stale, err := h.askStats(limit)(ctx)
-	s.Stale = stale
-	return s, err
+	a, stale, err := h.askStats(limit)(ctx)
+	return a.content(stale), err
 }
 
-func (h *handler) askStats(limit int) func(context.Context) (stats, bool, error) {
-	return ask(h.answers, fmt.Sprint("stats ", limit), func(ctx context.Context) (stats, error) {
+func (h *handler) askStats(limit int) func(context.Context) (encoded[stats], bool, error) {
+	return askJSON(h, fmt.Sprint("stats ", limit), func(ctx context.Context) (stats, error) {
 		return h.readStats(ctx, limit)
 	})
 }
@@ -113,7 +116,7 @@ func (h *handler) readStats(ctx context.Context, limit int) (stats, error) {
 		return stats{}, err
 	}
 	// Most groups are small: a few reads have all of them.
-	api, err := h.readPart(ctx, store.Query{Prefix: "api.", Contains: ".requests", Limit: 2 * (limit + 1)})
+	api, err := h.readPart(ctx, store.Query{Prefix: "api.", Contains: ".requests", Limit: 2*(limit+1) + sums})
 	if err != nil {
 		return stats{}, err
 	}
@@ -208,7 +211,7 @@ func (h *handler) largest(ctx context.Context, limit int, fixed []string, p part
 	limit = max(limit, len(fixed))
 	all, whole := map[string]int64{}, true
 	for _, q := range queries {
-		q.Limit = limit + 1
+		q.Limit = limit + 1 + sums
 		counts, ok := p.totals(q)
 		if !ok {
 			var err error
@@ -217,7 +220,9 @@ func (h *handler) largest(ctx context.Context, limit int, fixed []string, p part
 			}
 		}
 		for _, c := range counts {
-			all[c.Name] = c.N
+			if !isSum(c.Name) {
+				all[c.Name] = c.N
+			}
 		}
 		whole = whole && len(counts) < q.Limit
 	}
@@ -242,6 +247,23 @@ func (h *handler) largest(ctx context.Context, limit int, fixed []string, p part
 	return top, false, nil
 }
 
+const sums = 20 // names of which isSum is true
+
+// isSum tells whether name is what all routes have of a measure, and so no area.
+func isSum(name string) bool {
+	measure, ok := strings.CutPrefix(name, "api.requests.")
+	if !ok {
+		return false
+	}
+	switch measure {
+	case "status_1xx", "status_2xx", "status_3xx", "status_4xx", "status_5xx",
+		"latency_5ms", "latency_10ms", "latency_25ms", "latency_50ms", "latency_75ms", "latency_100ms", "latency_250ms", "latency_500ms",
+		"latency_750ms", "latency_1000ms", "latency_2500ms", "latency_5000ms", "latency_7500ms", "latency_10000ms", "latency_inf":
+		return true
+	}
+	return false
+}
+
 // bySize returns the names in counters, the largest first.
 func bySize(counters map[string]int64) []string {
 	return slices.SortedFunc(maps.Keys(counters), func(a, b string) int {
@@ -260,12 +282,12 @@ type totals struct {
 	Counts []count `json:"counts"`
 }
 
-func (h *handler) totals(ctx context.Context, p *params) (any, error) {
-	q := p.query(defaultNames, "name", "prefix", "measure", "contains")
+func (h *handler) totals(ctx context.Context, p *params) (*content, error) {
+	q := p.query(defaultNames, maxNames, "name")
 	if p.err != nil {
 		return nil, p.err
 	}
-	a, stale, err := ask(h.answers, fmt.Sprintf("totals %#v", q), func(ctx context.Context) (totals, error) {
+	a, stale, err := askJSON(h, fmt.Sprintf("totals %#v", q), func(ctx context.Context) (totals, error) {
 		m, _, err := h.begin(ctx)
 		if err != nil {
 			return totals{}, err
@@ -280,8 +302,7 @@ func (h *handler) totals(ctx context.Context, p *params) (any, error) {
 		}
 		return a, nil
 	})(ctx)
-	a.Stale = stale
-	return a, err
+	return a.content(stale), err
 }
 
 type rows struct {
@@ -298,12 +319,12 @@ type row struct {
 	P99     *float64         `json:"p99_ms"`
 }
 
-func (h *handler) rows(ctx context.Context, p *params) (any, error) {
-	q := p.query(defaultNames, "prefix", "measure", "contains")
+func (h *handler) rows(ctx context.Context, p *params) (*content, error) {
+	q := p.query(defaultNames, maxNames)
 	if p.err != nil {
 		return nil, p.err
 	}
-	a, stale, err := ask(h.answers, fmt.Sprintf("rows %#v", q), func(ctx context.Context) (rows, error) {
+	a, stale, err := askJSON(h, fmt.Sprintf("rows %#v", q), func(ctx context.Context) (rows, error) {
 		m, _, err := h.begin(ctx)
 		if err != nil {
 			return rows{}, err
@@ -311,8 +332,7 @@ func (h *handler) rows(ctx context.Context, p *params) (any, error) {
 		found, err := h.readRows(ctx, q)
 		return rows{m, found}, err
 	})(ctx)
-	a.Stale = stale
-	return a, err
+	return a.content(stale), err
 }
 
 func (h *handler) readRows(ctx context.Context, q store.Query) ([]row, error) {
@@ -343,50 +363,6 @@ func measured(r store.Row) bool {
 func millis(r store.Row, p float64) *float64 {
 	ms := math.Round(float64(r.Quantile(p))/float64(time.Millisecond/10)) / 10
 	return &ms
-}
-
-type history struct {
-	meta
-	Step   string  `json:"step"`
-	Counts []count `json:"counts"`
-}
-
-func (h *handler) history(ctx context.Context, p *params) (any, error) {
-	q := p.query(defaultSeries, "name", "prefix", "measure", "contains", "step")
-	step := cmp.Or(p.get("step"), "day") // kept, or summed, for every group
-	switch step {
-	case "hour":
-		q.Step = store.Hour
-	case "day":
-		q.Step = store.Day
-	case "month":
-		q.Step = store.Month
-	default:
-		p.fail("step must be hour, day or month, not %q", short(step))
-	}
-	if p.err != nil {
-		return nil, p.err
-	}
-	a, stale, err := ask(h.answers, fmt.Sprintf("history %#v", q), func(ctx context.Context) (history, error) {
-		m, _, err := h.begin(ctx)
-		if err != nil {
-			return history{}, err
-		}
-		counts, err := h.store.History(ctx, q)
-		if err != nil {
-			return history{}, err
-		}
-		if len(counts) > maxPoints {
-			return history{}, paramError(fmt.Sprintf("this history has %d points, at most %d are answered: shorten from to to, ask for a longer step or a smaller limit", len(counts), maxPoints))
-		}
-		a := history{meta: m, Step: step, Counts: make([]count, len(counts))}
-		for i, c := range counts {
-			a.Counts[i] = count{Name: c.Name, Start: h.local(c.Start), N: c.N}
-		}
-		return a, nil
-	})(ctx)
-	a.Stale = stale
-	return a, err
 }
 
 type health struct {
@@ -449,148 +425,53 @@ func troubles(st store.Stats, now time.Time) []string {
 	return why
 }
 
-func (h *handler) serveJSON(w http.ResponseWriter, r *http.Request, answer func(context.Context, *params) (any, error)) {
-	v, err := answer(r.Context(), h.params(r))
+func (h *handler) serveJSON(w http.ResponseWriter, r *http.Request, answer func(context.Context, *params) (*content, error)) {
+	c, err := answer(r.Context(), h.params(r))
 	if err != nil {
 		failRead(w, r, err)
 		return
 	}
-	writeJSON(w, r, http.StatusOK, v)
+	w.Header().Set("Cache-Control", "private, no-cache")
+	c.send(w, r, typeJSON)
 }
 
-// badRequest is an error that is the caller's: what it says may be shown. The
-// store's errors about a Query are such.
-type badRequest interface {
-	error
-	InvalidQuery() string
+// encoded is an answer with its JSON.
+type encoded[T any] struct {
+	value        T
+	fresh, stale *content
 }
 
-type paramError string
-
-func (e paramError) Error() string        { return "dashboard: " + string(e) }
-func (e paramError) InvalidQuery() string { return string(e) }
-
-// params reads a query string. The first mistake stays in err, and a
-// parameter that nobody asked for is one: a misspelt filter must not answer
-// with everything.
-type params struct {
-	values url.Values
-	zone   *time.Location
-	err    error
-}
-
-func (h *handler) params(r *http.Request) *params {
-	p := &params{zone: h.zone()}
-	var err error
-	if p.values, err = url.ParseQuery(r.URL.RawQuery); err != nil {
-		p.fail("malformed query string: %s", short(err.Error()))
+func (e encoded[T]) content(stale bool) *content {
+	if stale {
+		return e.stale
 	}
-	return p
+	return e.fresh
 }
 
-func (p *params) fail(format string, args ...any) {
-	if p.err == nil {
-		p.err = paramError(fmt.Sprintf(format, args...))
-	}
-}
-
-// only refuses every parameter that is not one of known, or not text.
-func (p *params) only(known ...string) {
-	for _, name := range slices.Sorted(maps.Keys(p.values)) {
-		values := p.values[name]
-		switch {
-		case !slices.Contains(known, name):
-			p.fail("unknown parameter %q; known here: %s", short(name), cmp.Or(strings.Join(known, ", "), "none"))
-		case len(values) > 1:
-			p.fail("%s is given %d times", name, len(values))
-		case !utf8.ValidString(values[0]):
-			p.fail("%s is not valid UTF-8", name)
-		case strings.ContainsFunc(values[0], unicode.IsControl):
-			p.fail("%s holds a control character", name)
-		case len(values[0]) > 512:
-			p.fail("%s is longer than a name can be, 512 bytes", name)
+// askJSON is ask of an answer that begins with meta, to be sent as JSON. Its ETag is
+// weak: the same while nothing but the times of meta is new. Who reads them may trust
+// that the numbers are those of now, and that they are complete to within a minute of
+// what its own complete_through says, or they would have another.
+func askJSON[T any](h *handler, key string, read func(context.Context) (T, error)) func(context.Context) (encoded[T], bool, error) {
+	return ask(h.answers, key, func(ctx context.Context) (encoded[T], error) {
+		value, err := read(ctx)
+		if err != nil {
+			return encoded[T]{}, err
 		}
-	}
-}
-
-func (p *params) get(name string) string { return p.values.Get(name) }
-
-func (p *params) limit(whenAbsent, most int) int {
-	p.only("limit")
-	return p.number("limit", whenAbsent, 1, most)
-}
-
-func (p *params) number(name string, whenAbsent, least, most int) int {
-	s := p.get(name)
-	if s == "" {
-		return whenAbsent
-	}
-	n, err := strconv.Atoi(s)
-	if err != nil || n < least || n > most {
-		p.fail("%s must be a number from %d to %d, not %q", name, least, most, short(s))
-	}
-	return n
-}
-
-// query reads the named parameters, from, to and limit.
-func (p *params) query(limit int, known ...string) store.Query {
-	p.only(append(known, "from", "to", "limit")...)
-	q := store.Query{
-		Name: p.get("name"), Prefix: p.get("prefix"), Measure: p.get("measure"), Contains: p.get("contains"),
-		From: p.instant("from", 0), To: p.instant("to", 1),
-		Limit: p.number("limit", limit, 1, maxNames),
-	}
-	if !q.From.IsZero() && !q.To.IsZero() && !q.From.Before(q.To) {
-		p.fail("from must lie before to")
-	}
-	return q
-}
-
-// instant is RFC 3339, or so many days after the start of a date.
-func (p *params) instant(name string, days int) time.Time {
-	s := p.get(name)
-	if s == "" {
-		return time.Time{}
-	}
-	t, err := time.Parse(time.RFC3339, s)
-	if err != nil {
-		var date time.Time
-		if date, err = time.Parse(time.DateOnly, s); err == nil {
-			t = startOfDay(date.AddDate(0, 0, days), p.zone)
+		body := marshal(value)
+		_, rest, _ := bytes.Cut(body, []byte(`"complete_through":`))
+		_, rest, _ = bytes.Cut(rest, []byte(","))
+		behind := "never"
+		if through := h.store.Stats().FoldedThrough; !through.IsZero() {
+			behind = h.now().Sub(through).Truncate(time.Minute).String()
 		}
-	}
-	switch {
-	case err != nil:
-		p.fail("%s must be a date, 2006-01-31, or an instant, 2006-01-31T15:04:05Z (with %%2B for a plus), not %q", name, short(s))
-	case t.Unix() < 0:
-		p.fail("%s must not lie before 1970", name)
-	}
-	return t.In(p.zone)
-}
-
-// startOfDay returns the first instant in zone whose date is that of date, a
-// midnight in UTC, or a later one. [time.Date] does not say it where the clock
-// jumps over midnight, or runs through it twice. So: between two changes of
-// the clock, local time is UTC and a constant.
-func startOfDay(date time.Time, zone *time.Location) time.Time {
-	for t := date.Add(-48 * time.Hour).In(zone); ; {
-		_, offset := t.Zone()
-		_, change := t.ZoneBounds()
-		midnight := date.Add(-time.Duration(offset) * time.Second)
-		if midnight.Before(t) {
-			midnight = t
-		}
-		if change.IsZero() || midnight.Before(change) {
-			return midnight.In(zone)
-		}
-		t = change
-	}
-}
-
-// short keeps a message short, whatever somebody sent.
-func short(s string) string {
-	if len(s) > 64 {
-		return strings.ToValidUTF8(s[:64], "") + "…"
-	}
-	return s
+		tag := hash(rest, []byte(behind))
+		// No name can hold this: a quote would be escaped.
+		last := bytes.Replace(body, []byte(`"stale":false`), []byte(`"stale":true`), 1)
+		return encoded[T]{
+			value: value,
+			fresh: newContent(body, `W/"`+tag+`"`, gzip.BestSpeed),
+			stale: newContent(last, `W/"`+tag+`-stale"`, gzip.BestSpeed),
+		}, nil
+	})
 }

@@ -17,8 +17,8 @@ const (
 	patience   = time.Second     // with a read, where there is an older answer
 	lastFor    = time.Hour       // is what an older answer is kept
 	maxReads   = 4               // at a time
-	maxAnswers = 64              // being read, or younger than maxAge: a large one has megabytes
-	maxLast    = 16              // kept for longer
+	maxAnswers = 128             // being read, or younger than maxAge: a large one has megabytes
+	maxLast    = 48              // kept for longer: of the page, with some ranges
 )
 
 var (

@@ -91,7 +91,7 @@ func TestOneReadPerMaxAge(t *testing.T) {
 		h := newHandler(f, Config{Auth: Public, MaxAge: maxAge})
 		var all sync.WaitGroup
 		for range 10 {
-			for _, target := range []string{"/usage/", "/usage/api/stats"} {
+			for _, target := range []string{"/usage/tables.html", "/usage/api/stats"} {
 				all.Go(func() {
 					for began := time.Now(); time.Since(began) < rounds*maxAge; time.Sleep(time.Second) {
 						if a := look(t, h, target); a.code != 200 || a.stale {
@@ -132,7 +132,7 @@ func TestHang(t *testing.T) {
 	for name, target := range map[string]func(i int) string{
 		"one question":    func(int) string { return "/usage/api/totals" },
 		"many questions":  func(i int) string { return fmt.Sprintf("/usage/api/totals?limit=%d", i+1) },
-		"the page":        func(int) string { return "/usage/" },
+		"the page":        func(int) string { return "/usage/tables.html" },
 		"every parameter": func(i int) string { return fmt.Sprintf("/usage/api/history?name=a.%d", i) },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -6,47 +6,59 @@
 // It mounts anywhere, with or without [http.StripPrefix], because it routes by
 // how a path ends and links relatively. It answers GET and HEAD only:
 //
-//	./            the page; ?refresh=10 has the browser ask again every 10 s
-//	api/stats     every group, its largest counters: ?limit=
-//	api/totals    counters, largest first: ?name=&prefix=&measure=&contains=&from=&to=&limit=
-//	api/rows      subjects with all their measures: ?prefix=&measure=&contains=&from=&to=&limit=
-//	api/history   counters by hour, day or month: ?name=&prefix=&measure=&contains=&from=&to=&step=&limit=
-//	api/health    200 while counts reach the database, 503 and the reasons while they do not
+//	./                the page
+//	tables.html       plain tables of all time, where there is no JavaScript; ?refresh=10
+//	api/stats         every group, its largest counters: ?limit=
+//	api/totals        counters, largest first: ?name=&prefix=&measure=&contains=&except=&from=&to=&range=&limit=
+//	api/rows          subjects with all their measures: the same, without name
+//	api/history       counters by hour, day or month: the same as totals, and step
+//	api/series        that in columns, for charts: every bucket of the range, 0 where nothing was counted
+//	api/export        ?of=totals, rows or history, &format=csv or json, and the parameters of those: all of it, as a stream
+//	api/health        200 while counts reach the database, 503 and the reasons while they do not
+//	api/openapi.json  all of that in full
 //
-// from and to are RFC 3339 instants, half-open, or dates in the store's zone;
-// a date in to means the end of that day. Without them an answer covers all
-// time. Every answer has as_of, when it was read, complete_through: what reached
-// the database before then is included, and stale: whether it is the last answer
-// again, with its own as_of, because the database does not answer. The page says
-// so in words. An error is {"error": "…"}: 400 names the parameter, 503 says that
-// the database does not answer, and that there is no last answer.
+// name and except may be given several times. from and to are RFC 3339 instants,
+// half-open, or dates in the store's zone; a date in to means the end of that day.
+// range=24h, 30d or 13mo is the last so many hours, days or months, the one that runs
+// among them, and today is 1d. Without them an answer covers all time. Every answer has
+// as_of, when it was read, complete_through: what reached the database before then is
+// included, and stale: whether it is the last answer again, with its own as_of, because
+// the database does not answer. The page says so in words. An answer has an ETag, the
+// same as long as the numbers are. An error is {"error": "…"}: 400 names the parameter,
+// 503 says that the database does not answer, and that there is no last answer.
 //
 // # Promises
 //
 //   - Closed by default: without [Config.Auth] everybody gets 403, and nothing,
 //     not even a redirect, stands outside of it.
-//   - Nobody waits longer than 5 s, whatever the database does.
+//   - Nobody waits longer than 5 s, whatever the database does. An export goes on as
+//     long as somebody takes it, a page of it at a time, and two at most.
 //   - However many people look, each answer is read once per [Config.MaxAge],
 //     and at most four reads run at a time.
 //   - While the database does not answer, the last answer takes a second, or
 //     twice what it took to read. Each is kept for an hour after its MaxAge, the
-//     16 that were asked for again last. When the database is back, so are its
+//     48 that were asked for again last. When the database is back, so are its
 //     numbers, at most MaxAge after the last read that failed. Only silence is
 //     filled so: what a server says about a read of ours, and a bug, stay 503.
-//   - No SQL, address or stack reaches a browser; no script, no inline style
-//     and nothing from elsewhere is in the page, and the headers say so.
+//   - No SQL, address or stack reaches a browser. The page loads nothing from
+//     elsewhere, has nothing inline, and makes no markup of a name; the headers hold
+//     it to that. In CSV no name is a formula.
 //
-// Read dashboard.go for the way of a request, then api.go, page.go, cache.go.
+// Read dashboard.go for the way of a request, then params.go, api.go, series.go,
+// export.go, cache.go; tables.go is the page without JavaScript. Of the page itself,
+// page.html says what there is and app.js how it lives; view.js has the cards and
+// charts, table.js the tables, detail.js the history of a line, chart.js draws.
+// Charts are made with uPlot (uplot/, MIT licence), as released.
 package dashboard
 
 import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
-	"embed"
 	"encoding/json"
 	"errors"
 	"html/template"
+	"iter"
 	"net/http"
 	"net/url"
 	"path"
@@ -112,19 +124,20 @@ type reader interface {
 	Totals(ctx context.Context, q store.Query) ([]store.Count, error)
 	Rows(ctx context.Context, q store.Query) ([]store.Row, error)
 	History(ctx context.Context, q store.Query) ([]store.Count, error)
+	Each(ctx context.Context, q store.Query) iter.Seq2[store.Count, error]
+	Buckets(step store.Step, from, to time.Time) []time.Time
 	Stats() store.Stats
 	Location() *time.Location
 }
-
-//go:embed page.html style.css icon.svg
-var files embed.FS
 
 type handler struct {
 	store   reader
 	answers *cache // of the store
 	names   *cache // of users, apart: its reads are the application's code
 	users   func(ctx context.Context, ids []string) (map[string]string, error)
-	page    *template.Template
+	assets  assets
+	tables  *template.Template
+	exports chan struct{} // places for those under way
 }
 
 func newHandler(st reader, cfg Config) http.Handler {
@@ -137,7 +150,9 @@ func newHandler(st reader, cfg Config) http.Handler {
 		answers: newCache(maxAge),
 		names:   newCache(maxAge),
 		users:   cfg.Users,
-		page:    template.Must(template.ParseFS(files, "page.html")),
+		assets:  newAssets(),
+		tables:  template.Must(template.New("tables.html").Funcs(template.FuncMap{"visible": visible}).ParseFS(files, "tables.html")),
+		exports: make(chan struct{}, maxExports),
 	}
 	if cfg.Auth == nil {
 		return closed(h)
@@ -151,14 +166,18 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(w, r, http.StatusMethodNotAllowed, "only GET and HEAD are answered here")
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), timeout)
-	defer cancel()
-	r = r.WithContext(ctx)
-
 	end := pathEnd(r)
+	if end != "api/export" { // which takes as long as it gets on
+		ctx, cancel := context.WithTimeout(r.Context(), timeout)
+		defer cancel()
+		r = r.WithContext(ctx)
+	}
 	switch end {
 	case "":
-		h.servePage(w, r)
+		w.Header().Set("Cache-Control", "private, no-cache")
+		h.assets.page.send(w, r, "text/html; charset=utf-8")
+	case "tables.html":
+		h.serveTables(w, r)
 	case "api/stats":
 		h.serveJSON(w, r, h.stats)
 	case "api/totals":
@@ -167,13 +186,20 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.serveJSON(w, r, h.rows)
 	case "api/history":
 		h.serveJSON(w, r, h.history)
+	case "api/series":
+		h.serveJSON(w, r, h.series)
+	case "api/export":
+		h.serveExport(w, r)
 	case "api/health":
 		h.serveHealth(w, r)
-	case "style.css":
-		serveFile(w, r, end, "text/css; charset=utf-8")
-	case "icon.svg":
-		serveFile(w, r, end, "image/svg+xml")
+	case "api/openapi.json":
+		w.Header().Set("Cache-Control", "private, no-cache")
+		h.assets.openapi.send(w, r, "application/json; charset=utf-8")
 	default:
+		if _, ok := h.assets.files[end]; ok {
+			h.assets.serve(w, r, end)
+			return
+		}
 		if isAPI(end) || strings.Contains(end, ".") {
 			fail(w, r, http.StatusNotFound, "there is nothing here")
 			return
@@ -200,7 +226,7 @@ func pathEnd(r *http.Request) string {
 	}
 	dir, last := path.Split("/" + p)
 	switch {
-	case last == "style.css" || last == "icon.svg": // also where the mount itself ends in /api/
+	case last == "tables.html": // also where the mount itself ends in /api/
 		return last
 	case last != "" && strings.HasSuffix(dir, "/api/"):
 		return "api/" + last
@@ -209,15 +235,6 @@ func pathEnd(r *http.Request) string {
 }
 
 func isAPI(end string) bool { return strings.HasPrefix(end, "api/") }
-
-func serveFile(w http.ResponseWriter, r *http.Request, name, contentType string) {
-	body, err := files.ReadFile(name)
-	if err != nil {
-		panic(err) // embedded above
-	}
-	w.Header().Set("Cache-Control", "private, max-age=300")
-	write(w, r, http.StatusOK, contentType, body)
-}
 
 // fail answers with a message: JSON below api/, else text.
 func fail(w http.ResponseWriter, r *http.Request, status int, message string) {
@@ -239,29 +256,48 @@ func failRead(w http.ResponseWriter, r *http.Request, err error) {
 	fail(w, r, http.StatusServiceUnavailable, "the database does not answer; the log knows more")
 }
 
+const typeJSON = "application/json; charset=utf-8"
+
 func writeJSON(w http.ResponseWriter, r *http.Request, status int, v any) {
+	write(w, r, status, typeJSON, marshal(v))
+}
+
+func marshal(v any) []byte {
 	body, err := json.Marshal(v)
 	if err != nil {
 		panic(err) // our own types: strings, numbers, times of four-digit years
 	}
-	write(w, r, status, "application/json; charset=utf-8", append(body, '\n'))
+	return append(body, '\n')
 }
+
+// policy allows the page what comes from where it comes from itself, and no script
+// to make elements of text.
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
+	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 
 // write is the way out of every answer, so that each has its headers and HEAD
 // has those of GET.
 func write(w http.ResponseWriter, r *http.Request, status int, contentType string, body []byte) {
+	if status != http.StatusNotModified {
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	}
+	head(w, status, contentType)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(body) // the reader went away
+	}
+}
+
+func head(w http.ResponseWriter, status int, contentType string) {
 	h := w.Header()
-	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+	h.Set("Content-Security-Policy", policy)
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("X-Frame-Options", "DENY")
 	h.Set("Referrer-Policy", "no-referrer")
 	if h.Get("Cache-Control") == "" {
 		h.Set("Cache-Control", "no-store")
 	}
-	h.Set("Content-Type", contentType)
-	h.Set("Content-Length", strconv.Itoa(len(body)))
-	w.WriteHeader(status)
-	if r.Method != http.MethodHead {
-		_, _ = w.Write(body) // the reader went away
+	if contentType != "" {
+		h.Set("Content-Type", contentType)
 	}
+	w.WriteHeader(status)
 }

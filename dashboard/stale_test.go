@@ -98,7 +98,7 @@ func look(t *testing.T, h http.Handler, target string) answered {
 	return a
 }
 
-var numbers = []string{"/usage/", "/usage/api/stats", "/usage/api/totals", "/usage/api/rows?limit=5", "/usage/api/history"}
+var numbers = []string{"/usage/tables.html", "/usage/api/stats", "/usage/api/totals", "/usage/api/rows?limit=5", "/usage/api/history"}
 
 // The database goes away, however it does: everybody has the last answer, which
 // says so, a second later at most. No more is read than on a good day, and when
@@ -288,7 +288,7 @@ func TestPartOfThePageIsStale(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			m := newMoody()
 			h := open(m)
-			first := look(t, h, "/usage/")
+			first := look(t, h, "/usage/tables.html")
 			time.Sleep(time.Minute)
 			m.before = func(_ context.Context, what string) error {
 				if what == part {
@@ -297,7 +297,7 @@ func TestPartOfThePageIsStale(t *testing.T) {
 				return nil
 			}
 			for range 2 {
-				if a := look(t, h, "/usage/"); a.code != 200 || !a.stale || a.asOf != first.asOf {
+				if a := look(t, h, "/usage/tables.html"); a.code != 200 || !a.stale || a.asOf != first.asOf {
 					t.Errorf("without %s: %d, stale %v, as of %s, first %s", part, a.code, a.stale, a.asOf, first.asOf)
 				}
 				if a := look(t, h, "/usage/api/stats"); a.stale != (part == "Totals") {
@@ -322,7 +322,7 @@ func TestUsersStale(t *testing.T) {
 			return map[string]string{"42": "Ada"}, nil
 		}})
 		for range 20 {
-			if a := look(t, h, "/usage/"); a.took > time.Second+100*time.Millisecond || !strings.Contains(text(a.body), "Ada 42 9") {
+			if a := look(t, h, "/usage/tables.html"); a.took > time.Second+100*time.Millisecond || !strings.Contains(text(a.body), "Ada 42 9") {
 				t.Errorf("%v: %s", a.took, text(a.body))
 			}
 			hang.Store(true)
@@ -341,7 +341,7 @@ func TestLastIsBounded(t *testing.T) {
 		h := open(m)
 		for i := range 200 {
 			if i%50 < 2 {
-				look(t, h, "/usage/")
+				look(t, h, "/usage/tables.html")
 			}
 			look(t, h, fmt.Sprintf("/usage/api/totals?limit=%d", i+1))
 			time.Sleep(2 * time.Second)
@@ -356,7 +356,7 @@ func TestLastIsBounded(t *testing.T) {
 			t.Errorf("%d kept", n)
 		}
 		m.becomes(func(context.Context) error { return store.ErrUnavailable })
-		for target, want := range map[string]int{"/usage/": 200, "/usage/api/stats": 200, "/usage/api/totals?limit=200": 200, "/usage/api/totals?limit=1": 503} {
+		for target, want := range map[string]int{"/usage/tables.html": 200, "/usage/api/stats": 200, "/usage/api/totals?limit=200": 200, "/usage/api/totals?limit=1": 503} {
 			if a := look(t, h, target); a.code != want {
 				t.Errorf("%s: %d, want %d", target, a.code, want)
 			}
@@ -421,7 +421,7 @@ func TestStaleOnPostgreSQL(t *testing.T) {
 			}
 			st := newStore(t, db, store.Config{Interval: 50 * time.Millisecond})
 			h := New(st, Config{Auth: Public})
-			targets := []string{"/usage/", "/usage/api/stats", "/usage/api/totals", "/usage/api/rows", "/usage/api/history"}
+			targets := []string{"/usage/tables.html", "/usage/api/stats", "/usage/api/totals", "/usage/api/rows", "/usage/api/history"}
 			st.Add("mail.sent", 1234567)
 			if err := st.Flush(t.Context()); err != nil {
 				t.Fatal(err)

@@ -3,6 +3,7 @@ package dashboard
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"maps"
 	"math"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/usagekit/usagekit/store"
 )
@@ -21,9 +23,10 @@ const (
 	namesTimeout = 2 * time.Second
 )
 
-// view is what page.html shows.
+// view is what tables.html shows.
 type view struct {
 	stats
+	Folder   string   // of the assets
 	Refresh  int      // seconds; 0: when somebody asks
 	Troubles []string // of the store
 	Headline []cell
@@ -52,7 +55,7 @@ type cell struct {
 	Bad         bool
 }
 
-func (h *handler) servePage(w http.ResponseWriter, r *http.Request) {
+func (h *handler) serveTables(w http.ResponseWriter, r *http.Request) {
 	p := h.params(r)
 	p.only("refresh")
 	refresh := p.number("refresh", 0, 5, 3600)
@@ -68,10 +71,10 @@ func (h *handler) servePage(w http.ResponseWriter, r *http.Request) {
 		failRead(w, r, err)
 		return
 	}
-	v.Refresh = refresh
+	v.Refresh, v.Folder = refresh, h.assets.folder
 	var body bytes.Buffer
-	if err := h.page.Execute(&body, v); err != nil {
-		panic(err) // page.html is embedded, and fits view
+	if err := h.tables.Execute(&body, v); err != nil {
+		panic(err) // tables.html is embedded, and fits view
 	}
 	write(w, r, http.StatusOK, "text/html; charset=utf-8", body.Bytes())
 }
@@ -99,10 +102,11 @@ func (h *handler) askPageRows() func(context.Context) (pageRows, bool, error) {
 
 func (h *handler) view(ctx context.Context) (*view, error) {
 	waitStats, waitRows := h.askStats(defaultStats), h.askPageRows() // both are read at once
-	s, stale, err := waitStats(ctx)
+	answer, stale, err := waitStats(ctx)
 	if err != nil {
 		return nil, err
 	}
+	s := answer.value
 	r, staleRows, err := waitRows(ctx)
 	if err != nil {
 		return nil, err
@@ -232,30 +236,38 @@ func modelTable(rows []row) table {
 }
 
 // showNames puts the names that the application has for users in place of their
-// ids. It is not worth a page: whatever goes wrong, the ids stay.
+// ids.
 func (h *handler) showNames(ctx context.Context, lines []line) {
-	var ids []string
-	for _, l := range lines {
-		if !strings.HasPrefix(l.Name, "(") || strings.HasPrefix(l.Name, "((") { // "(other)" is nobody
-			ids = append(ids, l.Name)
-		}
+	ids := make([]string, len(lines))
+	for i, l := range lines {
+		ids[i] = l.Name
 	}
-	if h.users == nil || len(ids) == 0 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, namesTimeout)
-	defer cancel()
-	names, _, err := ask(h.names, strings.Join(ids, "\n"), func(ctx context.Context) (map[string]string, error) {
-		return h.users(ctx, ids)
-	})(ctx)
-	if err != nil {
-		return
-	}
+	names := h.namesOf(ctx, ids)
 	for i, l := range lines {
 		if name := names[l.Name]; name != "" {
 			lines[i].Name, lines[i].ID = name, l.Name
 		}
 	}
+}
+
+// visible is a name with what cannot be seen, or turns the text around it, as escapes;
+// format.js does the same.
+func visible(name string) string {
+	hidden := func(r rune) bool {
+		return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Co) || strings.ContainsRune("\u115f\u1160\u2800\u3164\uffa0", r)
+	}
+	if !strings.ContainsFunc(name, hidden) {
+		return name
+	}
+	var b strings.Builder
+	for _, r := range name {
+		if hidden(r) {
+			fmt.Fprintf(&b, "\\u%04x", r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
 }
 
 func share(n, largest int64) int {

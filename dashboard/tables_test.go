@@ -30,7 +30,7 @@ func TestPage(t *testing.T) {
 		"llm.gpt-4.tokens": 8120, "llm.gpt-4.calls": 4, "llm.gpt-5.output_tokens": 5,
 		"usagekit.counts.dropped": 6,
 	}))
-	w := get(h, "/usage/")
+	w := get(h, "/usage/tables.html")
 	got := text(w.Body.String())
 	for _, want := range []string{
 		"Requests, all time 1,234,587 Requests today 1,234,587 Active users today 1 Active users this month 1 Registrations 2",
@@ -50,13 +50,13 @@ func TestPage(t *testing.T) {
 	if w.Header().Get("Refresh") != "" {
 		t.Error("refreshes unasked")
 	}
-	if w := get(h, "/usage/?refresh=10"); w.Header().Get("Refresh") != "10" || !strings.Contains(w.Body.String(), "Updated every 10 s") {
+	if w := get(h, "/usage/tables.html?refresh=10"); w.Header().Get("Refresh") != "10" || !strings.Contains(w.Body.String(), "Updated every 10 s") {
 		t.Errorf("Refresh: %q", w.Header().Get("Refresh"))
 	}
 }
 
 func TestEmptyPage(t *testing.T) {
-	got := text(get(open(filled(t, nil)), "/usage/").Body.String())
+	got := text(get(open(filled(t, nil)), "/usage/tables.html").Body.String())
 	for _, want := range []string{
 		"Requests, all time 0", "middleware.New(usage", "middleware.Config{Area:", "middleware.Config{User:",
 		"No features counted yet. Count one: usage.Inc(&#34;feature.outline.generated&#34;)", "error.llm.timeout", "llm.gpt-4.tokens", "mail.sent",
@@ -80,7 +80,7 @@ func TestPageIsTidy(t *testing.T) {
 	h := newHandler(filled(t, names), Config{Auth: Public, Users: func(_ context.Context, ids []string) (map[string]string, error) {
 		return map[string]string{ids[0]: hostile}, nil
 	}})
-	body := get(h, "/usage/").Body.String()
+	body := get(h, "/usage/tables.html").Body.String()
 	for _, bad := range []string{"<script", "<img", "<b>", "style=", "onerror=\"", "http:", "https:", "//"} {
 		if strings.Contains(strings.ReplaceAll(body, "onerror=alert", ""), bad) {
 			t.Errorf("%q in the page", bad)
@@ -153,7 +153,7 @@ func TestMoreThanShown(t *testing.T) {
 		names["feature."+name] = int64(i + 1)
 		names["llm."+name+".calls"] = int64(i + 1)
 	}
-	body := get(open(filled(t, names)), "/usage/").Body.String()
+	body := get(open(filled(t, names)), "/usage/tables.html").Body.String()
 	if n := strings.Count(body, "GET /"); n != shownRoutes {
 		t.Errorf("%d routes", n)
 	}
@@ -179,7 +179,7 @@ func TestUsers(t *testing.T) {
 		}, "42 9 7 8"},
 		"panic": {func(context.Context, []string) (map[string]string, error) { panic("broken") }, "42 9 7 8"},
 	} {
-		got := text(get(newHandler(st, Config{Auth: Public, Users: c.users}), "/usage/").Body.String())
+		got := text(get(newHandler(st, Config{Auth: Public, Users: c.users}), "/usage/tables.html").Body.String())
 		if !strings.Contains(got, c.want) {
 			t.Errorf("%s: no %q in %s", name, c.want, got)
 		}
@@ -199,7 +199,7 @@ func TestUsersHang(t *testing.T) {
 		}})
 		start := time.Now()
 		for range 2 * maxReads {
-			w := get(h, "/usage/")
+			w := get(h, "/usage/tables.html")
 			if w.Code != 200 || !strings.Contains(text(w.Body.String()), "42 9") {
 				t.Errorf("%d %s", w.Code, w.Body)
 			}
@@ -209,7 +209,7 @@ func TestUsersHang(t *testing.T) {
 		}
 		close(back)
 		synctest.Wait()
-		if w := get(h, "/usage/"); !strings.Contains(text(w.Body.String()), "Ada 42 9") {
+		if w := get(h, "/usage/tables.html"); !strings.Contains(text(w.Body.String()), "Ada 42 9") {
 			t.Errorf("after they came back: %s", w.Body)
 		}
 	})
@@ -232,6 +232,23 @@ func TestNumbers(t *testing.T) {
 	for _, c := range [][3]int64{{0, 0, 0}, {5, 5, 1000}, {1, 3, 333}, {1<<53 - 1, 1<<53 - 1, 1000}} {
 		if got := share(c[0], c[1]); int64(got) != c[2] {
 			t.Errorf("%d of %d: %d", c[0], c[1], got)
+		}
+	}
+}
+
+// A name cannot turn the text around it, or look like another.
+func TestVisible(t *testing.T) {
+	for name, want := range map[string]string{
+		"GET /novels/{id}":        "GET /novels/{id}",
+		"a\u202egnp.exe":          `a\u202egnp.exe`,
+		"a\u200bb\ufeff":          `a\u200bb\ufeff`,
+		"\u2028\u2029\x07":        `\u2028\u2029\u0007`,
+		"\u3164\u2800":            `\u3164\u2800`,
+		"é e\u0301 \U0001F600 日本": "é e\u0301 \U0001F600 日本",
+		"\U000E0041":              `\ue0041`,
+	} {
+		if got := visible(name); got != want {
+			t.Errorf("%q is shown as %q, want %q", name, got, want)
 		}
 	}
 }

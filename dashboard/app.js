@@ -1,0 +1,282 @@
+// The page: what it shows is in the URL, what is on screen is loaded, and loaded again
+// while somebody looks.
+
+import { get, Refused } from "./api.js";
+import { el, setText, themeChanged } from "./chart.js";
+import { Detail } from "./detail.js";
+import { number, setZone, span as interval, theZone, time } from "./format.js";
+import { ranges, read, twice, write } from "./state.js";
+import { Table } from "./table.js";
+import { dropped, numbersOf, parts } from "./view.js";
+
+const every = 5_000; // ms between refreshes
+const share = 20; // a part that takes long comes again after so many times what it took
+const late = 60_000; // ms that counts may be on their way before it is said
+const body = document.body;
+const $ = (selector) => document.querySelector(selector);
+
+let state = read(location.search);
+let live = true, refreshes = 0, timer, controller, round = Promise.resolve();
+let health = null, freshest = 0;
+
+const getState = () => state;
+const detail = new Detail({ state: getState, closed: () => state.row && change({ row: "" }) });
+const tables = [...document.querySelectorAll("[data-table]")].map((host) => new Table(host, {
+  state: getState,
+  set: (what, value) => change({ [what]: { ...state[what], [host.dataset.table]: value } }, what === "q"),
+  open: (table, key, opener) => change({ row: `${table}:${key}` }, false, opener),
+}));
+const zoom = (from, to) => change({ range: "custom", from: new Date(from).toISOString(), to: new Date(to).toISOString() });
+
+// sections are what loads and shows by itself. seen: the hosts that are on screen;
+// parts: what it shows, of the range that shown says; key: the range that was tried last;
+// due: when to load it again.
+const sections = [
+  ...parts({ state: getState, zoom }),
+  ...tables.map((t) => ({ hosts: [t.host], load: (signal) => t.load(signal), show: (p) => t.show(p) })),
+  { hosts: detail.hosts, load: (signal) => detail.load(signal), show: (p) => detail.show(p), get hidden() { return !detail.active; } },
+].map((s) => Object.assign(s, { seen: new Set(), parts: null, shown: "", key: "", due: 0, problem: null }));
+
+const observer = new IntersectionObserver((entries) => {
+  let missing = false;
+  for (const e of entries) {
+    for (const s of sections.filter((s) => s.hosts.includes(e.target))) {
+      e.isIntersecting ? s.seen.add(e.target) : s.seen.delete(e.target);
+      missing ||= wanted(s) && s.key !== keyOf();
+    }
+  }
+  if (missing) refresh();
+}, { rootMargin: "200px" });
+for (const s of sections) for (const h of s.hosts) observer.observe(h);
+
+const wanted = (s) => (s.hosts[0] === detail.dialog ? detail.active : s.seen.size > 0);
+const keyOf = () => JSON.stringify([state.range, state.from, state.to]);
+
+// change sets some of the state, and shows it. Typing leaves no trail in the history.
+function change(some, replace, opener) {
+  const before = state;
+  state = { ...state, ...some };
+  const address = write(state);
+  if (address !== write(before)) history[replace ? "replaceState" : "pushState"](null, "", address);
+  follow(before, opener);
+}
+addEventListener("popstate", () => {
+  const before = state;
+  state = read(location.search);
+  follow(before);
+});
+
+function follow(before, opener) {
+  controls();
+  detail.follow(opener);
+  const ranged = before.range !== state.range || before.from !== state.from || before.to !== state.to;
+  if (ranged) controller?.abort();
+  for (const s of sections) {
+    const t = tables.find((t) => t.host === s.hosts[0]);
+    const moved = t && ["q", "sort", "more"].some((w) => before[w][t.id] !== state[w][t.id]);
+    if (ranged || moved || (s.hosts[0] === detail.dialog && before.row !== state.row)) s.due = 0;
+    if (!ranged && before.compare !== state.compare && s.parts) show(s);
+  }
+  refresh();
+}
+
+// refresh loads what is on screen and due. One follows the other: a browser that is
+// slower than its interval falls behind, and piles nothing up.
+function refresh(force) {
+  clearTimeout(timer);
+  round = round.then(() => reload(force)).catch((err) => console.error(err));
+  return round;
+}
+
+async function reload(force) {
+  controller = new AbortController();
+  const { signal } = controller, key = keyOf(), began = performance.now();
+  const due = sections.filter((s) => wanted(s) && (force || s.key !== key || s.due <= began));
+  await Promise.all([...due.map((s) => loadOne(s, key, signal)), loadHealth(signal)]);
+  await loadEmpty(signal);
+  if (signal.aborted) return; // the next round is waiting
+  controller = null;
+  body.dataset.refreshes = ++refreshes;
+  said();
+  plan();
+}
+
+async function loadOne(s, key, signal) {
+  const began = performance.now();
+  if (s.key !== key) busy(s, true);
+  try {
+    const loaded = await s.load(signal);
+    const took = performance.now() - began;
+    const same = s.parts && s.key === key && !s.problem && s.parts.length === loaded.length && loaded.every((p, i) => p.answer === s.parts[i].answer);
+    Object.assign(s, { parts: loaded, shown: key, key, problem: null, due: performance.now() + Math.max(every, share * took) - every / 2 });
+    if (!same) show(s);
+  } catch (err) {
+    if (signal.aborted) return;
+    if (!(err instanceof Refused)) console.error(err);
+    s.problem = err instanceof Refused ? err : new Refused("Something is wrong with this page. Reload it; the browser's console knows more.", -1);
+    if (s.shown !== key) s.parts = null; // of another range
+    Object.assign(s, { key, due: performance.now() + every / 2 });
+  }
+  busy(s, false);
+}
+
+function show(s) {
+  s.show(s.parts);
+}
+
+function busy(s, is) {
+  for (const h of s.hosts) {
+    h.setAttribute("aria-busy", String(is));
+    h.classList.toggle("loaded", Boolean(s.parts));
+    let p = h.querySelector(":scope > .problem");
+    if (s.problem && !is && h.tagName === "SECTION") {
+      if (!p) h.append((p = el("p", { class: "problem" })));
+      setText(p, s.problem.message);
+    } else p?.remove();
+  }
+}
+
+async function loadHealth(signal) {
+  try {
+    health = await get("health", {}, signal);
+  } catch (err) {
+    if (!signal.aborted) health = null;
+  }
+}
+
+// loadEmpty finds out whether there is nothing at all, until there is something.
+let empty = null; // nobody knows
+async function loadEmpty(signal) {
+  const totals = sections.flatMap((s) => s.parts ?? []).find((p) => p.answer.counts);
+  if (totals) counted = numbersOf(totals);
+  if (empty === false || [...counted.values()].some((n) => n > 0)) {
+    empty = false;
+    return;
+  }
+  try {
+    const { answer } = await get("totals", { limit: 1 }, signal);
+    empty = !answer.counts.some((c) => c.n > 0);
+  } catch {
+    // It is asked again.
+  }
+}
+
+function plan() {
+  clearTimeout(timer);
+  if (live && !document.hidden) timer = setTimeout(refresh, every);
+}
+document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : live && refresh()));
+document.addEventListener("usagekit:refresh", () => refresh(true));
+
+// said shows how the numbers are: how old, how complete, and what is wrong.
+function said() {
+  const on = sections.filter(wanted);
+  const answers = on.flatMap((s) => s.parts ?? []);
+  const problems = on.filter((s) => s.problem);
+  if (!answers.length && !problems.length) return;
+  zoneOf(answers);
+  freshest = Math.min(...answers.map((p) => p.at), Infinity);
+  const behind = answers.filter((p) => p.answer.complete_through && Date.parse(p.answer.as_of) - Date.parse(p.answer.complete_through) > late);
+  const never = answers.length > 0 && answers.every((p) => !p.answer.complete_through);
+  const stale = answers.filter((p) => p.answer.stale).map((p) => p.answer.as_of).sort();
+  const lost = counted.get(dropped);
+  const failed = problems.length === on.length && !answers.length;
+  banner("error", failed && problems[0].problem.message);
+  banner("stale", stale.length && `The database does not answer: these are the numbers of ${time(Date.parse(stale[0]), "second")}. Counting goes on.`);
+  banner("incomplete", never ? "No count has reached the database yet." : behind.length && `Counts are on their way: what came after ${time(Math.min(...behind.map((p) => Date.parse(p.answer.complete_through))), "second")} is not all here yet.`);
+  banner("dropped", lost > 0 && `${number(lost)} counts were dropped, of all time, at least: they came in batches or files that could not be read. The log knows more.`);
+  banner("trouble", health?.answer.reasons?.length && `Needs attention: ${health.answer.reasons.join("; ")}.`);
+  $("#empty").hidden = !empty;
+  body.dataset.state = failed ? "error" : empty ? "empty" : "ready";
+  controls();
+  age();
+}
+let counted = new Map(), zoned = false;
+
+function zoneOf(answers) {
+  const zone = answers.find((p) => p.answer.zone)?.answer.zone;
+  if (!zone) return;
+  zoned = true;
+  setZone(zone);
+}
+
+function banner(kind, text) {
+  let b = $(`.banner[data-kind=${kind}]`);
+  if (!text) return b?.remove();
+  if (!b) $("#banners").append((b = el("p", { class: "banner", "data-kind": kind })));
+  setText(b, text);
+}
+
+function age() {
+  const s = Math.round((Date.now() - freshest) / 1000);
+  const text = !Number.isFinite(s) ? "Waiting for numbers" : s < 3 ? "Up to date" : s < 120 ? `As of ${number(s)} s ago` : `As of ${time(freshest, "hour")}`;
+  setText($("[data-fresh]"), text);
+}
+setInterval(() => document.hidden || age(), 1000);
+
+// controls shows the state in what sets it.
+function controls() {
+  for (const b of document.querySelectorAll("[data-range]")) b.setAttribute("aria-pressed", String(b.dataset.range === state.range));
+  const overview = sections[0].parts?.[0].answer;
+  if (overview && sections[0].key === keyOf()) {
+    const i = overview.starts.findIndex(twice(state).current);
+    setText($("[data-span]"), interval(Date.parse(overview.starts[Math.max(i, 0)]), Date.parse(overview.to) - 1));
+  } else setText($("[data-span]"), "");
+  setText($("[data-zone]"), zoned ? `Times in ${theZone()}` : "");
+  $("[name=compare]").checked = state.compare;
+  $("[name=compare]").disabled = state.range === "13mo";
+  if (state.range === "custom") {
+    $("#custom").hidden = false;
+    $("[name=from]").value = state.from.slice(0, 10);
+    $("[name=to]").value = state.to.slice(0, 10);
+  }
+  $("[data-range=custom]").setAttribute("aria-expanded", String(!$("#custom").hidden));
+  $("[data-action=live]").setAttribute("aria-pressed", String(live));
+}
+
+for (const b of document.querySelectorAll("[data-range]")) {
+  b.addEventListener("click", () => {
+    if (ranges.includes(b.dataset.range)) {
+      $("#custom").hidden = true;
+      change({ range: b.dataset.range, from: null, to: null });
+      return;
+    }
+    $("#custom").hidden = !$("#custom").hidden;
+    controls();
+    if (!$("#custom").hidden) {
+      const today = new Date().toISOString().slice(0, 10);
+      $("[name=from]").value ||= new Date(Date.now() - 13 * 24 * 3600e3).toISOString().slice(0, 10);
+      $("[name=to]").value ||= today;
+      $("[name=from]").focus();
+    }
+  });
+}
+$("#custom").addEventListener("submit", (e) => {
+  e.preventDefault();
+  let [from, to] = [$("[name=from]").value, $("[name=to]").value];
+  if (from > to) [from, to] = [to, from];
+  change({ range: "custom", from, to });
+});
+$("[name=compare]").addEventListener("change", (e) => change({ compare: e.target.checked }));
+$("[data-action=live]").addEventListener("click", () => {
+  live = !live;
+  controls();
+  live ? refresh() : clearTimeout(timer);
+});
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+$("[data-action=theme]").addEventListener("click", () => {
+  const root = document.documentElement;
+  const isDark = root.dataset.theme ? root.dataset.theme === "dark" : dark.matches;
+  root.dataset.theme = isDark ? "light" : "dark";
+  try {
+    localStorage.setItem("usagekit-theme", root.dataset.theme);
+  } catch {
+    // it holds until the page is left
+  }
+  themeChanged();
+});
+dark.addEventListener("change", themeChanged);
+
+controls();
+detail.follow(); // what is on screen is loaded once the observer has seen it

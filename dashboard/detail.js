@@ -1,0 +1,103 @@
+// The history of one line of a table, in a dialog.
+
+import { get } from "./api.js";
+import { Chart, setText } from "./chart.js";
+import { duration, length, quantile, visible } from "./format.js";
+import { span } from "./state.js";
+import { Columns, latencies, quantiles, statuses, sum } from "./view.js";
+
+const model = [["calls", "Calls", "line-1"], ["failed", "Failed", "status-5"], ["input_tokens", "Input tokens", "model-1"], ["output_tokens", "Output tokens", "model-2"], ["tokens", "Tokens", "model-3"]];
+
+// names are the counters of a line, and title what it is called.
+function namesOf(table, key) {
+  switch (table) {
+    case "routes":
+      return [`api.${key}.requests`, ...statuses.map((s) => `api.${key}.${s.measure}`), ...latencies.map((m) => `api.${key}.${m}`)];
+    case "models":
+      return model.map(([m]) => `llm.${key}.${m}`);
+  }
+  return [key];
+}
+
+const kinds = { routes: "Route", users: "User", features: "Feature", models: "Model", errors: "Error", other: "Name" };
+
+export class Detail {
+  constructor({ state, closed }) {
+    this.dialog = document.getElementById("detail");
+    this.title = document.getElementById("detail-title");
+    this.kind = this.dialog.querySelector(".kind");
+    [this.first, this.second] = this.dialog.querySelectorAll("[data-chart]");
+    this.hosts = [this.dialog];
+    this.state = state;
+    this.dialog.addEventListener("close", () => {
+      this.clear();
+      this.opener?.isConnected && this.opener.focus();
+      closed();
+    });
+    this.dialog.addEventListener("click", (e) => {
+      if (e.target === this.dialog) this.dialog.close(); // beside it
+    });
+  }
+
+  // follow opens or closes the dialog, as the state has it.
+  follow(opener) {
+    const [table, ...rest] = this.state().row.split(":");
+    const wanted = Boolean(rest.length && Object.hasOwn(kinds, table));
+    if (wanted) {
+      const row = this.state().row;
+      if (row !== this.row) {
+        this.clear();
+        Object.assign(this, { row, table, key: rest.join(":"), opener });
+        const name = { routes: this.key, models: this.key, users: this.key.slice("user.".length, -".requests".length) }[table] ?? this.key;
+        setText(this.kind, kinds[table]);
+        setText(this.title, visible(name));
+        this.chart = new Chart(this.first, { title: `History of ${visible(name)}` });
+        if (table === "routes") this.latency = new Chart(this.second, { title: `Latency of ${visible(name)}`, format: duration, scale: length, log: true });
+        if (table === "models") this.latency = new Chart(this.second, { title: `Tokens of ${visible(name)}` });
+      }
+      if (!this.dialog.open) this.dialog.showModal();
+    } else if (this.dialog.open) this.dialog.close();
+  }
+  clear() {
+    this.chart?.remove();
+    this.latency?.remove();
+    this.first.replaceChildren();
+    this.second.replaceChildren();
+    this.row = this.chart = this.latency = null;
+  }
+  get active() {
+    return this.dialog.open;
+  }
+
+  async load(signal) {
+    return [await get("series", { ...span(this.state()), name: namesOf(this.table, this.key) }, signal)];
+  }
+
+  show([{ answer }]) {
+    if (!this.chart) return;
+    setText(this.kind, answer.series[0]?.label ? `${kinds[this.table]}: ${visible(answer.series[0].label)}` : kinds[this.table]);
+    const c = new Columns(answer);
+    const frame = { starts: c.starts, end: c.end, step: c.step };
+    const bar = (name, label, color) => {
+      const values = c.now(name);
+      return { key: name, label, color, values: c.shown(values), sum: sum(values) };
+    };
+    const none = "Nothing in this range.";
+    if (this.table === "routes") {
+      const series = statuses.map((s) => bar(`api.${this.key}.${s.measure}`, s.label, s.color)).filter((s) => s.sum);
+      if (!series.length) series.push(bar(`api.${this.key}.requests`, "Requests", "line-1"));
+      this.chart.draw({ ...frame, series, stacked: true, none });
+      const count = (i) => (m) => { const v = c.now(`api.${this.key}.${m}`); return i === null ? sum(v) : v[i]; };
+      this.latency.draw({ ...frame, none: "No latency was measured in this range.", series: quantiles.map(([p, label, color]) => ({ key: label, label, color, values: c.starts.map((_, i) => quantile(p, count(i))), sum: quantile(p, count(null)) })) });
+    } else if (this.table === "models") {
+      const of = (wanted) => model.filter(([m]) => wanted.includes(m)).map(([m, label, color]) => bar(`llm.${this.key}.${m}`, label, color)).filter((s) => s.sum);
+      const [calls, failed] = ["calls", "failed"].map((m) => c.now(`llm.${this.key}.${m}`));
+      const well = calls.map((n, i) => Math.max(n - failed[i], 0));
+      this.chart.draw({ ...frame, none, stacked: true, series: [{ key: "calls", label: "Answered", color: "line-1", values: c.shown(well), sum: sum(well) }, ...of(["failed"])] });
+      const split = of(["input_tokens", "output_tokens"]);
+      this.latency.draw({ ...frame, none: "No tokens in this range.", stacked: true, series: split.length ? split : of(["tokens"]) });
+    } else {
+      this.chart.draw({ ...frame, none, stacked: true, series: [bar(this.key, kinds[this.table] === "User" ? "Requests" : "Count", "line-1")] });
+    }
+  }
+}

@@ -1,0 +1,300 @@
+package dashboard
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/csv"
+	"fmt"
+	"io"
+	"iter"
+	"log/slog"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/usagekit/usagekit/store"
+)
+
+const (
+	maxExports  = 2                // at a time
+	exportAhead = 1_000            // lines that are written before the reader must have taken some
+	exportPause = 30 * time.Second // that a reader may make
+)
+
+// record is a line of an export: in JSON an object, in CSV its fields in order.
+type record interface{ fields() []string }
+
+type exportedCount struct {
+	Name    string `json:"name"`
+	Group   string `json:"group"`
+	Subject string `json:"subject"`
+	Measure string `json:"measure"`
+	N       int64  `json:"n"`
+}
+
+func (c exportedCount) fields() []string {
+	return []string{c.Name, c.Group, c.Subject, c.Measure, strconv.FormatInt(c.N, 10)}
+}
+
+type exportedBucket struct {
+	Start time.Time `json:"start"`
+	exportedCount
+}
+
+func (b exportedBucket) fields() []string {
+	return append([]string{b.Start.Format(time.RFC3339)}, b.exportedCount.fields()...)
+}
+
+// exportedRow is a row with its measures in the order of columns.
+type exportedRow struct {
+	row
+	columns []string
+}
+
+func (r exportedRow) fields() []string {
+	f := []string{r.Group, r.Subject}
+	for _, ms := range []*float64{r.P50, r.P95, r.P99} {
+		if ms == nil {
+			f = append(f, "")
+		} else {
+			f = append(f, strconv.FormatFloat(*ms, 'f', -1, 64))
+		}
+	}
+	for _, c := range r.columns {
+		f = append(f, strconv.FormatInt(r.Counts[c], 10))
+	}
+	return f
+}
+
+// serveExport writes as it reads, page by page: however much there is, it takes the
+// memory of one, and a connection only while a page is read. What cannot be read to
+// its end is cut off, so that nobody takes it for whole.
+func (h *handler) serveExport(w http.ResponseWriter, r *http.Request) {
+	p := h.params(r)
+	q := p.query(0, 1<<31-1, "name", "step", "of", "format")
+	q.Step = p.step()
+	of, format := cmp.Or(p.get("of"), "totals"), cmp.Or(p.get("format"), "csv")
+	switch {
+	case of != "totals" && of != "rows" && of != "history":
+		p.fail("of must be totals, rows or history, not %q", short(of))
+	case format != "csv" && format != "json":
+		p.fail("format must be csv or json, not %q", short(format))
+	case of == "history" && q.Step == 0:
+		p.fail("a history needs a step: hour, day or month")
+	case of != "history" && q.Step != 0:
+		p.fail("step is for of=history")
+	}
+	if p.err != nil {
+		failRead(w, r, p.err)
+		return
+	}
+	select {
+	case h.exports <- struct{}{}:
+		defer func() { <-h.exports }()
+	default:
+		w.Header().Set("Retry-After", "10")
+		fail(w, r, http.StatusServiceUnavailable, fmt.Sprintf("%d exports are being made, and no more at a time: try again", maxExports))
+		return
+	}
+
+	var (
+		header  []string
+		records iter.Seq2[record, error]
+		err     error
+	)
+	if of == "rows" {
+		header, records, err = h.exportRows(r.Context(), q)
+	} else {
+		header, records = h.exportCounts(r.Context(), q)
+		records, err = begun(records)
+	}
+	if err != nil {
+		failRead(w, r, err)
+		return
+	}
+	h.stream(w, r, of, format, header, records)
+}
+
+func (h *handler) exportRows(ctx context.Context, q store.Query) ([]string, iter.Seq2[record, error], error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	q.Limit = min(cmp.Or(q.Limit, maxNames), maxNames)
+	rows, err := h.readRows(ctx, q)
+	if err != nil {
+		return nil, nil, err
+	}
+	measures := map[string]bool{}
+	for _, r := range rows {
+		for m := range r.Counts {
+			measures[m] = true
+		}
+	}
+	columns := slices.SortedFunc(maps.Keys(measures), func(a, b string) int {
+		return cmp.Or(cmp.Compare(bound(a), bound(b)), cmp.Compare(a, b))
+	})
+	return append([]string{"group", "subject", "p50_ms", "p95_ms", "p99_ms"}, columns...), func(yield func(record, error) bool) {
+		for _, r := range rows {
+			if !yield(exportedRow{r, columns}, nil) {
+				return
+			}
+		}
+	}, nil
+}
+
+// bound sorts measures of latency by their bound, after all others.
+func bound(measure string) int {
+	text, ok := strings.CutPrefix(measure, "latency_")
+	if !ok {
+		return -1
+	}
+	ms, err := strconv.Atoi(strings.TrimSuffix(text, "ms"))
+	if err != nil {
+		return 1 << 30 // latency_inf
+	}
+	return ms
+}
+
+func (h *handler) exportCounts(ctx context.Context, q store.Query) ([]string, iter.Seq2[record, error]) {
+	header := []string{"name", "group", "subject", "measure", "n"}
+	if q.Step != 0 {
+		header = append([]string{"start"}, header...)
+	}
+	return header, func(yield func(record, error) bool) {
+		for c, err := range h.store.Each(ctx, q) {
+			group, subject, measure := store.SplitName(c.Name)
+			line := exportedCount{c.Name, group, subject, measure, c.N}
+			var rec record = line
+			if q.Step != 0 {
+				rec = exportedBucket{c.Start.In(h.zone()), line}
+			}
+			if !yield(rec, err) {
+				return
+			}
+		}
+	}
+}
+
+// begun is seq, with its first element read: an error there can still be answered.
+func begun(seq iter.Seq2[record, error]) (iter.Seq2[record, error], error) {
+	next, stop := iter.Pull2(seq)
+	rec, err, ok := next()
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	return func(yield func(record, error) bool) {
+		defer stop()
+		for ; ok; rec, err, ok = next() {
+			if !yield(rec, err) {
+				return
+			}
+		}
+	}, nil
+}
+
+func (h *handler) stream(w http.ResponseWriter, r *http.Request, of, format string, header []string, records iter.Seq2[record, error]) {
+	contentType := "text/csv; charset=utf-8; header=present"
+	if format == "json" {
+		contentType = typeJSON
+	}
+	w.Header().Set("Content-Disposition", fmt.Sprintf(`attachment; filename="usage-%s-%s.%s"`, of, h.now().In(h.zone()).Format("2006-01-02-1504"), format))
+	head(w, http.StatusOK, contentType)
+	if r.Method == http.MethodHead {
+		return
+	}
+	control := http.NewResponseController(w)
+	flush := func() error {
+		_ = control.SetWriteDeadline(time.Now().Add(exportPause)) // where it can be set
+		return control.Flush()
+	}
+	lines := csvLines(w, header)
+	if format == "json" {
+		lines = jsonLines(w, h.meta(), of)
+	}
+	err := func() error {
+		n := 0
+		for rec, err := range records {
+			if err == nil {
+				err = lines.write(rec)
+			}
+			if n++; err == nil && n%exportAhead == 0 {
+				if err = lines.flush(); err == nil {
+					err = flush()
+				}
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return lines.close()
+	}()
+	if err != nil {
+		if r.Context().Err() == nil {
+			slog.Warn("usage dashboard: an export broke off", "err", err)
+		}
+		panic(http.ErrAbortHandler) // and the connection is cut: an end would be a lie
+	}
+}
+
+// lines writes records in a format.
+type lines struct {
+	write        func(record) error
+	flush, close func() error
+}
+
+func csvLines(w io.Writer, header []string) lines {
+	c := csv.NewWriter(w)
+	flush := func() error { c.Flush(); return c.Error() }
+	_ = c.Write(header) // an error stays in c
+	return lines{
+		write: func(r record) error {
+			fields := r.fields()
+			for i, f := range fields {
+				fields[i] = inert(f)
+			}
+			return c.Write(fields)
+		},
+		flush: flush, close: flush,
+	}
+}
+
+// inert is a cell that no spreadsheet takes for a formula: with ' in front where its
+// first character could begin one (OWASP, CSV Injection).
+func inert(cell string) string {
+	if first, _ := utf8.DecodeRuneInString(cell); cell != "" && strings.ContainsRune("=+-@\t\r\n＝＋－＠|%", first) {
+		return "'" + cell
+	}
+	return cell
+}
+
+func jsonLines(w io.Writer, m meta, of string) lines {
+	b := bufio.NewWriter(w)
+	key := "counts"
+	if of == "rows" {
+		key = of
+	}
+	begin := bytes.TrimSuffix(marshal(m), []byte("}\n"))
+	fmt.Fprintf(b, "%s,%q:[\n", begin, key) // an error stays in b
+	first := true
+	return lines{
+		write: func(r record) error {
+			if !first {
+				_, _ = b.WriteString(",\n")
+			}
+			first = false
+			_, err := b.Write(bytes.TrimSuffix(marshal(r), []byte("\n")))
+			return err
+		},
+		flush: b.Flush,
+		close: func() error {
+			_, _ = b.WriteString("\n]}\n")
+			return b.Flush()
+		},
+	}
+}

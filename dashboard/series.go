@@ -1,0 +1,212 @@
+package dashboard
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/usagekit/usagekit/store"
+)
+
+type history struct {
+	meta
+	Step   string  `json:"step"`
+	Counts []count `json:"counts"`
+}
+
+func (h *handler) history(ctx context.Context, p *params) (*content, error) {
+	q := p.query(defaultSeries, maxNames, "name", "step")
+	q.Step = cmp.Or(p.step(), store.Day) // kept, or summed, for every group
+	if p.err != nil {
+		return nil, p.err
+	}
+	a, stale, err := askJSON(h, fmt.Sprintf("history %#v", q), func(ctx context.Context) (history, error) {
+		m, _, err := h.begin(ctx)
+		if err != nil {
+			return history{}, err
+		}
+		counts, err := h.store.History(ctx, q)
+		if err != nil {
+			return history{}, err
+		}
+		if len(counts) > maxPoints {
+			return history{}, tooLong(len(counts))
+		}
+		a := history{meta: m, Step: stepName(q.Step), Counts: make([]count, len(counts))}
+		for i, c := range counts {
+			a.Counts[i] = count{Name: c.Name, Start: h.local(c.Start), N: c.N}
+		}
+		return a, nil
+	})(ctx)
+	return a.content(stale), err
+}
+
+func tooLong(points int) error {
+	return paramError(fmt.Sprintf("this history has %d points, at most %d are answered: shorten from to to, ask for a longer step or a smaller limit", points, maxPoints))
+}
+
+func stepName(s store.Step) string {
+	return map[store.Step]string{store.Hour: "hour", store.Day: "day", store.Month: "month"}[s]
+}
+
+// series is a history in columns, as charts want it: every bucket of the range, and
+// for each counter a number in each.
+type series struct {
+	meta
+	Zone   string      `json:"zone"`
+	Step   string      `json:"step"`
+	From   *time.Time  `json:"from"`
+	To     *time.Time  `json:"to"`
+	Starts []time.Time `json:"starts"`
+	Series []one       `json:"series"`
+	More   bool        `json:"more"` // counters than these
+}
+
+// one is a counter of series.
+type one struct {
+	Name  string  `json:"name"`
+	Label string  `json:"label,omitempty"` // what Config.Users gives for a user
+	Total *int64  `json:"total"`           // null where there is no sum: of active users
+	N     []int64 `json:"n"`
+}
+
+func (h *handler) series(ctx context.Context, p *params) (*content, error) {
+	q := p.query(defaultSeries, maxNamed, "name", "step")
+	step := p.step()
+	if q.From.IsZero() {
+		p.fail("series needs a range, such as 24h, 30d or 13mo, or from and to")
+	}
+	if q.To.IsZero() {
+		q.To = p.now.Truncate(time.Hour).Add(time.Hour) // the same for an hour
+	}
+	if !q.From.Before(q.To) {
+		p.fail("from must lie before to, or before now")
+	}
+	if p.err != nil {
+		return nil, p.err
+	}
+	a, stale, err := askJSON(h, fmt.Sprintf("series %d %#v", step, q), func(ctx context.Context) (series, error) {
+		m, _, err := h.begin(ctx)
+		if err != nil {
+			return series{}, err
+		}
+		a, err := h.readSeries(ctx, q, step)
+		a.meta = m
+		return a, err
+	})(ctx)
+	return a.content(stale), err
+}
+
+// readSeries reads what q selects, in the step, or when that is 0 in the finest that
+// suits the range and is kept still.
+func (h *handler) readSeries(ctx context.Context, q store.Query, step store.Step) (series, error) {
+	q.Step = step
+	if step == 0 {
+		q.Step = store.Month
+		if long := q.To.Sub(q.From); long <= 16*24*time.Hour {
+			q.Step = store.Hour
+		} else if long <= 2*maxDays*24*time.Hour {
+			q.Step = store.Day
+		}
+	}
+	limit := q.Limit
+	if len(q.Names) > 0 {
+		q.Limit = 0 // they are limited
+	} else {
+		q.Limit++
+	}
+	counts, err := h.store.History(ctx, q)
+	for bad := badRequest(nil); step == 0 && q.Step < store.Month && errors.As(err, &bad); {
+		q.Step++
+		counts, err = h.store.History(ctx, q)
+	}
+	if err != nil {
+		return series{}, err
+	}
+	a := series{Zone: h.zone().String(), Step: stepName(q.Step), From: h.local(q.From), To: h.local(q.To), Starts: h.store.Buckets(q.Step, q.From, q.To), Series: []one{}}
+	index := make(map[int64]int, len(a.Starts))
+	for i, t := range a.Starts {
+		a.Starts[i], index[t.Unix()] = t.In(h.zone()), i
+	}
+	of := map[string]int{}
+	add := func(name string) int {
+		i, ok := of[name]
+		if !ok {
+			i = len(a.Series)
+			of[name] = i
+			a.Series = append(a.Series, one{Name: name, Total: new(int64), N: make([]int64, len(a.Starts))})
+		}
+		return i
+	}
+	for _, name := range q.Names {
+		add(name)
+	}
+	for _, c := range counts {
+		if i, ok := index[c.Start.Unix()]; ok {
+			s := &a.Series[add(c.Name)]
+			s.N[i] += c.N
+			*s.Total = min(*s.Total, math.MaxInt64-c.N) + c.N
+		}
+		if len(a.Series)*len(a.Starts) > maxPoints {
+			return series{}, tooLong(len(a.Series) * len(a.Starts))
+		}
+	}
+	if len(q.Names) == 0 {
+		slices.SortStableFunc(a.Series, func(x, y one) int { return cmp.Or(cmp.Compare(*y.Total, *x.Total), cmp.Compare(x.Name, y.Name)) })
+		if a.More = len(a.Series) > limit; a.More {
+			a.Series = a.Series[:limit]
+		}
+	}
+	for i, s := range a.Series {
+		if s.Name == nameActiveDaily || s.Name == nameActiveMonthly {
+			a.Series[i].Total = nil
+		} else {
+			*s.Total = min(*s.Total, maxNumber)
+		}
+	}
+	h.nameUsers(ctx, a.Series)
+	return a, nil
+}
+
+// nameUsers gives the users among list the names that the application has for them.
+func (h *handler) nameUsers(ctx context.Context, list []one) {
+	id := func(name string) string {
+		if group, subject, measure := store.SplitName(name); group == "user" && measure == "requests" {
+			return subject
+		}
+		return ""
+	}
+	ids := make([]string, len(list))
+	for i, s := range list {
+		ids[i] = id(s.Name)
+	}
+	names := h.namesOf(ctx, ids)
+	for i := range list {
+		list[i].Label = names[ids[i]]
+	}
+}
+
+// namesOf returns what Config.Users says of ids, of which those that are nobody's are
+// left out. It is not worth an answer: whatever goes wrong, there are no names.
+func (h *handler) namesOf(ctx context.Context, ids []string) map[string]string {
+	ids = slices.DeleteFunc(slices.Clone(ids), func(id string) bool {
+		return id == "" || strings.HasPrefix(id, "(") && !strings.HasPrefix(id, "((") // "(other)" is nobody
+	})
+	if h.users == nil || len(ids) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, namesTimeout)
+	defer cancel()
+	names, _, err := ask(h.names, strings.Join(ids, "\n"), func(ctx context.Context) (map[string]string, error) {
+		return h.users(ctx, ids)
+	})(ctx)
+	if err != nil {
+		return nil
+	}
+	return names
+}

@@ -1,0 +1,62 @@
+// What is on screen, as the URL says it: ?range=7d&compare=1&q.routes=novel. Whoever
+// gets the address sees the same.
+
+export const ranges = ["today", "24h", "7d", "30d", "90d", "13mo"];
+const first = "24h";
+const date = /^\d{4}-\d\d-\d\d(T[\d:.]+(Z|[+-]\d\d:\d\d))?$/;
+
+export function read(search) {
+  const p = new URLSearchParams(search);
+  const state = { range: p.get("range"), from: p.get("from"), to: p.get("to"), compare: p.get("compare") === "1", row: p.get("row") ?? "", q: {}, sort: {}, more: {} };
+  if (date.test(state.from) && date.test(state.to)) state.range = "custom";
+  else {
+    state.from = state.to = null;
+    if (!ranges.includes(state.range)) state.range = first;
+  }
+  for (const [key, value] of p) {
+    const [what, table] = key.split(".", 2);
+    if (table && Object.hasOwn(state, what) && typeof state[what] === "object" && state[what]) state[what][table] = value.slice(0, 256);
+  }
+  return state;
+}
+
+export function write(state) {
+  const p = new URLSearchParams();
+  if (state.range === "custom") {
+    p.set("from", state.from);
+    p.set("to", state.to);
+  } else if (state.range !== first) p.set("range", state.range);
+  if (state.compare) p.set("compare", "1");
+  for (const what of ["q", "sort", "more"]) {
+    for (const [table, value] of Object.entries(state[what])) if (value) p.set(`${what}.${table}`, value);
+  }
+  if (state.row) p.set("row", state.row);
+  const search = p.toString();
+  return search ? "?" + search : location.pathname;
+}
+
+const day = 24 * 3600e3;
+
+// The parameters of the chosen range, for any of the API's answers.
+export function span(state) {
+  return state.range === "custom" ? { from: state.from, to: state.to } : { range: state.range };
+}
+
+// The same with an equal period before it, and how to tell its buckets apart.
+export function twice(state) {
+  switch (state.range) {
+    case "custom": {
+      const exact = state.from.includes("T");
+      const from = Date.parse(state.from), to = Date.parse(state.to) + (exact ? 0 : day);
+      const before = new Date(from - (to - from)).toISOString();
+      const since = exact ? (start) => Date.parse(start) >= from : (start) => start.slice(0, 10) >= state.from;
+      return { params: { from: exact ? before : before.slice(0, 10), to: state.to }, current: since };
+    }
+    case "today":
+      return { params: { range: "2d" }, current: (start, i, all) => start.slice(0, 10) === all.at(-1).slice(0, 10) };
+    case "13mo": // nothing older is kept
+      return { params: { range: "13mo" }, current: () => true };
+  }
+  const [, n, unit] = /^(\d+)(.*)$/.exec(state.range);
+  return { params: { range: 2 * n + unit }, current: (start, i, all) => i >= all.length / 2 };
+}

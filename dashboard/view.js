@@ -1,0 +1,210 @@
+// The cards and charts above the tables. Each part loads what it shows by itself, so
+// that one slow answer keeps no other from being seen.
+
+import { get } from "./api.js";
+import { Chart, setText, spark } from "./chart.js";
+import { bounds, change, duration, length, number, quantile, share } from "./format.js";
+import { span, twice } from "./state.js";
+
+const day = 24 * 3600e3;
+const total = "api.requests.total", today = "api.requests.today", daily = "user.active.daily", monthly = "user.active.monthly";
+export const dropped = "usagekit.counts.dropped";
+export const statuses = [1, 2, 3, 4, 5].map((n) => ({ measure: `status_${n}xx`, label: `${n}xx`, color: `status-${n}` }));
+export const latencies = [...bounds.map((b) => `latency_${b}ms`), "latency_inf"];
+export const quantiles = [[0.5, "p50", "line-1"], [0.95, "p95", "line-2"], [0.99, "p99", "line-3"]];
+const palette = 6; // colors for models
+
+// Columns are a series answer, split into the chosen range and what comes before it.
+export class Columns {
+  constructor(answer, current = () => true) {
+    const starts = answer.starts;
+    this.split = starts.findIndex(current);
+    if (this.split < 0) this.split = starts.length;
+    this.step = answer.step;
+    this.starts = starts.slice(this.split).map((s) => Date.parse(s));
+    this.end = Date.parse(answer.to);
+    const now = Date.parse(answer.as_of);
+    this.begun = this.starts.filter((s) => s <= now).length; // what is to come has no numbers
+    const last = this.begun - 1;
+    const length = (this.starts[last + 1] ?? this.end) - this.starts[last];
+    this.part = last < 0 ? 0 : Math.min((now - this.starts[last]) / length, 1); // of the running bucket
+    this.series = answer.series;
+    this.of = new Map(answer.series.map((s) => [s.name, s.n]));
+  }
+  none() {
+    return new Array(this.starts.length).fill(0);
+  }
+  all(name) {
+    return this.of.get(name) ?? new Array(this.split + this.starts.length).fill(0);
+  }
+  now(name) {
+    return this.all(name).slice(this.split);
+  }
+  before(name) {
+    const values = this.all(name).slice(Math.max(this.split - this.starts.length, 0), this.split);
+    return this.split ? this.starts.map((_, i) => values[i] ?? 0) : null;
+  }
+  // shown is values without those of buckets that have not begun.
+  shown(values) {
+    return values.map((v, i) => (i < this.begun ? v : null));
+  }
+  // trend is values without what is to come, and without the bucket that runs: it would
+  // look like a fall.
+  trend(values) {
+    return values.slice(0, this.begun > 3 ? this.begun - 1 : this.begun);
+  }
+  // soFar is what the period before had come to at the same point of it.
+  soFar(values) {
+    return values ? values.reduce((sum, v, i) => sum + (i < this.begun - 1 ? v : i === this.begun - 1 ? v * this.part : 0), 0) : 0;
+  }
+}
+
+// current are the counters that are what they are now, in no range.
+const current = (signal) => get("totals", { name: [total, today, daily, monthly, dropped] }, signal);
+export const numbersOf = (totals) => new Map(totals.answer.counts.map((c) => [c.name, c.n]));
+
+export const sum = (values) => values.reduce((a, b) => a + b, 0);
+export const add = (lists, zero) => lists.reduce((a, b) => a.map((v, i) => v + b[i]), zero);
+
+class Card {
+  constructor(id) {
+    const box = document.querySelector(`[data-card=${id}]`);
+    [this.value, this.change] = box.querySelectorAll("p");
+    this.spark = box.querySelector("svg");
+  }
+  show(raw, text, values, [said, tone]) {
+    this.value.dataset.value = raw ?? "";
+    setText(this.value, text);
+    this.value.classList.toggle("long", text.length > 8);
+    this.value.classList.toggle("longer", text.length > 12);
+    setText(this.change, said);
+    this.change.className = tone;
+    spark(this.spark, values);
+  }
+}
+
+const words = { today: "yesterday by now", "24h": "24 h before", "7d": "7 days before", "30d": "30 days before", "90d": "90 days before", custom: "the time before" };
+
+// against says what a range is compared with: "" where counting began within that time.
+function against(range, before) {
+  const began = before ? before.findIndex((v) => v > 0) : -1;
+  return began >= 0 && began <= before.length / 2 ? words[range] : "";
+}
+
+// said is a change in words, and its tone: where less is better, one of two colors.
+function said(now, before, than, down) {
+  const text = than && change(now, before);
+  if (!text) return ["", ""];
+  const tone = !down || Math.abs(now / before - 1) < 0.005 ? "" : now > before ? "worse" : "better";
+  return [`${text} vs ${than}`, tone];
+}
+
+// parts are what app.js loads and shows: hosts, the elements that want it.
+export function parts({ state, zoom }) {
+  const host = (id) => document.querySelector(`[data-chart=${id}]`);
+  const card = (id) => document.querySelector(`[data-card=${id}]`);
+  const requests = new Chart(host("requests"), { title: "Requests by status class", zoom });
+  const active = new Chart(host("active"), { title: "Active users a day" });
+  const latency = new Chart(host("latency"), { title: "Latency: half of the requests took at most p50, 95 of 100 p95, 99 of 100 p99", format: duration, scale: length, log: true, zoom });
+  const tokens = new Chart(host("tokens"), { title: "LLM tokens by model", zoom });
+  const cards = Object.fromEntries(["requests", "today", "active_day", "active_month", "error_rate", "p95", "tokens"].map((id) => [id, new Card(id)]));
+
+  return [
+    {
+      hosts: [card("requests"), card("error_rate"), card("p95"), host("requests"), host("latency")],
+      async load(signal) {
+        const name = [total, ...statuses.map((s) => s.measure), ...latencies].map((m) => (m === total ? m : `api.requests.${m}`));
+        return [await get("series", { ...twice(state()).params, name }, signal)];
+      },
+      show([{ answer }]) {
+        const { range, compare } = state();
+        const c = new Columns(answer, twice(state()).current);
+        const now = c.now(total), before = c.before(total);
+        const count = sum(now), than = against(range, before);
+        cards.requests.show(count, number(count), c.trend(now), said(count, c.soFar(before), than));
+
+        const failed = c.now("api.requests.status_5xx"), failedBefore = c.soFar(c.before("api.requests.status_5xx"));
+        const rate = count ? sum(failed) / count : 0;
+        cards.error_rate.show(rate, share(rate), c.trend(failed.map((n, i) => (now[i] ? n / now[i] : null))), said(rate, failedBefore / c.soFar(before), than, true));
+
+        const at = (i) => (p) => quantile(p, (m) => c.all(`api.requests.${m}`)[i]);
+        const over = (weigh, values) => (p) => quantile(p, (m) => weigh(values.call(c, `api.requests.${m}`)));
+        const p95 = over(sum, c.now)(0.95), p95Before = c.split ? over((v) => c.soFar(v), c.before)(0.95) : null;
+        const lines = quantiles.map(([p, label, color]) => ({ key: label, label, color, values: c.starts.map((_, i) => at(c.split + i)(p)), sum: over(sum, c.now)(p) }));
+        cards.p95.show(p95, duration(p95), c.trend(lines[1].values), said(p95, p95Before, than, true));
+
+        const classes = statuses.map((s) => ({ key: s.measure, label: s.label, color: s.color, values: c.shown(c.now(`api.requests.${s.measure}`)) }));
+        for (const s of classes) s.sum = sum(s.values.filter((v) => v !== null));
+        const shown = classes.filter((s) => s.sum || s.label === "2xx");
+        if (compare && before && sum(before)) shown.push(dashed(before));
+        const frame = { starts: c.starts, end: c.end, step: c.step };
+        requests.draw({ ...frame, series: shown, stacked: true, none: "No requests in this range." });
+        if (compare && c.split) {
+          const p95s = c.starts.map((_, i) => (c.split - c.starts.length + i >= 0 ? at(Math.max(c.split - c.starts.length, 0) + i)(0.95) : null));
+          lines.push({ ...dashed(p95s), label: "p95 before", sum: p95Before });
+        }
+        latency.draw({ ...frame, series: lines, none: "No latency was measured in this range." });
+      },
+    },
+    {
+      hosts: [card("today")],
+      load: async (signal) => Promise.all([current(signal), get("series", { range: "2d", name: total }, signal)]),
+      show([totals, { answer }]) {
+        const c = new Columns(answer, twice({ range: "today" }).current);
+        const n = numbersOf(totals).get(today) ?? 0, before = c.before(total);
+        cards.today.show(n, number(n), c.trend(c.now(total)), said(n, c.soFar(before), against("today", before)));
+      },
+    },
+    {
+      hosts: [card("active_day"), card("active_month"), host("active")],
+      async load(signal) {
+        const long = ["90d", "13mo", "custom"].includes(state().range) ? span(state()) : { range: "30d" };
+        const both = state().range === "90d" ? { range: "180d" } : state().range === "30d" ? { range: "60d" } : long;
+        return Promise.all([
+          current(signal),
+          get("series", { ...both, name: daily, step: "day" }, signal),
+          get("series", { range: "13mo", name: monthly, step: "month" }, signal),
+        ]);
+      },
+      show([totals, byDay, byMonth]) {
+        const double = ["90d", "30d"].includes(state().range);
+        const c = new Columns(byDay.answer, double ? (s, i, all) => i >= all.length / 2 : undefined);
+        const m = new Columns(byMonth.answer);
+        const now = numbersOf(totals);
+        const days = c.shown(c.now(daily)), months = m.shown(m.now(monthly));
+        const yesterday = state().range === "custom" ? undefined : days[c.begun - 2];
+        const users = now.get(daily) ?? 0, month = now.get(monthly) ?? 0;
+        cards.active_day.show(users, number(users), c.trend(days), [yesterday ? `${number(yesterday)} in all of yesterday` : "", ""]);
+        const last = months[m.begun - 2];
+        cards.active_month.show(month, number(month), months, [last ? `${number(last)} in all of last month` : "", ""]);
+        const series = [{ key: "active", label: "Users", color: "line-1", values: days, sum: undefined }];
+        const before = c.before(daily);
+        if (state().compare && double && before && sum(before)) series.push({ ...dashed(before), sum: undefined });
+        active.draw({ starts: c.starts, end: c.end, step: "day", series, stacked: true, none: "No active users in this range." });
+      },
+    },
+    {
+      hosts: [card("tokens"), host("tokens")],
+      load: async (signal) => [await get("series", { ...twice(state()).params, prefix: "llm.", measure: "tokens" }, signal)],
+      show([{ answer }]) {
+        const { range, compare } = state();
+        const c = new Columns(answer, twice(state()).current);
+        const models = answer.series.map((s) => ({ key: s.name, label: s.name.slice("llm.".length, -".tokens".length), values: c.now(s.name) }));
+        for (const s of models) s.sum = sum(s.values);
+        models.sort((a, b) => b.sum - a.sum);
+        const all = add(models.map((s) => s.values), c.none());
+        const before = add(answer.series.map((s) => c.before(s.name) ?? c.none()), c.none());
+        const count = sum(all);
+        cards.tokens.show(count, number(count), c.trend(all), said(count, c.soFar(before), c.split ? against(range, before) : ""));
+        const shown = models.filter((s) => s.sum).slice(0, palette);
+        const rest = models.slice(palette).filter((s) => s.sum);
+        if (rest.length) shown.push({ key: "rest", label: `${rest.length} more`, values: add(rest.map((s) => s.values), c.none()), sum: sum(rest.map((s) => s.sum)) });
+        const series = shown.map((s, i) => ({ ...s, color: s.key === "rest" ? "status-1" : `model-${i + 1}`, values: c.shown(s.values) }));
+        if (compare && c.split && sum(before)) series.push(dashed(before));
+        tokens.draw({ starts: c.starts, end: c.end, step: c.step, series, stacked: true, none: "No tokens in this range." });
+      },
+    },
+  ];
+}
+
+const dashed = (values) => ({ key: "before", label: "Before", color: "before", dash: [4, 4], values, sum: sum(values.filter((v) => v !== null)) });
