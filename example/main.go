@@ -43,7 +43,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	dsn := flags.String("db", "usage.db", "SQLite `file`, or a postgres:// URL")
 	flush := flags.Duration("flush", time.Second, "time between flushes")
 	spool := flags.String("spool", "", "`directory` for counts that the database does not have yet; with it, no start waits for the database")
-	demo := flags.Bool("demo", false, "send varied traffic to itself")
+	demo := flags.Bool("demo", false, "show a month of invented usage in a new database, and send varied traffic to itself")
 	password := flags.String("password", "", "of the dashboard, for the user admin")
 	completions := flags.Int64("completions", 10_000, "`number` of completions that a user may ask for in a day")
 	ledgerFile := flags.String("ledger", "", "`file` in which every request leaves two marks, for tests that kill this program")
@@ -72,7 +72,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	usage, err := store.New(ctx, db, store.Config{
 		Interval: *flush, Spool: *spool, StartOffline: *spool != "",
 		// Without Notify, a line in the log.
-		Thresholds: []store.Threshold{{Prefix: "llm.", Measure: "tokens", Step: store.Day, At: 10_000}},
+		Thresholds: []store.Threshold{{Prefix: "llm.", Measure: "tokens", Step: store.Day, At: 10_000_000}},
 	})
 	if err != nil {
 		return err
@@ -84,14 +84,21 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	}()
 	usage.Inc("app.starts")
 
-	mux := newService(usage, *completions).routes()
-	mux.Handle("GET /usage/", dashboard.New(usage, dashboard.Config{Auth: auth}))
+	app := newService(usage, *completions)
+	if *demo {
+		app.novels = demoNovels
+	}
+	mux := app.routes()
+	mux.Handle("GET /usage/", dashboard.New(usage, dashboard.Config{Auth: auth, Users: userNames}))
 	count := middleware.New(usage, middleware.Config{
 		User: userOf,
 		Area: area,
 		Skip: []string{"/usage/"},
 	})
 	handler := count(mux)
+	if *demo {
+		handler = count(paced(ctx, mux))
+	}
 	if *ledgerFile != "" {
 		l, err := openLedger(*ledgerFile)
 		if err != nil {
@@ -107,7 +114,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(listener) }()
 	if *demo {
-		go sendTraffic(ctx, url)
+		go runDemo(ctx, usage, db, url)
 	}
 	select {
 	case err := <-served:

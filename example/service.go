@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -13,7 +15,11 @@ import (
 	"github.com/usagekit/usagekit/store"
 )
 
-const model = "storyteller-1"
+// models are those that a completion may be asked of: the first, unless the request
+// names one.
+func models() []string {
+	return []string{"storyteller-1", "storyteller-2", "quill-mini", "plotter-large"}
+}
 
 // service is the application. All it has to do with usagekit is to count what
 // its middleware cannot see: features, registrations, tokens, errors. And it limits
@@ -99,9 +105,16 @@ func (s *service) me(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, map[string]int64{"requests": n})
 }
 
-// complete asks a model that is none: it answers at once, with tokens to count.
+// complete asks a model that is none: it answers at once, with tokens to count, in
+// as many sentences as the request wants: 1 to 100.
 func (s *service) complete(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Query().Get("fail") == "timeout" {
+	query := r.URL.Query()
+	model := cmp.Or(query.Get("model"), models()[0])
+	if !slices.Contains(models(), model) { // nobody invents names for counters
+		reply(w, http.StatusBadRequest, map[string]string{"error": "there is no such model"})
+		return
+	}
+	if query.Get("fail") == "timeout" {
 		s.usage.AddLLM(store.LLMCall{Model: model, Failed: "timeout"})
 		reply(w, http.StatusGatewayTimeout, map[string]string{"error": "the model did not answer in time"})
 		return
@@ -112,7 +125,9 @@ func (s *service) complete(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	input := int64(len(strings.Fields(string(prompt)))) + 1
-	const text = "It was a dark and stormy night; the rain fell in torrents."
+	sentences, _ := strconv.Atoi(query.Get("sentences"))
+	const sentence = " It was a dark and stormy night; the rain fell in torrents."
+	text := strings.Repeat(sentence, min(max(sentences, 1), 100))[1:]
 	output := int64(len(strings.Fields(text)))
 	s.usage.AddLLM(store.LLMCall{Model: model, Input: input, Output: output})
 	reply(w, http.StatusOK, map[string]string{"text": text})
