@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/usagekit/usagekit/store"
@@ -104,9 +105,18 @@ func (h *handler) stats(ctx context.Context, p *params) (*content, error) {
 	return a.content(stale), err
 }
 
-func (h *handler) askStats(limit int) func(context.Context) (encoded[stats], bool, error) {
-	return askJSON(h, fmt.Sprint("stats ", limit), func(ctx context.Context) (stats, error) {
-		return h.readStats(ctx, limit)
+type encodedStats struct {
+	stats
+	encoded
+}
+
+func (h *handler) askStats(limit int) func(context.Context) (encodedStats, bool, error) {
+	return ask(h.answers, fmt.Sprint("stats ", limit), func(ctx context.Context) (encodedStats, error) {
+		s, err := h.readStats(ctx, limit)
+		if err != nil {
+			return encodedStats{}, err
+		}
+		return encodedStats{s, h.encode(s)}, nil
 	})
 }
 
@@ -435,43 +445,52 @@ func (h *handler) serveJSON(w http.ResponseWriter, r *http.Request, answer func(
 	c.send(w, r, typeJSON)
 }
 
-// encoded is an answer with its JSON.
-type encoded[T any] struct {
-	value        T
-	fresh, stale *content
+// encoded is an answer as it is sent.
+type encoded struct {
+	fresh *content
+	stale func() *content
 }
 
-func (e encoded[T]) content(stale bool) *content {
+func (e encoded) content(stale bool) *content {
 	if stale {
-		return e.stale
+		return e.stale()
 	}
 	return e.fresh
 }
 
-// askJSON is ask of an answer that begins with meta, to be sent as JSON. Its ETag is
-// weak: the same while nothing but the times of meta is new. Who reads them may trust
-// that the numbers are those of now, and that they are complete to within a minute of
-// what its own complete_through says, or they would have another.
-func askJSON[T any](h *handler, key string, read func(context.Context) (T, error)) func(context.Context) (encoded[T], bool, error) {
-	return ask(h.answers, key, func(ctx context.Context) (encoded[T], error) {
-		value, err := read(ctx)
+// large tells the cache what is not worth keeping for long.
+func (e encoded) large() bool { return len(e.fresh.plain) > maxLastSize }
+
+// encode writes an answer that begins with meta. Its ETag is weak: the same while
+// nothing but the times of meta is new. Who reads them may trust that the numbers are
+// those of now, and complete to within a minute of what its own complete_through says,
+// or they would have another.
+func (h *handler) encode(answer any) encoded {
+	body := marshal(answer)
+	_, rest, _ := bytes.Cut(body, []byte(`"complete_through":`))
+	_, rest, _ = bytes.Cut(rest, []byte(","))
+	behind := "never"
+	if through := h.store.Stats().FoldedThrough; !through.IsZero() {
+		behind = h.now().Sub(through).Truncate(time.Minute).String()
+	}
+	tag := hash(rest, []byte(behind))
+	return encoded{
+		fresh: newContent(body, `W/"`+tag+`"`, gzip.BestSpeed),
+		stale: sync.OnceValue(func() *content {
+			// No name can hold this: a quote would be escaped.
+			last := bytes.Replace(body, []byte(`"stale":false`), []byte(`"stale":true`), 1)
+			return newContent(last, `W/"`+tag+`-stale"`, gzip.BestSpeed)
+		}),
+	}
+}
+
+// askJSON is ask of an answer that begins with meta.
+func askJSON[T any](h *handler, key string, read func(context.Context) (T, error)) func(context.Context) (encoded, bool, error) {
+	return ask(h.answers, key, func(ctx context.Context) (encoded, error) {
+		answer, err := read(ctx)
 		if err != nil {
-			return encoded[T]{}, err
+			return encoded{}, err
 		}
-		body := marshal(value)
-		_, rest, _ := bytes.Cut(body, []byte(`"complete_through":`))
-		_, rest, _ = bytes.Cut(rest, []byte(","))
-		behind := "never"
-		if through := h.store.Stats().FoldedThrough; !through.IsZero() {
-			behind = h.now().Sub(through).Truncate(time.Minute).String()
-		}
-		tag := hash(rest, []byte(behind))
-		// No name can hold this: a quote would be escaped.
-		last := bytes.Replace(body, []byte(`"stale":false`), []byte(`"stale":true`), 1)
-		return encoded[T]{
-			value: value,
-			fresh: newContent(body, `W/"`+tag+`"`, gzip.BestSpeed),
-			stale: newContent(last, `W/"`+tag+`-stale"`, gzip.BestSpeed),
-		}, nil
+		return h.encode(answer), nil
 	})
 }

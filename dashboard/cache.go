@@ -13,12 +13,13 @@ import (
 )
 
 const (
-	timeout    = 5 * time.Second // of a request, and of a read
-	patience   = time.Second     // with a read, where there is an older answer
-	lastFor    = time.Hour       // is what an older answer is kept
-	maxReads   = 4               // at a time
-	maxAnswers = 128             // being read, or younger than maxAge: a large one has megabytes
-	maxLast    = 48              // kept for longer: of the page, with some ranges
+	timeout     = 5 * time.Second // of a request, and of a read
+	patience    = time.Second     // with a read, where there is an older answer
+	lastFor     = time.Hour       // is what an older answer is kept
+	maxReads    = 4               // at a time
+	maxAnswers  = 128             // being read, or younger than maxAge: a large one has megabytes
+	maxLast     = 48              // kept for longer: of the page, with some ranges
+	maxLastSize = 1 << 20         // bytes of one
 )
 
 var (
@@ -34,7 +35,7 @@ var (
 // its own clock. A read that ignores its deadline keeps one of maxReads places
 // until it returns, but its answer is given up: who asks next starts anew.
 //
-// Some good answers are kept for longer, as the last of their key: while the next
+// Some good answers, of those that are not large, are kept for longer, as the last of their key: while the next
 // read gets no answer, or is late, that one is given again, and said to be stale.
 // Late is after a second, or twice what the last one took.
 type cache struct {
@@ -200,6 +201,12 @@ func (c *cache) end(key string, a *answer) {
 			last.failed = true
 		}
 		return
+	case isLarge(a.value):
+		if last != nil {
+			last.forgotten.Stop()
+			delete(c.last, key)
+		}
+		return
 	case last != nil:
 		last.forgotten.Stop()
 		a.asked = last.asked
@@ -208,6 +215,12 @@ func (c *cache) end(key string, a *answer) {
 	}
 	a.forgotten = time.AfterFunc(c.maxAge+lastFor, func() { c.forget(c.last, key, a) })
 	c.last[key] = a
+}
+
+// isLarge tells whether value says so of itself.
+func isLarge(value any) bool {
+	v, ok := value.(interface{ large() bool })
+	return ok && v.large()
 }
 
 // dropLast drops the one of the last answers that was not asked for again for

@@ -37,7 +37,7 @@
 //     and at most four reads run at a time.
 //   - While the database does not answer, the last answer takes a second, or
 //     twice what it took to read. Each is kept for an hour after its MaxAge, the
-//     48 that were asked for again last. When the database is back, so are its
+//     48 of up to 1 MB that were asked for again last. When the database is back, so are its
 //     numbers, at most MaxAge after the last read that failed. Only silence is
 //     filled so: what a server says about a read of ours, and a bug, stay 503.
 //   - No SQL, address or stack reaches a browser. The page loads nothing from

@@ -480,3 +480,34 @@ func TestStaleOnPostgreSQL(t *testing.T) {
 		})
 	}
 }
+
+// What has megabytes is not kept for longer than MaxAge, nor what it replaces.
+func TestLargeIsNotKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var failing atomic.Bool
+		f := &fake{counts: []store.Count{{Name: "a", N: 1}}, before: func(context.Context, string) error {
+			if failing.Load() {
+				return store.ErrUnavailable
+			}
+			return nil
+		}}
+		h := open(f)
+		for _, size := range []int{1, maxLastSize} {
+			time.Sleep(2 * time.Second)
+			failing.Store(false)
+			f.counts[0].Name = strings.Repeat("a", size)
+			if w := get(h, "/usage/api/totals"); w.Code != 200 {
+				t.Fatal(w.Code)
+			}
+			time.Sleep(2 * time.Second)
+			failing.Store(true)
+			want := 200 // the last one again
+			if size == maxLastSize {
+				want = 503
+			}
+			if w := get(h, "/usage/api/totals"); w.Code != want {
+				t.Errorf("%d bytes: %d, want %d", size, w.Code, want)
+			}
+		}
+	})
+}

@@ -106,7 +106,7 @@ func (h *handler) view(ctx context.Context) (*view, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := answer.value
+	s := answer.stats
 	r, staleRows, err := waitRows(ctx)
 	if err != nil {
 		return nil, err
