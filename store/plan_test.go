@@ -52,6 +52,7 @@ func readsSeek(t *testing.T, driverName, dsn string) {
 	if driverName == "sqlite" {
 		e.prefix = "EXPLAIN QUERY PLAN "
 	}
+	prefix := e.prefix
 	db := sqlx.NewDb(sql.OpenDB(e), driverName)
 	defer db.Close()
 	db.SetMaxIdleConns(0) // each read connects by e.dsn
@@ -161,6 +162,11 @@ func readsSeek(t *testing.T, driverName, dsn string) {
 		}
 	}
 	check(access.reads)
+	e.prefix, e.plans = "", nil
+	pagesOfEach(t, s, Query{Prefix: "user."}, filledUsers+2)
+	pagesOfEach(t, s, since(Query{Prefix: "user."}, 40), filledUsers)
+	pagesOfEach(t, s, since(Query{Prefix: "user.", Measure: "requests", Step: Day}, 7), filledUsers*8/5)
+	e.prefix = prefix
 	if driverName == "postgres" {
 		u, err := url.Parse(dsn)
 		if err != nil {
@@ -191,6 +197,24 @@ func readsSeek(t *testing.T, driverName, dsn string) {
 	})
 	if one > all/3 {
 		t.Errorf("the history of one user takes %v, that of all %v", one, all)
+	}
+}
+
+// pagesOfEach reads n counts in pages, none of which is much larger than it should be.
+func pagesOfEach(t *testing.T, s *Store, q Query, n int) {
+	t.Helper()
+	left, err := s.all(t.Context(), &q)
+	pages, seen := 0, 0
+	for err == nil && len(left.starts) > 0 {
+		var counts []Count
+		counts, left, err = s.page(t.Context(), &q, left)
+		if len(counts) > 2*eachPage {
+			t.Errorf("a page of %+v has %d counts", q, len(counts))
+		}
+		pages, seen = pages+1, seen+len(counts)
+	}
+	if err != nil || seen != n || pages > 50 {
+		t.Errorf("%+v: %d counts in %d pages, %v; want %d", q, seen, pages, err, n)
 	}
 }
 

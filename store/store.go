@@ -80,11 +80,12 @@
 //
 // Totals are of all time. History has buckets of hours and days (days and months
 // for the group user) that begin where the database's zone has it, and are kept for as
-// long as Config.Retention says. See Query.
+// long as Config.Retention says. See Query. A read answers within 5 s, or with
+// ErrUnavailable; Each reads whatever there is, in pages of which that is true.
 //
 // Read store.go and config.go, then shutdown.go, send.go (the flush), fold.go, poison.go and apply.go
 // (into the tables), caps.go and thresholds.go (which apply asks), lease.go (who folds),
-// retention.go, query.go, read.go and span.go, and what goes to the database at once:
+// retention.go, query.go, read.go, span.go and each.go, and what goes to the database at once:
 // now.go, erase.go. llm.go is but names. tx.go is the only way to the database, and
 // dialect.go what PostgreSQL and SQLite do not share.
 package store
