@@ -27,7 +27,10 @@ func queries(last time.Time) []query {
 	named := "name=" + url.QueryEscape("api."+route(7)+".requests")
 	const slow, fast = 150 * time.Millisecond, 10 * time.Millisecond
 	return []query{
-		{"the page", "", 0},
+		{"the plain tables", "tables.html", 0},
+		{"series of all requests, 24 hours", "api/series?range=24h&name=api.requests.total&name=api.requests.status_5xx", 0},
+		{"series of all requests, 13 months", "api/series?range=13mo&name=api.requests.total&name=api.requests.status_5xx", 0},
+		{"series of 10 routes, 24 hours", "api/series?range=24h&prefix=api.&measure=requests&limit=10", 0},
 		{"stats", "api/stats", slow},
 		{"rows of routes, all time", "api/rows?prefix=api.&measure=requests", slow},
 		{"rows of routes, today", "api/rows?prefix=api.&measure=requests&from=" + ago(1), slow},
@@ -144,11 +147,11 @@ func (r *result) ask(h http.Handler) (time.Duration, error) {
 	}
 	var a struct {
 		API, Features, Users, LLM, Errors, Other map[string]int64
-		Counts, Rows                             []any
+		Counts, Rows, Series                     []any
 	}
 	if err := json.Unmarshal(w.Body.Bytes(), &a); err != nil {
 		return 0, fmt.Errorf("%s: %w", r.title, err)
 	}
-	r.returned = len(a.API) + len(a.Features) + len(a.Users) + len(a.LLM) + len(a.Errors) + len(a.Other) + len(a.Counts) + len(a.Rows)
+	r.returned = len(a.API) + len(a.Features) + len(a.Users) + len(a.LLM) + len(a.Errors) + len(a.Other) + len(a.Counts) + len(a.Rows) + len(a.Series)
 	return took, nil
 }
