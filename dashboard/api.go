@@ -462,9 +462,9 @@ func (e encoded) content(stale bool) *content {
 func (e encoded) large() bool { return len(e.fresh.plain) > maxLastSize }
 
 // encode writes an answer that begins with meta. Its ETag is weak: the same while
-// nothing but the times of meta is new. Who reads them may trust that the numbers are
-// those of now, and complete to within a minute of what its own complete_through says,
-// or they would have another.
+// nothing but the times of meta is new, a quarter of an hour at most. Who reads them may
+// trust that the numbers are those of now, and complete to within a minute of what its
+// own complete_through says, or they would have another.
 func (h *handler) encode(answer any) encoded {
 	body := marshal(answer)
 	_, rest, _ := bytes.Cut(body, []byte(`"complete_through":`))
@@ -473,7 +473,8 @@ func (h *handler) encode(answer any) encoded {
 	if through := h.store.Stats().FoldedThrough; !through.IsZero() {
 		behind = h.now().Sub(through).Truncate(time.Minute).String()
 	}
-	tag := hash(rest, []byte(behind))
+	quarter := h.now().Truncate(15 * time.Minute).String() // what looks at as_of is not far behind
+	tag := hash(rest, []byte(behind+quarter))
 	return encoded{
 		fresh: newContent(body, `W/"`+tag+`"`, gzip.BestSpeed),
 		stale: sync.OnceValue(func() *content {

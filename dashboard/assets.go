@@ -18,7 +18,8 @@ import (
 //go:embed page.html tables.html openapi.json *.css icon.svg *.js uplot/*.js uplot/*.css
 var files embed.FS
 
-// content is what is sent more than once: compressed and hashed no more than once.
+// content is what is sent more than once: compressed and hashed no more than once. Its
+// ETag is weak, for plain and compressed are the same in all but bytes.
 type content struct {
 	plain []byte
 	etag  string
@@ -81,7 +82,7 @@ func accepts(header, coding string) bool {
 	for item := range strings.SplitSeq(header, ",") {
 		name, weight, _ := strings.Cut(item, ";")
 		if strings.EqualFold(strings.TrimSpace(name), coding) {
-			weight = strings.TrimPrefix(strings.ReplaceAll(weight, " ", ""), "q=")
+			weight = strings.TrimPrefix(strings.ToLower(strings.ReplaceAll(weight, " ", "")), "q=")
 			return strings.Trim(weight, "0.") != "" || weight == ""
 		}
 	}
@@ -136,18 +137,18 @@ func newAssets() assets {
 				continue
 			}
 			body := read(dir + "/" + f.Name())
-			a.files[f.Name()] = asset{newContent(body, `"`+hash(body)+`"`, gzip.BestCompression), contentType}
+			a.files[f.Name()] = asset{newContent(body, `W/"`+hash(body)+`"`, gzip.BestCompression), contentType}
 			all = append(all, []byte(f.Name()), body)
 		}
 	}
 	a.folder = "assets/" + hash(all...) + "/"
 	openapi := read("openapi.json")
-	a.openapi = newContent(openapi, `"`+hash(openapi)+`"`, gzip.BestCompression)
+	a.openapi = newContent(openapi, `W/"`+hash(openapi)+`"`, gzip.BestCompression)
 	var page bytes.Buffer
 	if err := template.Must(template.ParseFS(files, "page.html")).Execute(&page, a.folder); err != nil {
 		panic(err) // it is embedded, and takes a string
 	}
-	a.page = newContent(page.Bytes(), `"`+hash(page.Bytes())+`"`, gzip.BestCompression)
+	a.page = newContent(page.Bytes(), `W/"`+hash(page.Bytes())+`"`, gzip.BestCompression)
 	return a
 }
 

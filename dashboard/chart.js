@@ -23,7 +23,7 @@ export function setText(e, text) {
 }
 
 let colors = new Map(); // of theme.css, as a canvas takes them
-const probe = el("span", { hidden: "" });
+const probe = el("span", { hidden: "", class: "probe" });
 export function color(name) {
   if (!colors.has(name)) {
     if (!probe.isConnected) document.body.append(probe);
@@ -48,7 +48,7 @@ export class Chart {
     this.legend = el("div", { class: "legend" }, this.buttons, this.when);
     this.note = el("p", { class: "none", hidden: "" });
     this.by = el("small");
-    host.querySelector("h2")?.append(this.by);
+    host.querySelector("h2, h3").append(this.by);
     host.append(this.box, this.note, this.legend);
     this.box.addEventListener("keydown", (e) => this.key(e));
     this.box.addEventListener("blur", () => this.point(null));
@@ -63,15 +63,16 @@ export class Chart {
     charts.delete(this);
   }
 
-  // draw shows series: {key, label, color, values, sum, dash}, values being null where there
-  // is none. starts are those of the buckets, in ms, and end is where the last one ends.
-  draw({ starts, end, step, series, stacked, none }) {
-    Object.assign(this, { starts, end, step, series, stacked });
+  // draw shows series: {key, label, color, values, sum, line, dash}, values being null where
+  // there is none; in a stack, one with line or dash stands by itself. starts are those of
+  // the buckets, in ms, end is where the last one ends, and running the one that runs.
+  draw({ starts, end, step, running, by, series, stacked, none }) {
+    Object.assign(this, { starts, end, step, running, series, stacked });
     const empty = !series.some((s) => s.values.some((v) => v));
     this.box.hidden = this.legend.hidden = empty;
     this.note.hidden = !empty;
     setText(this.note, none);
-    setText(this.by, empty ? "" : `by ${step}`);
+    setText(this.by, empty ? "" : (by ?? `by ${step}`));
     if (empty) {
       this.plot?.destroy();
       this.plot = null;
@@ -83,9 +84,11 @@ export class Chart {
 
   redraw() {
     if (!this.series || this.box.hidden) return;
-    const shown = this.series.filter((s) => !this.hidden.has(s.key));
+    // A total of before beside a part of now would keep the scale.
+    const part = this.stacked && this.series.some((s) => this.hidden.has(s.key));
+    const shown = this.series.filter((s) => !this.hidden.has(s.key) && !(part && s.dash));
     this.surface = this.isSurface();
-    const shape = JSON.stringify([this.stacked, this.surface, shown.map((s) => [s.key, s.color, s.dash]), document.documentElement.dataset.theme]);
+    const shape = JSON.stringify([this.stacked, this.surface, shown.map((s) => [s.key, s.color, s.dash, isLone(s)]), document.documentElement.dataset.theme]);
     const data = this.data(shown);
     this.label();
     if (shape === this.shape) this.plot.setData(data);
@@ -103,8 +106,8 @@ export class Chart {
     const xs = this.starts.map((ms) => ms / 1000);
     if (!this.stacked) return [xs, ...shown.map((s) => s.values)];
     const sum = new Array(xs.length).fill(0);
-    const bars = shown.filter((s) => !s.dash).map((s) => s.values.map((v, i) => (v === null ? null : (sum[i] += v))));
-    const all = [...bars.reverse(), ...shown.filter((s) => s.dash).map((s) => s.values)];
+    const bars = shown.filter(isBar).map((s) => s.values.map((v, i) => (v === null ? null : (sum[i] += v))));
+    const all = [...bars.reverse(), ...shown.filter((s) => !isBar(s)).map((s) => s.values)];
     // A step ends where the next begins.
     return this.surface ? [[...xs, this.end / 1000], ...all.map(extended)] : [xs, ...all];
   }
@@ -115,12 +118,12 @@ export class Chart {
   }
 
   options(shown) {
-    const bars = this.surface ? uPlot.paths.stepped({ align: 1 }) : uPlot.paths.bars({ size: [0.82, 96], align: 1, gap: 1 });
-    const line = (s) => ({ stroke: () => color(s.color), width: 1.75, dash: s.dash, points: { show: false }, spanGaps: false });
+    const bars = this.surface ? uPlot.paths.stepped({ align: 1 }) : uPlot.paths.bars({ size: [0.82, Infinity], align: 1, gap: 1 });
+    const line = (s) => ({ stroke: () => color(s.color), width: 1.75, dash: s.dash, points: { show: isLone(s), size: 6 }, spanGaps: false });
     const series = this.stacked
       ? [
-          ...shown.filter((s) => !s.dash).reverse().map((s) => ({ paths: bars, fill: () => color(s.color), width: 0, points: { show: false } })),
-          ...shown.filter((s) => s.dash).map((s) => ({ ...line(s), paths: uPlot.paths.stepped({ align: 1 }) })),
+          ...shown.filter(isBar).reverse().map((s) => ({ paths: bars, fill: () => color(s.color), width: 0, points: { show: false } })),
+          ...shown.filter((s) => !isBar(s)).map((s) => ({ ...line(s), paths: uPlot.paths.stepped({ align: 1 }) })),
         ]
       : shown.map(line);
     const axis = { stroke: () => color("faint"), font: "12px system-ui, sans-serif", ticks: { show: false }, grid: { stroke: () => color("line"), width: 1 } };
@@ -142,8 +145,8 @@ export class Chart {
           : { range: (u, low, high) => [0, high > 0 ? uPlot.rangeNum(0, high, 0.1, true)[1] : 1] },
       },
       axes: [
-        { ...axis, grid: { show: false }, size: 28, space: 70, values: (u, splits, i, space, every) => splits.map((s) => (s * 1000 > this.end - 0.03 * (this.end - this.starts[0]) ? "" : this.tick(s * 1000, every))) },
-        { ...axis, ...(this.log ? { splits: (u) => powers(u.scales.y.min, u.scales.y.max), filter: (u, splits) => splits } : { space: 36 }), size: (u, values) => 14 + 7 * Math.max(2, ...(values ?? []).map((v) => v.length)), values: (u, splits) => splits.map((v) => this.scale(v)) },
+        { ...axis, grid: { show: false }, size: 30, gap: 8, space: 70, ...(this.step === "day" ? { incrs: days } : {}), values: (u, splits, i, space, every) => splits.map((s) => (s * 1000 > this.end - 0.03 * (this.end - this.starts[0]) ? "" : this.tick(s * 1000, every))) },
+        { ...axis, ...(this.log ? { splits: (u) => powers(u.scales.y.min, u.scales.y.max), filter: (u, splits) => splits } : { space: 36, incrs: counts }), size: (u, values) => 14 + 7 * Math.max(2, ...(values ?? []).map((v) => v.length)), values: (u, splits) => splits.map((v) => this.scale(v)) },
       ],
       series: [{}, ...series],
       hooks: {
@@ -216,7 +219,13 @@ export class Chart {
     if (i === this.pointed && i === null && this.pointedAt === this.series) return;
     this.pointed = i;
     this.pointedAt = this.series;
-    setText(this.when, i === null || this.starts[i] === undefined ? "" : time(this.starts[i], this.step));
+    let when = "";
+    if (i !== null && this.starts[i] !== undefined) {
+      when = time(this.starts[i], this.step) + (i === this.running ? ", so far" : "");
+      const bars = this.series.filter((s) => isBar(s) && !this.hidden.has(s.key));
+      if (this.stacked && bars.length > 1) when += `: ${this.format(bars.reduce((sum, s) => sum + (s.values[i] ?? 0), 0))}`;
+    }
+    setText(this.when, when);
     this.series.forEach((s, at) => {
       const v = i === null ? s.sum : s.values[i];
       setText(this.buttons.children[at].lastChild, v === undefined ? "" : v === null ? "–" : this.format(v));
@@ -243,6 +252,10 @@ function extended(values) {
   return [...values, null].map((v, i) => (i === last + 1 ? values[last] : v));
 }
 
+const isBar = (s) => !s.dash && !s.line;
+const isLone = (s) => s.values.filter((v) => v !== null).length < 2; // a line would not be seen
+const days = [1, 2, 7, 14, 30, 61, 91, 182, 365].map((d) => d * 24 * 3600);
+const counts = Array.from({ length: 17 }, (_, i) => [1, 2, 5].map((n) => n * 10 ** i)).flat();
 const powers = (low, high) => Array.from({ length: Math.round(Math.log10(high / low)) + 1 }, (_, i) => low * 10 ** i);
 
 const svg = "http://www.w3.org/2000/svg";

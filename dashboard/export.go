@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/csv"
 	"fmt"
 	"io"
 	"iter"
@@ -203,15 +202,16 @@ func (h *handler) stream(w http.ResponseWriter, r *http.Request, of, format stri
 	if format == "json" {
 		contentType = typeJSON
 	}
+	control := http.NewResponseController(w)
+	pause := func() { _ = control.SetWriteDeadline(time.Now().Add(exportPause)) } // where it can be set
+	pause()
 	w.Header().Set("Content-Disposition", fmt.Sprintf(`attachment; filename="usage-%s-%s.%s"`, of, h.now().In(h.zone()).Format("2006-01-02-1504"), format))
 	head(w, http.StatusOK, contentType)
 	if r.Method == http.MethodHead {
+		for range records { // they have begun, and end so
+			break
+		}
 		return
-	}
-	control := http.NewResponseController(w)
-	flush := func() error {
-		_ = control.SetWriteDeadline(time.Now().Add(exportPause)) // where it can be set
-		return control.Flush()
 	}
 	lines := csvLines(w, header)
 	if format == "json" {
@@ -224,14 +224,16 @@ func (h *handler) stream(w http.ResponseWriter, r *http.Request, of, format stri
 				err = lines.write(rec)
 			}
 			if n++; err == nil && n%exportAhead == 0 {
+				pause()
 				if err = lines.flush(); err == nil {
-					err = flush()
+					err = control.Flush()
 				}
 			}
 			if err != nil {
 				return err
 			}
 		}
+		pause()
 		return lines.close()
 	}()
 	if err != nil {
@@ -248,26 +250,29 @@ type lines struct {
 	flush, close func() error
 }
 
+// csvLines quotes every cell: where a spreadsheet takes ; for the end of one, which
+// RFC 4180 does not, a name that holds it stays whole.
 func csvLines(w io.Writer, header []string) lines {
-	c := csv.NewWriter(w)
-	flush := func() error { c.Flush(); return c.Error() }
-	_ = c.Write(header) // an error stays in c
-	return lines{
-		write: func(r record) error {
-			fields := r.fields()
-			for i, f := range fields {
-				fields[i] = inert(f)
+	b := bufio.NewWriter(w)
+	line := func(fields []string) error {
+		for i, f := range fields {
+			if i > 0 {
+				_ = b.WriteByte(',') // an error stays in b
 			}
-			return c.Write(fields)
-		},
-		flush: flush, close: flush,
+			_, _ = b.WriteString(`"` + strings.ReplaceAll(inert(f), `"`, `""`) + `"`)
+		}
+		_, err := b.WriteString("\r\n")
+		return err
 	}
+	_ = line(header)
+	return lines{write: func(r record) error { return line(r.fields()) }, flush: b.Flush, close: b.Flush}
 }
 
 // inert is a cell that no spreadsheet takes for a formula: with ' in front where its
-// first character could begin one (OWASP, CSV Injection).
+// first character, spaces aside, could begin one (OWASP, CSV Injection).
 func inert(cell string) string {
-	if first, _ := utf8.DecodeRuneInString(cell); cell != "" && strings.ContainsRune("=+-@\t\r\n＝＋－＠|%", first) {
+	first, _ := utf8.DecodeRuneInString(strings.TrimLeft(cell, " \u00a0"))
+	if cell != "" && strings.ContainsRune("=+-@\t\r\n＝＋－＠|%", first) {
 		return "'" + cell
 	}
 	return cell

@@ -192,6 +192,8 @@ func (p *params) instant(name string, days int) time.Time {
 		p.fail("%s must be a date, 2006-01-31, or an instant, 2006-01-31T15:04:05Z (with %%2B for a plus), not %q", name, short(s))
 	case t.Unix() < 0:
 		p.fail("%s must not lie before 1970", name)
+	case t.Year() > 9000: // JSON has years of four digits
+		p.fail("%s must lie before the year 9000", name)
 	}
 	return t.In(p.zone)
 }

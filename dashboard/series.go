@@ -47,7 +47,11 @@ func (h *handler) history(ctx context.Context, p *params) (*content, error) {
 }
 
 func tooLong(points int) error {
-	return paramError(fmt.Sprintf("this history has %d points, at most %d are answered: shorten from to to, ask for a longer step or a smaller limit", points, maxPoints))
+	has := fmt.Sprint(points)
+	if points == 0 { // more buckets than the store lists
+		has = "too many"
+	}
+	return paramError(fmt.Sprintf("this history has %s points, at most %d are answered: shorten from to to, ask for a longer step or a smaller limit", has, maxPoints))
 }
 
 func stepName(s store.Step) string {
@@ -129,6 +133,9 @@ func (h *handler) readSeries(ctx context.Context, q store.Query, step store.Step
 		return series{}, err
 	}
 	a := series{Zone: h.zone().String(), Step: stepName(q.Step), From: h.local(q.From), To: h.local(q.To), Starts: h.store.Buckets(q.Step, q.From, q.To), Series: []one{}}
+	if n := len(a.Starts) * max(len(q.Names), 1); a.Starts == nil || n > maxPoints {
+		return series{}, tooLong(n)
+	}
 	index := make(map[int64]int, len(a.Starts))
 	for i, t := range a.Starts {
 		a.Starts[i], index[t.Unix()] = t.In(h.zone()), i

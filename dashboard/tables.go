@@ -191,7 +191,7 @@ func routeTable(rows []row) table {
 	for _, r := range rows[:min(len(rows), shownRoutes)] {
 		n, failed := r.Counts["requests"], r.Counts["status_5xx"]
 		t.Lines = append(t.Lines, line{Name: r.Subject, Share: share(n, rows[0].Counts["requests"]), Cells: []cell{
-			{Text: digits(n)}, {Text: digits(r.Counts["status_4xx"])}, {Text: digits(failed), Bad: failed > 0},
+			{Text: digits(n)}, {Text: digits(r.Counts["status_4xx"])}, {Text: digits(failed), Bad: failed > 0 && failed >= n/100},
 			{Text: duration(r.P50)}, {Text: duration(r.P95)},
 		}})
 	}

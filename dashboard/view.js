@@ -7,7 +7,7 @@ import { bounds, change, duration, length, number, quantile, share } from "./for
 import { span, twice } from "./state.js";
 
 const day = 24 * 3600e3;
-const total = "api.requests.total", today = "api.requests.today", daily = "user.active.daily", monthly = "user.active.monthly";
+const total = "api.requests.total", today = "api.requests.today", daily = "user.active.daily", monthly = "user.active.monthly", registrations = "user.registrations";
 export const dropped = "usagekit.counts.dropped";
 export const statuses = [1, 2, 3, 4, 5].map((n) => ({ measure: `status_${n}xx`, label: `${n}xx`, color: `status-${n}` }));
 export const latencies = [...bounds.map((b) => `latency_${b}ms`), "latency_inf"];
@@ -51,7 +51,17 @@ export class Columns {
   // trend is values without what is to come, and without the bucket that runs: it would
   // look like a fall.
   trend(values) {
-    return values.slice(0, this.begun > 3 ? this.begun - 1 : this.begun);
+    const whole = values.slice(0, this.begun > 3 ? this.begun - 1 : this.begun);
+    return whole.some((v) => v) ? whole : values.slice(0, this.begun); // in the first hour it is all
+  }
+  // frame is what a chart needs to know of it.
+  get frame() {
+    return { starts: this.starts, end: this.end, step: this.step, running: this.begun - 1 };
+  }
+  // steady is values of a quantile without a running bucket that has hardly begun: it is
+  // of few requests.
+  steady(values) {
+    return this.begun > 3 && this.part < 0.25 ? values.map((v, i) => (i === this.begun - 1 ? null : v)) : values;
   }
   // soFar is what the period before had come to at the same point of it.
   soFar(values) {
@@ -72,18 +82,19 @@ class Card {
     [this.value, this.change] = box.querySelectorAll("p");
     this.spark = box.querySelector("svg");
   }
-  show(raw, text, values, [said, tone]) {
+  show(raw, text, values, [said, tone, title]) {
     this.value.dataset.value = raw ?? "";
     setText(this.value, text);
     this.value.classList.toggle("long", text.length > 8);
     this.value.classList.toggle("longer", text.length > 12);
     setText(this.change, said);
-    this.change.className = tone;
+    this.change.className = tone ?? "";
+    this.change.title = title ?? "";
     spark(this.spark, values);
   }
 }
 
-const words = { today: "yesterday by now", "24h": "24 h before", "7d": "7 days before", "30d": "30 days before", "90d": "90 days before", custom: "the time before" };
+const words = { today: "yesterday", "24h": "24 h before", "7d": "7 days before", "30d": "30 days before", "90d": "90 days before", custom: "the time before" };
 
 // against says what a range is compared with: "" where counting began within that time.
 function against(range, before) {
@@ -91,12 +102,13 @@ function against(range, before) {
   return began >= 0 && began <= before.length / 2 ? words[range] : "";
 }
 
-// said is a change in words, and its tone: where less is better, one of two colors.
-function said(now, before, than, down) {
-  const text = than && change(now, before);
-  if (!text) return ["", ""];
-  const tone = !down || Math.abs(now / before - 1) < 0.005 ? "" : now > before ? "worse" : "better";
-  return [`${text} vs ${than}`, tone];
+// said is a change in words, and its tone: where less is better, one of two colors, if it
+// is more than noise. write, when given, writes what it was in place of the change.
+function said(now, before, than, { less, write } = {}) {
+  const text = than && (write ? before >= 0 && `was ${write(before)},` : change(now, before) && `${change(now, before)} vs`);
+  if (!text) return [""];
+  const tone = !less || Math.abs(now / before - 1) < 0.1 ? "" : now > before ? "worse" : "better";
+  return [`${text} ${than}`, tone, "Compared up to the same point of that time"];
 }
 
 // parts are what app.js loads and shows: hosts, the elements that want it.
@@ -125,25 +137,24 @@ export function parts({ state, zoom }) {
 
         const failed = c.now("api.requests.status_5xx"), failedBefore = c.soFar(c.before("api.requests.status_5xx"));
         const rate = count ? sum(failed) / count : 0;
-        cards.error_rate.show(rate, share(rate), c.trend(failed.map((n, i) => (now[i] ? n / now[i] : null))), said(rate, failedBefore / c.soFar(before), than, true));
+        cards.error_rate.show(rate, share(rate), c.trend(failed.map((n, i) => (now[i] ? n / now[i] : null))), said(rate, failedBefore / c.soFar(before), than, { less: true, write: share }));
 
         const at = (i) => (p) => quantile(p, (m) => c.all(`api.requests.${m}`)[i]);
         const over = (weigh, values) => (p) => quantile(p, (m) => weigh(values.call(c, `api.requests.${m}`)));
         const p95 = over(sum, c.now)(0.95), p95Before = c.split ? over((v) => c.soFar(v), c.before)(0.95) : null;
-        const lines = quantiles.map(([p, label, color]) => ({ key: label, label, color, values: c.starts.map((_, i) => at(c.split + i)(p)), sum: over(sum, c.now)(p) }));
-        cards.p95.show(p95, duration(p95), c.trend(lines[1].values), said(p95, p95Before, than, true));
+        const lines = quantiles.map(([p, label, color]) => ({ key: label, label, color, values: c.steady(c.starts.map((_, i) => at(c.split + i)(p))), sum: over(sum, c.now)(p) }));
+        cards.p95.show(p95, duration(p95), c.trend(lines[1].values), said(p95, p95Before, than, { less: true }));
 
         const classes = statuses.map((s) => ({ key: s.measure, label: s.label, color: s.color, values: c.shown(c.now(`api.requests.${s.measure}`)) }));
         for (const s of classes) s.sum = sum(s.values.filter((v) => v !== null));
         const shown = classes.filter((s) => s.sum || s.label === "2xx");
-        if (compare && before && sum(before)) shown.push(dashed(before));
-        const frame = { starts: c.starts, end: c.end, step: c.step };
-        requests.draw({ ...frame, series: shown, stacked: true, none: "No requests in this range." });
+        if (compare && before && sum(before)) shown.push(dashed(before, c.soFar(before)));
+        requests.draw({ ...c.frame, series: shown, stacked: true, none: "No requests in this range." });
         if (compare && c.split) {
           const p95s = c.starts.map((_, i) => (c.split - c.starts.length + i >= 0 ? at(Math.max(c.split - c.starts.length, 0) + i)(0.95) : null));
-          lines.push({ ...dashed(p95s), label: "p95 before", sum: p95Before });
+          lines.push({ ...dashed(p95s, p95Before), label: "p95 before" });
         }
-        latency.draw({ ...frame, series: lines, none: "No latency was measured in this range." });
+        latency.draw({ ...c.frame, series: lines, none: "No latency was measured in this range." });
       },
     },
     {
@@ -158,29 +169,35 @@ export function parts({ state, zoom }) {
     {
       hosts: [card("active_day"), card("active_month"), host("active")],
       async load(signal) {
-        const long = ["90d", "13mo", "custom"].includes(state().range) ? span(state()) : { range: "30d" };
-        const both = state().range === "90d" ? { range: "180d" } : state().range === "30d" ? { range: "60d" } : long;
+        const { range } = state();
+        const month = get("series", { range: "30d", name: daily, step: "day" }, signal);
+        const chosen = { "30d": { range: "60d" }, "90d": { range: "180d" }, "13mo": { range }, custom: span(state()) }[range];
         return Promise.all([
           current(signal),
-          get("series", { ...both, name: daily, step: "day" }, signal),
+          month,
           get("series", { range: "13mo", name: monthly, step: "month" }, signal),
+          get("series", { ...(chosen ?? { range: "30d" }), name: [daily, registrations], step: "day" }, signal),
         ]);
       },
-      show([totals, byDay, byMonth]) {
-        const double = ["90d", "30d"].includes(state().range);
-        const c = new Columns(byDay.answer, double ? (s, i, all) => i >= all.length / 2 : undefined);
-        const m = new Columns(byMonth.answer);
-        const now = numbersOf(totals);
-        const days = c.shown(c.now(daily)), months = m.shown(m.now(monthly));
-        const yesterday = state().range === "custom" ? undefined : days[c.begun - 2];
+      show([totals, last30, byMonth, byDay]) {
+        const { range, compare } = state();
+        const now = numbersOf(totals), d = new Columns(last30.answer), m = new Columns(byMonth.answer);
+        const days = d.now(daily), months = m.now(monthly);
         const users = now.get(daily) ?? 0, month = now.get(monthly) ?? 0;
-        cards.active_day.show(users, number(users), c.trend(days), [yesterday ? `${number(yesterday)} in all of yesterday` : "", ""]);
-        const last = months[m.begun - 2];
-        cards.active_month.show(month, number(month), months, [last ? `${number(last)} in all of last month` : "", ""]);
-        const series = [{ key: "active", label: "Users", color: "line-1", values: days, sum: undefined }];
+        const yesterday = days[d.begun - 2], last = months[m.begun - 2];
+        cards.active_day.show(users, number(users), d.trend(days), [yesterday ? `${number(yesterday)} yesterday` : "", "", "In all of yesterday"]);
+        const whole = months.slice(0, m.begun - 2).some((n) => n); // or counting began in that month
+        cards.active_month.show(month, number(month), m.shown(months).slice(0, m.begun), [last && whole ? `${number(last)} last month` : "", "", "In all of last month"]);
+
+        const double = range === "30d" || range === "90d";
+        const c = new Columns(byDay.answer, double ? (s, i, all) => i >= all.length / 2 : undefined);
+        const series = [{ key: "active", label: "Active", color: "line-1", values: c.shown(c.now(daily)) }];
+        const joined = c.now(registrations);
+        if (sum(joined)) series.push({ key: "registrations", label: "Registrations", color: "line-3", line: true, values: c.shown(joined), sum: sum(joined) });
         const before = c.before(daily);
-        if (state().compare && double && before && sum(before)) series.push({ ...dashed(before), sum: undefined });
-        active.draw({ starts: c.starts, end: c.end, step: "day", series, stacked: true, none: "No active users in this range." });
+        if (compare && double && before && sum(before)) series.push(dashed(before));
+        const by = ["today", "24h", "7d"].includes(range) ? "by day, 30 days" : undefined;
+        active.draw({ ...c.frame, by, series, stacked: true, none: "No active users in this range." });
       },
     },
     {
@@ -199,12 +216,14 @@ export function parts({ state, zoom }) {
         const shown = models.filter((s) => s.sum).slice(0, palette);
         const rest = models.slice(palette).filter((s) => s.sum);
         if (rest.length) shown.push({ key: "rest", label: `${rest.length} more`, values: add(rest.map((s) => s.values), c.none()), sum: sum(rest.map((s) => s.sum)) });
-        const series = shown.map((s, i) => ({ ...s, color: s.key === "rest" ? "status-1" : `model-${i + 1}`, values: c.shown(s.values) }));
-        if (compare && c.split && sum(before)) series.push(dashed(before));
-        tokens.draw({ starts: c.starts, end: c.end, step: c.step, series, stacked: true, none: "No tokens in this range." });
+        const names = shown.map((s) => s.key).sort(); // a model keeps its color while others overtake it
+        const series = shown.map((s) => ({ ...s, color: s.key === "rest" ? "status-1" : `model-${names.indexOf(s.key) + 1}`, values: c.shown(s.values) }));
+        if (compare && c.split && sum(before)) series.push(dashed(before, c.soFar(before)));
+        tokens.draw({ ...c.frame, series, stacked: true, none: "No tokens in this range." });
       },
     },
   ];
 }
 
-const dashed = (values) => ({ key: "before", label: "Before", color: "before", dash: [4, 4], values, sum: sum(values.filter((v) => v !== null)) });
+// dashed is the time before: sum is what it had come to at the same point.
+const dashed = (values, sum) => ({ key: "before", label: "Before", color: "before", dash: [4, 4], values, sum });

@@ -1,0 +1,759 @@
+package dashboard
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+	"unicode/utf8"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/store"
+)
+
+// yielding is a fake with an Each of its own.
+type yielding struct {
+	fake
+	each func(ctx context.Context, yield func(store.Count, error) bool)
+}
+
+func (y *yielding) Each(ctx context.Context, _ store.Query) iter.Seq2[store.Count, error] {
+	return func(yield func(store.Count, error) bool) { y.each(ctx, yield) }
+}
+
+func numbered(i int) store.Count {
+	return store.Count{Name: fmt.Sprintf("feature.%d.used", i), N: int64(i)}
+}
+
+// sheet asks for an export as CSV and returns its header and lines.
+func sheet(t *testing.T, h http.Handler, query string) (header []string, lines [][]string) {
+	t.Helper()
+	w := get(h, "/usage/api/export?"+query)
+	all, err := csv.NewReader(w.Body).ReadAll()
+	if err != nil || w.Code != 200 || w.Header().Get("Content-Type") != "text/csv; charset=utf-8; header=present" || len(all) == 0 {
+		t.Fatalf("%s: %d %v %v", query, w.Code, w.Header(), err)
+	}
+	return all[0], all[1:]
+}
+
+// exported asks for an export as JSON.
+func exported[T any](t *testing.T, h http.Handler, query string) (value T) {
+	t.Helper()
+	w := get(h, "/usage/api/export?format=json&"+query)
+	d := json.NewDecoder(w.Body)
+	d.DisallowUnknownFields()
+	if err := d.Decode(&value); err != nil || d.More() || w.Code != 200 || w.Header().Get("Content-Type") != typeJSON {
+		t.Fatalf("%s: %d %v %v", query, w.Code, w.Header(), err)
+	}
+	return value
+}
+
+// number is a cell of text.
+func number(t *testing.T, cell string) int64 {
+	t.Helper()
+	n, err := strconv.ParseInt(cell, 10, 64)
+	if err != nil {
+		t.Error(err)
+	}
+	return n
+}
+
+// exporting is a store with much in it, now and in the past, and what may be asked of it.
+func exporting(t *testing.T, users int) (*past, []string) {
+	p := remembering(t, "Europe/Paris")
+	now := map[string]int64{
+		"api.GET /a, \"b\".requests": 100, "api.GET /a, \"b\".status_2xx": 90, "api.GET /a, \"b\".status_5xx": 10,
+		"api.GET /a, \"b\".latency_10ms": 90, "api.GET /a, \"b\".latency_100ms": 5, "api.GET /a, \"b\".latency_5ms": 3, "api.GET /a, \"b\".latency_inf": 2,
+		"api.GET /b.requests": 200, "llm.gpt-4.tokens": 1<<53 - 1, "llm.gpt-4.calls": 3, "plain": 1, "é.日本.ü": 4, "a.\u202e.x": 1, "a.b;c.d": 2, "a. .c": 6,
+	}
+	for i := range users {
+		now[fmt.Sprintf("user.%d.requests", i)] = int64(i + 1)
+	}
+	p.add(t,
+		batch{at("2025-03-29T12:00:00Z"), map[string]int64{"feature.a.used": 1, "api.GET /b.requests": 10, "user.1.requests": 7}},
+		batch{at("2025-03-30T00:30:00Z"), map[string]int64{"feature.a.used": 2, "feature.b.used": 3}},
+		batch{at("2025-03-30T01:30:00Z"), map[string]int64{"feature.a.used": 4}}, // two hours later there
+		batch{at("2025-10-26T00:30:00Z"), map[string]int64{"feature.a.used": 5}},
+		batch{at("2025-10-26T01:30:00Z"), map[string]int64{"feature.a.used": 6}}, // the same hour again
+		batch{time.Now(), now},
+	)
+	return p, []string{
+		"", "prefix=feature.", "measure=requests&prefix=api.", "contains=GPT", "except=user.&except=api.", "prefix=user.&from=2025-03-01&to=2025-03-31", "range=today", "range=13mo&except=user.",
+		"from=2025-03-30&to=2025-03-30&except=user.", "from=2025-03-30T00:30:00Z&to=2025-03-30T00:45:00Z&except=user.", "to=2025-03-29&except=user.", "prefix=nothing.", "from=2030-01-01",
+	}
+}
+
+// What is exported is what api/totals, api/rows and api/history answer, but for its order
+// and that it is all.
+func TestExport(t *testing.T) {
+	p, queries := exporting(t, 1_100)
+	h := open(p)
+	for _, query := range append(queries, "name=plain&name=llm.gpt-4.tokens&name=nothing") {
+		want := map[string]int64{}
+		for _, c := range decode(t, h, "/usage/api/totals?limit=10000&"+query)["counts"].([]any) {
+			c := c.(map[string]any)
+			want[c["name"].(string)] = int64(c["n"].(float64))
+		}
+		header, lines := sheet(t, h, query)
+		if !slices.Equal(header, []string{"name", "group", "subject", "measure", "n"}) {
+			t.Errorf("%s: the columns are %q", query, header)
+		}
+		got := map[string]int64{}
+		for _, l := range lines {
+			group, subject, measure := store.SplitName(l[0])
+			if l[1] != group || l[2] != subject || l[3] != measure {
+				t.Errorf("%s: %q", query, l)
+			}
+			got[l[0]] = number(t, l[4])
+		}
+		if !maps.Equal(got, want) || len(lines) != len(want) {
+			t.Errorf("%s: %d lines %.300v, want %d %.300v", query, len(lines), got, len(want), want)
+		}
+		a := exported[struct {
+			meta
+			Counts []exportedCount `json:"counts"`
+		}](t, h, query)
+		again := map[string]int64{}
+		for i, c := range a.Counts {
+			if !slices.Equal(c.fields(), lines[i]) {
+				t.Errorf("%s: in JSON %q, in CSV %q", query, c.fields(), lines[i])
+			}
+			again[c.Name] = c.N
+		}
+		if !maps.Equal(again, want) || len(a.Counts) != len(want) || a.Counts == nil || a.Stale || time.Since(a.AsOf) > time.Minute || a.CompleteThrough == nil {
+			t.Errorf("%s: %+v %.300v, want %.300v", query, a.meta, again, want)
+		}
+	}
+	if _, lines := sheet(t, h, "prefix=user.&measure=requests"); len(lines) != 1_100 {
+		t.Errorf("%d users, want all of 1100", len(lines))
+	}
+	if _, lines := sheet(t, h, "prefix=user.&measure=requests&limit=1089"); len(lines) != 1_089 {
+		t.Errorf("%d users, want 1089", len(lines))
+	}
+}
+
+func TestExportHistory(t *testing.T) {
+	p, queries := exporting(t, 20)
+	h := open(p)
+	for _, step := range []string{"hour", "day", "month"} {
+		for _, query := range append(queries, "name=feature.a.used&name=plain&to=2025-03-30") {
+			if step == "hour" && (!strings.Contains(query, "except=user.") || !strings.Contains(query, "to=2025")) {
+				continue // users have no hours, and all others too many
+			}
+			if step == "day" && strings.Count(query, "=") < 2 {
+				continue // so that it does not take long
+			}
+			query += "&step=" + step
+			var want [][]string
+			for _, c := range decode(t, h, "/usage/api/history?limit=10000&"+query)["counts"].([]any) {
+				c := c.(map[string]any)
+				name, n := c["name"].(string), int64(c["n"].(float64))
+				group, subject, measure := store.SplitName(name)
+				want = append(want, []string{c["start"].(string), name, group, subject, measure, strconv.FormatInt(n, 10)})
+			}
+			header, lines := sheet(t, h, "of=history&"+query)
+			if !slices.Equal(header, []string{"start", "name", "group", "subject", "measure", "n"}) {
+				t.Errorf("%s: the columns are %q", query, header)
+			}
+			if !slices.EqualFunc(lines, want, slices.Equal) {
+				t.Errorf("%s: %d lines %.300q, want %d %.300q", query, len(lines), lines, len(want), want)
+			}
+			a := exported[struct {
+				meta
+				Counts []exportedBucket `json:"counts"`
+			}](t, h, "of=history&"+query)
+			if len(a.Counts) != len(want) || a.Counts == nil {
+				t.Errorf("%s: %d in JSON, want %d", query, len(a.Counts), len(want))
+				continue
+			}
+			for i, c := range a.Counts {
+				if !slices.Equal(c.fields(), want[i]) {
+					t.Errorf("%s: in JSON %q, want %q", query, c.fields(), want[i])
+				}
+			}
+		}
+	}
+	// Each hour of a day of 25 is told from the other.
+	_, lines := sheet(t, h, "of=history&step=hour&name=feature.a.used&from=2025-10-26&to=2025-10-26")
+	if len(lines) != 2 || lines[0][0] != "2025-10-26T02:00:00+02:00" || lines[1][0] != "2025-10-26T02:00:00+01:00" || lines[0][5] != "5" || lines[1][5] != "6" {
+		t.Errorf("%q", lines)
+	}
+}
+
+func TestExportRows(t *testing.T) {
+	p, queries := exporting(t, 200)
+	h := open(p)
+	for _, query := range queries {
+		var want []row
+		data, err := json.Marshal(decode(t, h, "/usage/api/rows?limit=10000&"+query)["rows"])
+		if err == nil {
+			err = json.Unmarshal(data, &want)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		header, lines := sheet(t, h, "of=rows&"+query)
+		if len(header) < 5 || !slices.Equal(header[:5], []string{"group", "subject", "p50_ms", "p95_ms", "p99_ms"}) || len(lines) != len(want) {
+			t.Errorf("%s: %q, %d lines, want %d", query, header, len(lines), len(want))
+			continue
+		}
+		for i, l := range lines {
+			got := row{Group: l[0], Subject: l[1], Counts: map[string]int64{}}
+			for j, ms := range []**float64{&got.P50, &got.P95, &got.P99} {
+				if l[2+j] != "" {
+					f, err := strconv.ParseFloat(l[2+j], 64)
+					if err != nil {
+						t.Error(err)
+					}
+					*ms = &f
+				}
+			}
+			for j, cell := range l[5:] {
+				if n := number(t, cell); n > 0 { // 0: it has no such measure
+					got.Counts[header[5+j]] = n
+				}
+			}
+			maps.DeleteFunc(want[i].Counts, func(_ string, n int64) bool { return n == 0 })
+			if !reflect.DeepEqual(got, want[i]) {
+				t.Errorf("%s: %q is %+v, want %+v", query, l, got, want[i])
+			}
+		}
+		a := exported[rows](t, h, "of=rows&"+query)
+		for i := range a.Rows {
+			maps.DeleteFunc(a.Rows[i].Counts, func(_ string, n int64) bool { return n == 0 })
+		}
+		if a.Rows == nil || len(a.Rows) != len(want) || len(want) > 0 && !reflect.DeepEqual(a.Rows, want) {
+			t.Errorf("%s: in JSON %.300v, want %.300v", query, a.Rows, want)
+		}
+	}
+	// Columns in their order, latencies last and by their bound.
+	header, lines := sheet(t, h, "of=rows&prefix=api.&contains=\"b\"")
+	want := [][]string{
+		{"group", "subject", "p50_ms", "p95_ms", "p99_ms", "requests", "status_2xx", "status_5xx", "latency_5ms", "latency_10ms", "latency_100ms", "latency_inf"},
+		{"api", `GET /a, "b"`, "7.6", "85", "10000", "100", "90", "10", "3", "90", "5", "2"},
+	}
+	if got := append([][]string{header}, lines...); !slices.EqualFunc(got, want, slices.Equal) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+}
+
+// What a spreadsheet could take for a formula is text: in every cell there is.
+func TestExportIsInert(t *testing.T) {
+	hostile := []string{"=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "\nx", "＝1+1", "＋1", "－1", "＠x", "|calc", "%0A", `=cmd|' /C calc'!A0`, `=HYPERLINK("http://evil","x")`, "=", "-", "'", "''=", `"=1"`, " =1", "a=1", "x,=1", "", "\u202e=1"}
+	var counts []store.Count
+	var rows []store.Row
+	for _, s := range hostile {
+		counts = append(counts, store.Count{Name: s + "." + s + "." + s, N: 1}, store.Count{Name: s, N: 1})
+		rows = append(rows, store.Row{Group: s, Subject: s, Counts: map[string]int64{"requests": 1}})
+	}
+	h := open(&fake{counts: counts, rows: rows})
+	check := func(query string, fields [][]string) {
+		_, lines := sheet(t, h, query)
+		if len(lines) != len(fields) {
+			t.Fatalf("%s: %d lines, want %d", query, len(lines), len(fields))
+		}
+		for i, line := range lines {
+			for j, cell := range line {
+				if strings.ContainsAny(cell[:min(1, len(cell))], "=+-@\t\r\n|%") || regexp.MustCompile("^[＝＋－＠]").MatchString(cell) {
+					t.Errorf("%s: a cell is %q", query, cell)
+				}
+				// Nothing else is changed.
+				if want := fields[i][j]; cell != want && (cell != "'"+want || want == "" || !strings.ContainsAny(strings.TrimLeft(want, " ")[:1], "=+-@\t\r\n|%") && want[0] < utf8.RuneSelf) {
+					t.Errorf("%s: a cell is %q, want %q", query, cell, want)
+				}
+			}
+		}
+	}
+	var ofCounts, ofBuckets, ofRows [][]string
+	for _, c := range counts {
+		group, subject, measure := store.SplitName(c.Name)
+		ofCounts = append(ofCounts, []string{c.Name, group, subject, measure, "1"})
+		ofBuckets = append(ofBuckets, []string{"0001-01-01T00:00:00Z", c.Name, group, subject, measure, "1"})
+	}
+	for _, r := range rows {
+		ofRows = append(ofRows, []string{r.Group, r.Subject, "", "", "", "1"})
+	}
+	check("of=totals", ofCounts)
+	check("of=history&step=day", ofBuckets)
+	check("of=rows", ofRows)
+	// JSON is no sheet: there names are as they are.
+	for i, c := range exported[struct {
+		meta
+		Counts []exportedCount `json:"counts"`
+	}](t, h, "").Counts {
+		if c.Name != counts[i].Name {
+			t.Errorf("in JSON %q, want %q", c.Name, counts[i].Name)
+		}
+	}
+}
+
+func TestExportHeaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{zone: time.FixedZone("", 5*3600), state: store.Stats{Skew: 30 * time.Minute}, counts: []store.Count{numbered(1)}, rows: []store.Row{{Group: "a"}}}
+		h := open(f)
+		for query, want := range map[string]string{
+			"":                                    "usage-totals-2000-01-01-0530.csv",
+			"format=csv&of=totals":                "usage-totals-2000-01-01-0530.csv",
+			"format=json":                         "usage-totals-2000-01-01-0530.json",
+			"of=rows":                             "usage-rows-2000-01-01-0530.csv",
+			"of=history&step=day&format=json":     "usage-history-2000-01-01-0530.json",
+			"name=x%22%0d%0aEvil:x&prefix=../../": "",
+		} {
+			w := get(h, "/usage/api/export?"+query)
+			if want == "" {
+				if w.Code != 400 || w.Header().Get("Content-Disposition") != "" {
+					t.Errorf("%s: %d %v", query, w.Code, w.Header())
+				}
+				continue
+			}
+			if got := w.Header().Get("Content-Disposition"); got != `attachment; filename="`+want+`"` {
+				t.Errorf("%s: %s, want %s", query, got, want)
+			}
+			if w.Header().Get("ETag") != "" || w.Header().Get("Content-Length") != "" {
+				t.Errorf("%s: %v", query, w.Header())
+			}
+			checkHeaders(t, query, w)
+		}
+	})
+}
+
+// errSecret is what no answer may tell.
+var errSecret = errors.New("pq: password authentication failed at postgres://app:secret@db")
+
+// An error before the first line is answered as any other; one in the middle cuts the
+// connection, so that what came does not look whole, in no protocol and no format.
+func TestExportBreaksOff(t *testing.T) {
+	var breaks atomic.Int64
+	h := open(&yielding{each: func(_ context.Context, yield func(store.Count, error) bool) {
+		for i := range int(breaks.Load()) {
+			if !yield(numbered(i), nil) {
+				return
+			}
+		}
+		yield(store.Count{}, errSecret)
+	}})
+	for _, http2 := range []bool{false, true} {
+		srv := httptest.NewUnstartedServer(h)
+		if srv.EnableHTTP2 = http2; http2 {
+			srv.StartTLS()
+		} else {
+			srv.Start()
+		}
+		defer srv.Close()
+		for _, query := range []string{"format=csv", "format=json", "format=csv&of=history&step=day", "format=json&of=history&step=day"} {
+			for _, after := range []int{0, 1, 10, exportAhead - 1, exportAhead, exportAhead + 1, 20 * exportAhead} {
+				breaks.Store(int64(after))
+				res, err := srv.Client().Get(srv.URL + "/usage/api/export?" + query)
+				if err != nil {
+					if after == 0 || after >= exportAhead {
+						t.Errorf("%s after %d: %v", query, after, err)
+					}
+					continue // cut before the first byte
+				}
+				body, err := io.ReadAll(res.Body)
+				res.Body.Close()
+				if strings.Contains(string(body), "secret") {
+					t.Errorf("%s after %d: %s", query, after, body)
+				}
+				if after == 0 {
+					if res.StatusCode != 503 || err != nil || !strings.HasPrefix(string(body), `{"error":"the database does not answer`) || res.Header.Get("Content-Disposition") != "" {
+						t.Errorf("%s: %d %v %s", query, res.StatusCode, err, body)
+					}
+					continue
+				}
+				if res.StatusCode != 200 || err == nil || res.ProtoMajor == 2 != http2 {
+					t.Errorf("%s after %d, %s: %d, and looks whole: %d bytes, …%s", query, after, res.Proto, res.StatusCode, len(body), body[max(0, len(body)-100):])
+				}
+				if strings.HasPrefix(query, "format=json") && json.Valid(body) {
+					t.Errorf("%s after %d: valid JSON", query, after)
+				}
+				// A file's worth is not held back for it.
+				if lines := bytes.Count(body, []byte("\n")); lines < after-exportAhead {
+					t.Errorf("%s after %d: %d lines came", query, after, lines)
+				}
+			}
+		}
+	}
+	for err, code := range map[error]int{errSecret: 503, store.ErrUnavailable: 503, notKept("Step hour is finer than kept"): 400} {
+		h := open(&fake{before: func(context.Context, string) error { return err }})
+		for _, query := range []string{"", "of=rows", "of=history&step=hour", "format=json"} {
+			if w := get(h, "/usage/api/export?"+query); w.Code != code || !strings.HasPrefix(w.Body.String(), `{"error":`) || w.Header().Get("Content-Type") != typeJSON || w.Header().Get("Retry-After") != "" {
+				t.Errorf("%s, %v: %d %v %s", query, err, w.Code, w.Header(), w.Body)
+			}
+		}
+	}
+}
+
+// The same of a store whose database goes away between two pages.
+func TestExportWithoutDatabase(t *testing.T) {
+	var faults dbtest.Faults
+	db, err := faults.Open("sqlite", "file:"+filepath.Join(t.TempDir(), "usage.db")+"?_pragma=journal_mode(WAL)&_pragma=synchronous(OFF)&_txlock=immediate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	st, err := store.New(t.Context(), sqlx.NewDb(db, "sqlite3"), store.Config{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const many = 6_000 // more than a page
+	for i := range many {
+		st.Add(fmt.Sprintf("user.%d.requests", i), int64(i+1))
+	}
+	if err := st.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h := open(st)
+	var goes atomic.Bool
+	away := func(dbtest.Op) dbtest.Fault { return dbtest.Fault{Err: errSecret} }
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if goes.Load() {
+			w = &leaving{w, func() { faults.Set(away) }}
+		}
+		h.ServeHTTP(w, r)
+	}))
+	defer srv.Close()
+	for _, format := range []string{"csv", "json"} {
+		for _, whole := range []bool{true, false} {
+			goes.Store(!whole)
+			res, err := http.Get(srv.URL + "/usage/api/export?measure=requests&prefix=user.&format=" + format)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(res.Body)
+			res.Body.Close()
+			faults.Set(nil)
+			lines := bytes.Count(body, []byte(".requests"))
+			if (err == nil) != whole || whole != (lines == many) || lines == 0 || bytes.Contains(body, []byte("secret")) {
+				t.Errorf("%s: %d lines, %v, want all: %v", format, lines, err, whole)
+			}
+		}
+	}
+	if err := st.Shutdown(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
+
+// leaving does something when something is sent for the first time.
+type leaving struct {
+	http.ResponseWriter
+	first func()
+}
+
+func (l *leaving) Unwrap() http.ResponseWriter { return l.ResponseWriter }
+func (l *leaving) Flush() {
+	l.first()
+	_ = http.NewResponseController(l.ResponseWriter).Flush()
+}
+
+// Two at a time are made, and no more: whatever becomes of them, others follow.
+func TestExportPlaces(t *testing.T) {
+	for name, end := range map[string]func(yield func(store.Count, error) bool){
+		"done":       func(func(store.Count, error) bool) {},
+		"broken off": func(yield func(store.Count, error) bool) { yield(store.Count{}, errSecret) },
+		"panic":      func(func(store.Count, error) bool) { panic("broken") },
+		"the reader broke": func(yield func(store.Count, error) bool) {
+			for i := 0; yield(numbered(i), nil); i++ {
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				goOn := make(chan struct{})
+				h := open(&yielding{each: func(_ context.Context, yield func(store.Count, error) bool) {
+					if yield(numbered(0), nil) {
+						<-goOn
+						end(yield)
+					}
+				}})
+				for round := range 3 {
+					for range maxExports {
+						go func() {
+							defer func() { _ = recover() }() // as a server does
+							var w http.ResponseWriter = httptest.NewRecorder()
+							if name == "the reader broke" {
+								w = broken{w}
+							}
+							h.ServeHTTP(w, httptest.NewRequest("GET", "/usage/api/export", nil))
+						}()
+					}
+					synctest.Wait()
+					for _, query := range []string{"", "of=rows", "of=history&step=day", "format=json"} {
+						w := get(h, "/usage/api/export?"+query)
+						if after, err := strconv.Atoi(w.Header().Get("Retry-After")); w.Code != 503 || err != nil || after < 1 || !strings.Contains(w.Body.String(), "2 exports are being made") {
+							t.Errorf("round %d, %s: %d %v %s", round, query, w.Code, w.Header(), w.Body)
+						}
+						checkHeaders(t, query, w)
+					}
+					if w := get(h, "/usage/api/export?of=nothing"); w.Code != 400 { // and takes no place
+						t.Errorf("round %d: %d", round, w.Code)
+					}
+					if w := get(h, "/usage/api/totals"); w.Code != 200 {
+						t.Errorf("round %d: totals: %d %s", round, w.Code, w.Body)
+					}
+					close(goOn)
+					synctest.Wait()
+					goOn = make(chan struct{})
+				}
+				close(goOn)
+				for range 3 { // mistakes give theirs back, too
+					get(h, "/usage/api/export?of=nothing")
+					getWith(h, "HEAD", "/usage/api/export?of=rows")
+				}
+				if w := get(h, "/usage/api/export?of=rows"); w.Code != 200 {
+					t.Errorf("at last: %d %s", w.Code, w.Body)
+				}
+			})
+		})
+	}
+}
+
+// broken is a ResponseWriter whose reader is gone.
+type broken struct{ http.ResponseWriter }
+
+func (broken) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
+
+// A client that goes away ends its export, although there is always more.
+func TestExportClientGone(t *testing.T) {
+	for name, deaf := range map[string]bool{"told": false, "seen by writing": true} {
+		t.Run(name, func(t *testing.T) {
+			ended := make(chan error, 1)
+			srv := httptest.NewServer(open(&yielding{each: func(ctx context.Context, yield func(store.Count, error) bool) {
+				for i := 0; deaf || i < 5*exportAhead; i++ {
+					if !yield(numbered(i), nil) {
+						ended <- nil
+						return
+					}
+				}
+				<-ctx.Done()
+				yield(store.Count{}, ctx.Err())
+				ended <- ctx.Err()
+			}}))
+			defer srv.Close()
+			res, err := http.Get(srv.URL + "/usage/api/export")
+			if err != nil {
+				t.Fatal(err)
+			}
+			// What was read before the rest is there has come.
+			lines := bufio.NewScanner(res.Body)
+			for i := range 5 * exportAhead {
+				if !lines.Scan() {
+					t.Fatalf("after %d lines: %v", i, lines.Err())
+				}
+			}
+			res.Body.Close()
+			select {
+			case <-ended:
+			case <-time.After(20 * time.Second):
+				t.Error("the export goes on for nobody")
+			}
+		})
+	}
+}
+
+// A million counts take no more memory than a thousand, and come as they are read.
+func TestExportStreams(t *testing.T) {
+	for query, many := range map[string]int{"format=csv": 1_000_000, "format=json": 100_000, "of=history&step=hour&format=csv": 100_000} {
+		t.Run(query, func(t *testing.T) {
+			heap := func() uint64 {
+				runtime.GC()
+				var m runtime.MemStats
+				runtime.ReadMemStats(&m)
+				return m.HeapAlloc
+			}
+			var sink counted
+			var least, most uint64
+			h := open(&yielding{each: func(_ context.Context, yield func(store.Count, error) bool) {
+				for i := range many {
+					if i%(many/10) == 0 && i > 0 {
+						now := heap()
+						most = max(most, now)
+						if least == 0 {
+							least = now
+						}
+						if sink.lines < i-exportAhead {
+							t.Errorf("after %d counts %d lines are written", i, sink.lines)
+						}
+					}
+					if !yield(numbered(i), nil) {
+						t.Errorf("ended after %d", i)
+						return
+					}
+				}
+			}})
+			h.ServeHTTP(&sink, httptest.NewRequest("GET", "/usage/api/export?"+query, nil))
+			if sink.lines < many || sink.lines > many+3 || sink.bytes < 20*many {
+				t.Errorf("%d lines, %d bytes", sink.lines, sink.bytes)
+			}
+			t.Logf("%d bytes written with %d to %d kB of heap, flushed %d times", sink.bytes, least/1000, most/1000, sink.flushes)
+			if most-least > 2<<20 {
+				t.Errorf("the heap grew by %d bytes", most-least)
+			}
+			if sink.flushes != many/exportAhead {
+				t.Errorf("flushed %d times", sink.flushes)
+			}
+		})
+	}
+}
+
+// counted is a ResponseWriter that keeps nothing.
+type counted struct {
+	header                http.Header
+	lines, bytes, flushes int
+}
+
+func (c *counted) Header() http.Header {
+	if c.header == nil {
+		c.header = http.Header{}
+	}
+	return c.header
+}
+func (c *counted) WriteHeader(int) {}
+func (c *counted) Flush()          { c.flushes++ }
+func (c *counted) Write(b []byte) (int, error) {
+	c.lines += bytes.Count(b, []byte("\n"))
+	c.bytes += len(b)
+	return len(b), nil
+}
+
+// pipes is a Listener of connections in memory, without any buffer.
+type pipes struct {
+	conns  chan net.Conn
+	closed chan struct{}
+}
+
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+func (p *pipes) Close() error   { close(p.closed); return nil }
+func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
+
+// An export goes on for as long as its reader takes something every now and then, and
+// is cut when that is not so.
+func TestExportSlowReader(t *testing.T) {
+	for pause, whole := range map[time.Duration]bool{time.Second: true, exportPause - time.Second: true, exportPause + time.Second: false} {
+		synctest.Test(t, func(t *testing.T) {
+			var yielded atomic.Int64
+			const many = 20 * exportAhead
+			srv := &http.Server{Handler: open(&yielding{each: func(_ context.Context, yield func(store.Count, error) bool) {
+				for i := range many {
+					if !yield(numbered(i), nil) {
+						return
+					}
+					yielded.Add(1)
+				}
+			}})}
+			l := &pipes{make(chan net.Conn), make(chan struct{})}
+			go srv.Serve(l)
+			client, server := net.Pipe()
+			l.conns <- server
+			fmt.Fprint(client, "GET /usage/api/export HTTP/1.1\r\nHost: usage.test\r\n\r\n")
+			res, err := http.ReadResponse(bufio.NewReaderSize(client, 16), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines := 0
+			began := time.Now()
+			for in := bufio.NewScanner(res.Body); ; {
+				if lines%exportAhead == exportAhead/2 {
+					if ahead := yielded.Load() - int64(lines); ahead > 2*exportAhead {
+						t.Errorf("%d lines were read ahead of the reader", ahead)
+					}
+					time.Sleep(pause)
+				}
+				if !in.Scan() {
+					err = in.Err()
+					break
+				}
+				lines++
+			}
+			if got := err == nil && lines == many+1; got != whole {
+				t.Errorf("a reader that pauses for %v has %d lines after %v, %v", pause, lines, time.Since(began), err)
+			}
+			client.Close()
+			srv.Close()
+		})
+	}
+}
+
+// Every cell is quoted, those of the header too, so that a semicolon splits none.
+func TestExportIsQuoted(t *testing.T) {
+	h := open(&fake{
+		counts: []store.Count{{Name: `feature.a;=1+1."b`, N: 1}},
+		rows:   []store.Row{{Group: "feature", Subject: "x;=1", Counts: map[string]int64{"=HYPERLINK(1)": 1}}},
+	})
+	quoted := regexp.MustCompile(`^("([^"]|"")*"(,|\r\n))+$`)
+	for _, query := range []string{"of=totals", "of=rows", "of=history&step=day"} {
+		body := get(h, "/usage/api/export?"+query).Body.String()
+		if !quoted.MatchString(body) || strings.Contains(body, `"=`) {
+			t.Errorf("%s: %s", query, body)
+		}
+	}
+}
+
+// An export that nobody takes gives its place back, and one that is asked for by HEAD
+// leaves nothing behind.
+func TestExportLeavesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(&fake{counts: []store.Count{{Name: "a", N: 1}, {Name: "b", N: 1}}})
+		before := runtime.NumGoroutine()
+		for range 50 {
+			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("HEAD", "/usage/api/export", nil))
+		}
+		synctest.Wait()
+		if n := runtime.NumGoroutine(); n > before {
+			t.Errorf("%d goroutines after 50 of HEAD, %d before", n, before)
+		}
+	})
+	s := open(&fake{counts: make([]store.Count, 10)})
+	w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
+	s.ServeHTTP(w, httptest.NewRequest("GET", "/usage/api/export", nil))
+	if w.set == 0 || !w.beforeHead {
+		t.Errorf("%d write deadlines, the first before the header: %v", w.set, w.beforeHead)
+	}
+}
+
+type deadlines struct {
+	*httptest.ResponseRecorder
+	set                     int
+	headWritten, beforeHead bool
+}
+
+func (d *deadlines) SetWriteDeadline(time.Time) error {
+	d.set++
+	d.beforeHead = d.beforeHead || !d.headWritten
+	return nil
+}
+
+func (d *deadlines) WriteHeader(code int) {
+	d.headWritten = true
+	d.ResponseRecorder.WriteHeader(code)
+}
