@@ -3,6 +3,7 @@
 
 const kept = new Map(); // address → {etag, answer}
 const most = 64;
+const patience = 15_000; // ms; the server itself gives up after 5 s
 
 export class Refused extends Error {
   constructor(message, status) {
@@ -22,10 +23,10 @@ export async function get(path, params, signal) {
   const before = kept.get(address);
   let response, body;
   try {
-    response = await fetch(address, { signal, cache: "no-store", headers: before ? { "If-None-Match": before.etag } : {} });
+    response = await fetch(address, { signal: AbortSignal.any([signal, AbortSignal.timeout(patience)]), cache: "no-store", headers: before ? { "If-None-Match": before.etag } : {} });
     body = response.status === 304 ? null : await response.json();
   } catch (err) {
-    if (err.name === "AbortError") throw err;
+    if (signal.aborted) throw err;
     if (!response) throw new Refused("The server does not answer. Is the application running, and the network there?", 0);
     throw new Refused(`The server answered ${response.status}, and not in JSON. If it asks for a password, reload the page.`, response.status);
   }

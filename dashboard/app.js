@@ -17,10 +17,10 @@ const $ = (selector) => document.querySelector(selector);
 
 let state = read(location.search);
 let live = true, refreshes = 0, timer, controller, round = Promise.resolve();
-let health = null, freshest = 0;
+let health = null, freshest = Infinity;
 
 const getState = () => state;
-const detail = new Detail({ state: getState, closed: () => state.row && change({ row: "" }) });
+const detail = new Detail({ state: getState, closed: () => state.row && change({ row: "" }, true) });
 const tables = [...document.querySelectorAll("[data-table]")].map((host) => new Table(host, {
   state: getState,
   set: (what, value) => change({ [what]: { ...state[what], [host.dataset.table]: value } }, what === "q"),
@@ -30,12 +30,13 @@ const zoom = (from, to) => change({ range: "custom", from: new Date(from).toISOS
 
 // sections are what loads and shows by itself. seen: the hosts that are on screen;
 // parts: what it shows, of the range that shown says; key: the range that was tried last;
-// due: when to load it again.
+// due: when to load it again; asks: how often something else was asked of it, and
+// shownAs: which of that it shows.
 const sections = [
   ...parts({ state: getState, zoom }),
   ...tables.map((t) => ({ hosts: [t.host], load: (signal) => t.load(signal), show: (p) => t.show(p) })),
   { hosts: detail.hosts, load: (signal) => detail.load(signal), show: (p) => detail.show(p), get hidden() { return !detail.active; } },
-].map((s) => Object.assign(s, { seen: new Set(), parts: null, shown: "", key: "", due: 0, problem: null }));
+].map((s) => Object.assign(s, { seen: new Set(), parts: null, shown: "", key: "", due: 0, asks: 0, shownAs: -1, problem: null }));
 
 const observer = new IntersectionObserver((entries) => {
   let missing = false;
@@ -63,6 +64,7 @@ function change(some, replace, opener) {
 addEventListener("popstate", () => {
   const before = state;
   state = read(location.search);
+  if (state.range !== "custom") $("#custom").hidden = true;
   follow(before);
 });
 
@@ -74,8 +76,12 @@ function follow(before, opener) {
   for (const s of sections) {
     const t = tables.find((t) => t.host === s.hosts[0]);
     const moved = t && ["q", "sort", "more"].some((w) => before[w][t.id] !== state[w][t.id]);
-    if (ranged || moved || (s.hosts[0] === detail.dialog && before.row !== state.row)) s.due = 0;
-    if (!ranged && before.compare !== state.compare && s.parts) show(s);
+    if (ranged || moved || (s.hosts[0] === detail.dialog && before.row !== state.row)) {
+      s.due = 0;
+      s.asks++;
+    }
+    if (ranged && s.parts) busy(s, true);
+    else if (before.compare !== state.compare && s.parts && s.shown === keyOf()) show(s);
   }
   refresh();
 }
@@ -97,21 +103,22 @@ async function reload(force) {
   if (signal.aborted) return; // the next round is waiting
   controller = null;
   body.dataset.refreshes = ++refreshes;
-  said();
   plan();
+  said();
 }
 
 async function loadOne(s, key, signal) {
-  const began = performance.now();
+  const began = performance.now(), { asks } = s;
   if (s.key !== key) busy(s, true);
   try {
     const loaded = await s.load(signal);
+    if (asks !== s.asks) return; // something else is asked by now, and loaded next
     const took = performance.now() - began;
-    const same = s.parts && s.key === key && !s.problem && s.parts.length === loaded.length && loaded.every((p, i) => p.answer === s.parts[i].answer);
-    Object.assign(s, { parts: loaded, shown: key, key, problem: null, due: performance.now() + Math.max(every, share * took) - every / 2 });
+    const same = s.parts && s.key === key && s.shownAs === asks && !s.problem && s.parts.length === loaded.length && loaded.every((p, i) => p.answer === s.parts[i].answer);
+    Object.assign(s, { parts: loaded, shown: key, shownAs: asks, key, problem: null, due: performance.now() + Math.max(every, share * took) - every / 2 });
     if (!same) show(s);
   } catch (err) {
-    if (signal.aborted) return;
+    if (signal.aborted || asks !== s.asks) return;
     if (!(err instanceof Refused)) console.error(err);
     s.problem = err instanceof Refused ? err : new Refused("Something is wrong with this page. Reload it; the browser's console knows more.", -1);
     if (s.shown !== key) s.parts = null; // of another range
@@ -129,7 +136,7 @@ function busy(s, is) {
     h.setAttribute("aria-busy", String(is));
     h.classList.toggle("loaded", Boolean(s.parts));
     let p = h.querySelector(":scope > .problem");
-    if (s.problem && !is && h.tagName === "SECTION") {
+    if (s.problem && !is && !h.dataset.card) {
       if (!p) h.append((p = el("p", { class: "problem" })));
       setText(p, s.problem.message);
     } else p?.remove();
@@ -144,18 +151,19 @@ async function loadHealth(signal) {
   }
 }
 
-// loadEmpty finds out whether there is nothing at all, until there is something.
+// loadEmpty finds out whether nothing of the kinds that matter was ever counted, until
+// something is.
 let empty = null; // nobody knows
 async function loadEmpty(signal) {
   const totals = sections.flatMap((s) => s.parts ?? []).find((p) => p.answer.counts);
   if (totals) counted = numbersOf(totals);
-  if (empty === false || [...counted.values()].some((n) => n > 0)) {
+  if (empty === false || counted.get("api.requests.total") > 0) {
     empty = false;
     return;
   }
   try {
-    const { answer } = await get("totals", { limit: 1 }, signal);
-    empty = !answer.counts.some((c) => c.n > 0);
+    const kinds = await Promise.all(["api.", "feature.", "llm.", "error."].map((prefix) => get("totals", { prefix, limit: 3 }, signal)));
+    empty = !kinds.some((k) => k.answer.counts.some((c) => c.n > 0));
   } catch {
     // It is asked again.
   }
@@ -180,9 +188,9 @@ function said() {
   const never = answers.length > 0 && answers.every((p) => !p.answer.complete_through);
   const stale = answers.filter((p) => p.answer.stale).map((p) => p.answer.as_of).sort();
   const lost = counted.get(dropped);
-  const failed = problems.length === on.length && !answers.length;
-  banner("error", failed && problems[0].problem.message);
-  banner("stale", stale.length && `The database does not answer: these are the numbers of ${time(Date.parse(stale[0]), "second")}. Counting goes on.`);
+  const failed = problems.length === on.length;
+  banner("error", failed && problems[0].problem.message + (answers.length ? ` These are the numbers of ${time(freshest, "second")}.` : ""));
+  banner("stale", !failed && stale.length && `The database does not answer: these are the numbers of ${time(Date.parse(stale[0]), "second")}. Counting goes on.`);
   banner("incomplete", never ? "No count has reached the database yet." : behind.length && `Counts are on their way: what came after ${time(Math.min(...behind.map((p) => Date.parse(p.answer.complete_through))), "second")} is not all here yet.`);
   banner("dropped", lost > 0 && `${number(lost)} counts were dropped, of all time, at least: they came in batches or files that could not be read. The log knows more.`);
   banner("trouble", health?.answer.reasons?.length && `Needs attention: ${health.answer.reasons.join("; ")}.`);
@@ -220,7 +228,7 @@ function controls() {
   const overview = sections[0].parts?.[0].answer;
   if (overview && sections[0].key === keyOf()) {
     const i = overview.starts.findIndex(twice(state).current);
-    setText($("[data-span]"), interval(Date.parse(overview.starts[Math.max(i, 0)]), Date.parse(overview.to) - 1));
+    setText($("[data-span]"), interval(Date.parse(overview.starts[Math.max(i, 0)]), Math.min(Date.parse(overview.to) - 1, Date.parse(overview.as_of))));
   } else setText($("[data-span]"), "");
   setText($("[data-zone]"), zoned ? `Times in ${theZone()}` : "");
   $("[name=compare]").checked = state.compare;
@@ -232,6 +240,8 @@ function controls() {
   }
   $("[data-range=custom]").setAttribute("aria-expanded", String(!$("#custom").hidden));
   $("[data-action=live]").setAttribute("aria-pressed", String(live));
+  setText($("[data-action=live] span + span"), live ? "Live" : "Paused");
+  setText($("[data-action=theme]"), `Theme: ${document.documentElement.dataset.theme ?? "auto"}`);
 }
 
 for (const b of document.querySelectorAll("[data-range]")) {
@@ -244,9 +254,9 @@ for (const b of document.querySelectorAll("[data-range]")) {
     $("#custom").hidden = !$("#custom").hidden;
     controls();
     if (!$("#custom").hidden) {
-      const today = new Date().toISOString().slice(0, 10);
-      $("[name=from]").value ||= new Date(Date.now() - 13 * 24 * 3600e3).toISOString().slice(0, 10);
+      const today = (sections[0].parts?.[0].answer.as_of ?? new Date().toISOString()).slice(0, 10); // of the store's zone
       $("[name=to]").value ||= today;
+      $("[name=from]").value ||= new Date(Date.parse(today) - 13 * 24 * 3600e3).toISOString().slice(0, 10);
       $("[name=from]").focus();
     }
   });
@@ -264,19 +274,34 @@ $("[data-action=live]").addEventListener("click", () => {
   live ? refresh() : clearTimeout(timer);
 });
 
+// The switch goes from what the system prefers to the other theme, back, and to auto.
 const dark = matchMedia("(prefers-color-scheme: dark)");
 $("[data-action=theme]").addEventListener("click", () => {
-  const root = document.documentElement;
-  const isDark = root.dataset.theme ? root.dataset.theme === "dark" : dark.matches;
-  root.dataset.theme = isDark ? "light" : "dark";
+  const [preferred, other] = dark.matches ? ["dark", "light"] : ["light", "dark"];
+  const next = { [other]: preferred, [preferred]: undefined }[document.documentElement.dataset.theme ?? ""];
+  theme(document.documentElement.dataset.theme ? next : other);
   try {
-    localStorage.setItem("usagekit-theme", root.dataset.theme);
+    const { theme } = document.documentElement.dataset;
+    theme ? localStorage.setItem("usagekit-theme", theme) : localStorage.removeItem("usagekit-theme");
   } catch {
-    // it holds until the page is left
+    // It holds until the page is left.
   }
-  themeChanged();
 });
+function theme(name) {
+  if (name) document.documentElement.dataset.theme = name;
+  else delete document.documentElement.dataset.theme;
+  themeChanged();
+  controls();
+}
 dark.addEventListener("change", themeChanged);
+
+// Paper is white, canvas and all.
+let chosen;
+addEventListener("beforeprint", () => {
+  chosen = document.documentElement.dataset.theme;
+  theme("light");
+});
+addEventListener("afterprint", () => theme(chosen));
 
 controls();
 detail.follow(); // what is on screen is loaded once the observer has seen it

@@ -85,7 +85,7 @@ export class Chart {
   redraw() {
     if (!this.series || this.box.hidden) return;
     // A total of before beside a part of now would keep the scale.
-    const part = this.stacked && this.series.some((s) => this.hidden.has(s.key));
+    const part = this.stacked && this.series.some((s) => isBar(s) && this.hidden.has(s.key));
     const shown = this.series.filter((s) => !this.hidden.has(s.key) && !(part && s.dash));
     this.surface = this.isSurface();
     const shape = JSON.stringify([this.stacked, this.surface, shown.map((s) => [s.key, s.color, s.dash, isLone(s)]), document.documentElement.dataset.theme]);

@@ -1,14 +1,14 @@
 // The history of one line of a table, in a dialog.
 
 import { get } from "./api.js";
-import { Chart, setText } from "./chart.js";
+import { Chart, el, setText } from "./chart.js";
 import { duration, length, quantile, visible } from "./format.js";
 import { span } from "./state.js";
 import { Columns, latencies, quantiles, statuses, sum } from "./view.js";
 
 const model = [["calls", "Calls", "line-1"], ["failed", "Failed", "status-5"], ["input_tokens", "Input tokens", "model-1"], ["output_tokens", "Output tokens", "model-2"], ["tokens", "Tokens", "model-3"]];
 
-// names are the counters of a line, and title what it is called.
+// namesOf are the counters of a line.
 function namesOf(table, key) {
   switch (table) {
     case "routes":
@@ -42,7 +42,7 @@ export class Detail {
   // follow opens or closes the dialog, as the state has it.
   follow(opener) {
     const [table, ...rest] = this.state().row.split(":");
-    const wanted = Boolean(rest.length && Object.hasOwn(kinds, table));
+    const wanted = Boolean(rest.join("") && Object.hasOwn(kinds, table));
     if (wanted) {
       const row = this.state().row;
       if (row !== this.row) {
@@ -51,9 +51,15 @@ export class Detail {
         const name = { routes: this.key, models: this.key, users: this.key.slice("user.".length, -".requests".length) }[table] ?? this.key;
         setText(this.kind, kinds[table]);
         setText(this.title, visible(name));
-        this.chart = new Chart(this.first, { title: `History of ${visible(name)}` });
-        if (table === "routes") this.latency = new Chart(this.second, { title: `Latency of ${visible(name)}`, format: duration, scale: length, log: true });
-        if (table === "models") this.latency = new Chart(this.second, { title: `Tokens of ${visible(name)}` });
+        const of = { routes: "Requests", users: "Requests", models: "Calls" }[table] ?? "Count";
+        this.first.append(el("h3", {}, of));
+        this.chart = new Chart(this.first, { title: `${of} of ${visible(name)}` });
+        const other = { routes: "Latency", models: "Tokens" }[table];
+        if (other) {
+          this.second.append(el("h3", {}, other));
+          const latency = table === "routes" ? { format: duration, scale: length, log: true } : {};
+          this.latency = new Chart(this.second, { title: `${other} of ${visible(name)}`, ...latency });
+        }
       }
       if (!this.dialog.open) this.dialog.showModal();
     } else if (this.dialog.open) this.dialog.close();
@@ -70,14 +76,17 @@ export class Detail {
   }
 
   async load(signal) {
-    return [await get("series", { ...span(this.state()), name: namesOf(this.table, this.key) }, signal)];
+    const name = namesOf(this.table, this.key);
+    const part = await get("series", { ...span(this.state()), name }, signal);
+    this.days = this.table === "users" && part.answer.starts.length < 7; // there are no hours
+    return [this.days ? await get("series", { range: "30d", step: "day", name }, signal) : part];
   }
 
   show([{ answer }]) {
     if (!this.chart) return;
     setText(this.kind, answer.series[0]?.label ? `${kinds[this.table]}: ${visible(answer.series[0].label)}` : kinds[this.table]);
     const c = new Columns(answer);
-    const frame = { starts: c.starts, end: c.end, step: c.step };
+    const frame = { ...c.frame, by: this.days ? "by day, 30 days" : undefined };
     const bar = (name, label, color) => {
       const values = c.now(name);
       return { key: name, label, color, values: c.shown(values), sum: sum(values) };
@@ -88,7 +97,7 @@ export class Detail {
       if (!series.length) series.push(bar(`api.${this.key}.requests`, "Requests", "line-1"));
       this.chart.draw({ ...frame, series, stacked: true, none });
       const count = (i) => (m) => { const v = c.now(`api.${this.key}.${m}`); return i === null ? sum(v) : v[i]; };
-      this.latency.draw({ ...frame, none: "No latency was measured in this range.", series: quantiles.map(([p, label, color]) => ({ key: label, label, color, values: c.starts.map((_, i) => quantile(p, count(i))), sum: quantile(p, count(null)) })) });
+      this.latency.draw({ ...frame, none: "No latency was measured in this range.", series: quantiles.map(([p, label, color]) => ({ key: label, label, color, values: c.steady(c.starts.map((_, i) => quantile(p, count(i)))), sum: quantile(p, count(null)) })) });
     } else if (this.table === "models") {
       const of = (wanted) => model.filter(([m]) => wanted.includes(m)).map(([m, label, color]) => bar(`llm.${this.key}.${m}`, label, color)).filter((s) => s.sum);
       const [calls, failed] = ["calls", "failed"].map((m) => c.now(`llm.${this.key}.${m}`));

@@ -4,11 +4,12 @@
 export const ranges = ["today", "24h", "7d", "30d", "90d", "13mo"];
 const first = "24h";
 const date = /^\d{4}-\d\d-\d\d(T[\d:.]+(Z|[+-]\d\d:\d\d))?$/;
+const isTime = (s) => date.test(s) && Number.isFinite(Date.parse(s));
 
 export function read(search) {
   const p = new URLSearchParams(search);
   const state = { range: p.get("range"), from: p.get("from"), to: p.get("to"), compare: p.get("compare") === "1", row: p.get("row") ?? "", q: {}, sort: {}, more: {} };
-  if (date.test(state.from) && date.test(state.to)) state.range = "custom";
+  if (isTime(state.from) && isTime(state.to)) state.range = "custom";
   else {
     state.from = state.to = null;
     if (!ranges.includes(state.range)) state.range = first;
@@ -42,21 +43,19 @@ export function span(state) {
   return state.range === "custom" ? { from: state.from, to: state.to } : { range: state.range };
 }
 
-// The same with an equal period before it, and how to tell its buckets apart.
+// The same with an equal period before it; current tells its own buckets from those.
 export function twice(state) {
-  switch (state.range) {
-    case "custom": {
-      const exact = state.from.includes("T");
-      const from = Date.parse(state.from), to = Date.parse(state.to) + (exact ? 0 : day);
-      const before = new Date(from - (to - from)).toISOString();
-      const since = exact ? (start) => Date.parse(start) >= from : (start) => start.slice(0, 10) >= state.from;
-      return { params: { from: exact ? before : before.slice(0, 10), to: state.to }, current: since };
-    }
-    case "today":
-      return { params: { range: "2d" }, current: (start, i, all) => start.slice(0, 10) === all.at(-1).slice(0, 10) };
-    case "13mo": // nothing older is kept
-      return { params: { range: "13mo" }, current: () => true };
+  if (state.range === "custom") {
+    const exact = state.from.includes("T");
+    const from = Date.parse(state.from), to = Date.parse(state.to) + (exact ? 0 : day);
+    const before = new Date(Math.max(from - (to - from), 0)).toISOString();
+    const after = (start) => (exact ? Date.parse(start) > from : start.slice(0, 10) > state.from);
+    return { params: { from: exact ? before : before.slice(0, 10), to: state.to }, current: (start, i, all) => i === all.length - 1 || after(all[i + 1]) };
   }
-  const [, n, unit] = /^(\d+)(.*)$/.exec(state.range);
-  return { params: { range: 2 * n + unit }, current: (start, i, all) => i >= all.length / 2 };
+  if (state.range === "13mo") return { params: { range: "13mo" }, current: () => true }; // nothing older is kept
+  const [, n, unit] = /^(\d+)(.*)$/.exec(state.range === "today" ? "1d" : state.range);
+  const params = { range: 2 * n + unit };
+  if (unit === "h") return { params, current: (start, i, all) => i >= all.length / 2 };
+  // By their dates: where the clock is changed, a day has more or fewer hours.
+  return { params, current: (start, i, all) => start.slice(0, 10) >= [...new Set(all.map((s) => s.slice(0, 10)))].at(-n) };
 }

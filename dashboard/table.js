@@ -2,13 +2,14 @@
 
 import { get } from "./api.js";
 import { el, setText, spark } from "./chart.js";
-import { duration, number, quantile, share, visible } from "./format.js";
+import { duration, number, share, time, visible } from "./format.js";
 import { span } from "./state.js";
-import { Columns } from "./view.js";
+import { Columns, latencies, statuses } from "./view.js";
 
 const steps = [10, 100, 1000]; // lines
 const quiet = 250; // ms after a keystroke
 
+const areas = "api.requests.";
 const counted = [{ key: "n", label: "Count", format: number }];
 const plain = (prefix) => ({
   of: "totals",
@@ -31,10 +32,19 @@ const specs = {
     params: (order) => ({ prefix: "api.", except: "api.requests.", measure: order === "errors" ? "status_5xx" : "requests" }),
     line: (r) => {
       const n = r.counts.requests ?? 0;
-      return { key: r.subject, name: r.subject, requests: n, errors: n ? (r.counts.status_5xx ?? 0) / n : 0, p95: quantile(0.95, (m) => r.counts[m] ?? 0) };
+      return { key: r.subject, name: r.subject, requests: n, errors: n ? (r.counts.status_5xx ?? 0) / n : 0, p95: r.p95_ms };
     },
     trend: (key, order) => `api.${key}.${order === "errors" ? "status_5xx" : "requests"}`,
     none: ["No requests in this range. Wrap the application's handler:", "middleware.New(usage, middleware.Config{})(mux)"],
+  },
+  areas: {
+    of: "totals",
+    head: "Area",
+    columns: [{ key: "n", label: "Requests", format: number }],
+    // What all routes have together is named alike.
+    params: () => ({ prefix: areas, except: ["total", ...statuses.map((s) => s.measure), ...latencies].map((m) => areas + m) }),
+    line: (s) => ({ key: s.name, name: s.name.slice(areas.length), n: s.total }),
+    none: ["No areas in this range. Tell the middleware which a request is for:", "middleware.Config{Area: area}"],
   },
   users: {
     of: "totals",
@@ -85,6 +95,8 @@ export class Table {
     const id = host.dataset.table;
     Object.assign(this, { host, id, spec: specs[id], state, set, open, rows: new Map(), lines: [] });
     const title = host.querySelector("h2").textContent;
+    this.by = el("small");
+    host.querySelector("h2").append(this.by);
     this.search = el("input", { type: "search", placeholder: this.spec.find ?? "Search", "aria-label": `${this.spec.find ?? "Search"}: ${title}`, autocomplete: "off", spellcheck: "false", maxlength: "256" });
     this.search.addEventListener("input", () => {
       clearTimeout(this.typing);
@@ -138,8 +150,16 @@ export class Table {
     return { ...span(state), ...this.spec.params(this.order().key), contains: state.q[this.id] };
   }
 
+  // wide tells whether what is searched may be found in what all of them have in common,
+  // which is not shown: then more are needed to have those that are.
+  wide() {
+    const { prefix = "", measure = "" } = this.spec.params(this.order().key);
+    const q = (this.state().q[this.id] ?? "").toLowerCase();
+    return q !== "" && `${prefix}.${measure}`.toLowerCase().includes(q);
+  }
+
   async load(signal) {
-    const params = { ...this.params(), limit: this.limit() };
+    const params = { ...this.params(), limit: this.wide() ? steps.at(-1) : this.limit() };
     const trends = get("series", { ...params, ...this.spec.trends }, signal);
     if (this.spec.of === "totals") {
       const { answer } = await trends;
@@ -163,16 +183,11 @@ export class Table {
     }
     const columns = new Columns(parts.at(-1).answer);
     const trends = new Map(columns.series.map((s) => [s.name, columns.trend(s.n)]));
-    let all, more;
-    if (this.spec.of === "totals") {
-      all = parts[0].answer.series;
-      more = parts[0].answer.more;
-    } else {
-      more = parts[0].answer.rows.length > this.limit();
-      all = parts[0].answer.rows.slice(0, this.limit());
-    }
+    const rows = this.spec.of === "totals" ? parts[0].answer.series : parts[0].answer.rows;
     // The API looks into whole names: what is not shown of them is no find.
-    const found = all.map(this.spec.line).filter((l) => !q || `${l.name} ${l.id ?? ""}`.toLowerCase().includes(q.toLowerCase()));
+    const all = rows.map(this.spec.line).filter((l) => !q || `${l.name} ${l.id ?? ""}`.toLowerCase().includes(q.toLowerCase()));
+    const more = all.length > this.limit() || Boolean(parts[0].answer.more);
+    const found = all.slice(0, this.limit());
     const first = this.spec.columns[0].key;
     this.largest = Math.max(...found.map((l) => l[first]), 1);
     const names = new Intl.Collator(undefined, { numeric: true });
@@ -182,9 +197,14 @@ export class Table {
       if (key === order.key) th.setAttribute("aria-sort", order.down ? "descending" : "ascending");
       else th.removeAttribute("aria-sort");
     }
-    this.table.hidden = !this.lines.length;
+    const picked = this.id === "routes" && order.key === "errors"; // by the order: none may be a good sign
+    this.table.hidden = !this.lines.length && !picked;
     this.hint.hidden = Boolean(this.lines.length);
-    if (!this.lines.length) this.hint.replaceChildren(...(q ? [`Nothing that contains “${visible(q)}” in this range.`] : [this.spec.none[0], " ", el("code", {}, this.spec.none[1])]));
+    const none = picked ? [`No errors in this range${q ? `, of what contains “${visible(q)}”` : ""}.`] : q ? [`Nothing that contains “${visible(q)}” in this range${this.spec.find ? ": ids are searched, not names" : ""}.`] : [this.spec.none[0], " ", el("code", {}, this.spec.none[1])];
+    if (!this.lines.length) this.hint.replaceChildren(...none);
+    const days = this.spec.days && Date.parse(parts[0].answer.starts[0]) < Date.parse(parts[0].answer.from);
+    const bySize = order.down && (order.key === this.spec.columns[0].key || picked || this.id === "models");
+    setText(this.by, days ? `whole days, from ${time(Date.parse(parts[0].answer.starts[0]), "date")}` : more && !bySize ? `of the ${number(this.limit())} largest` : "");
     this.search.hidden = !this.lines.length && !q;
     this.csv.hidden = this.json.hidden = !this.lines.length;
     this.more.hidden = !more || !this.next();

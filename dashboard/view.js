@@ -117,6 +117,7 @@ export function parts({ state, zoom }) {
   const card = (id) => document.querySelector(`[data-card=${id}]`);
   const requests = new Chart(host("requests"), { title: "Requests by status class", zoom });
   const active = new Chart(host("active"), { title: "Active users a day" });
+  active.hidden.add("registrations"); // until somebody asks: on some days there are far more
   const latency = new Chart(host("latency"), { title: "Latency: half of the requests took at most p50, 95 of 100 p95, 99 of 100 p99", format: duration, scale: length, log: true, zoom });
   const tokens = new Chart(host("tokens"), { title: "LLM tokens by model", zoom });
   const cards = Object.fromEntries(["requests", "today", "active_day", "active_month", "error_rate", "p95", "tokens"].map((id) => [id, new Card(id)]));
@@ -135,9 +136,12 @@ export function parts({ state, zoom }) {
         const count = sum(now), than = against(range, before);
         cards.requests.show(count, number(count), c.trend(now), said(count, c.soFar(before), than));
 
-        const failed = c.now("api.requests.status_5xx"), failedBefore = c.soFar(c.before("api.requests.status_5xx"));
-        const rate = count ? sum(failed) / count : 0;
-        cards.error_rate.show(rate, share(rate), c.trend(failed.map((n, i) => (now[i] ? n / now[i] : null))), said(rate, failedBefore / c.soFar(before), than, { less: true, write: share }));
+        // Of those that have a status: in older numbers not all requests do.
+        const of = (values) => statuses.map((s) => values.call(c, `api.requests.${s.measure}`));
+        const known = add(of(c.now), c.none()), failed = of(c.now)[4];
+        const rate = sum(known) ? sum(failed) / sum(known) : 0;
+        const knownBefore = c.split ? of(c.before).map((v) => c.soFar(v)) : [0];
+        cards.error_rate.show(rate, share(rate), c.trend(failed.map((n, i) => (known[i] ? n / known[i] : null))), said(rate, knownBefore.at(-1) / sum(knownBefore), than, { less: true, write: share }));
 
         const at = (i) => (p) => quantile(p, (m) => c.all(`api.requests.${m}`)[i]);
         const over = (weigh, values) => (p) => quantile(p, (m) => weigh(values.call(c, `api.requests.${m}`)));
