@@ -2,22 +2,23 @@
 
 GO         ?= go
 GOFILES     = $(shell git ls-files -co --exclude-standard '*.go')
-MODULES     = . internal/routers internal/pools internal/bench
+MODULES     = . internal/routers internal/pools internal/bench internal/browser
 RACING      = . internal/routers # pools runs the same cases again
 each        = for m in $(1); do echo "$(2): $$m"; (cd $$m && $(2)) || exit 1; done
+chromium    = command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null
 staticcheck = $(GO) tool -modfile="$(CURDIR)/internal/tools/go.mod" staticcheck
 
 .DEFAULT_GOAL := help
-.PHONY: help run test race faults bench scale fill prune lint fuzz postgresql wrk
+.PHONY: help run test race faults bench scale fill prune lint fuzz vendor-check postgresql chromium wrk
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## serve the example with demo traffic on SQLite (ADDR, DB and ARGS change that)
 	@$(GO) run ./example -addr '$(or $(ADDR),127.0.0.1:8080)' -db '$(or $(DB),usage.db)' -demo $(ARGS)
 
-test: postgresql ## all tests, on SQLite and on a private PostgreSQL
-	@export USAGEKIT_PG=require; $(call each,$(MODULES),$(GO) test -parallel=8 -shuffle=on ./...)
+test: postgresql chromium ## all tests, on SQLite, on a private PostgreSQL, and of the page in Chromium
+	@export USAGEKIT_PG=require; if $(chromium); then export USAGEKIT_CHROMIUM=require; fi; $(call each,$(MODULES),$(GO) test -parallel=8 -shuffle=on ./...)
 
 race: postgresql ## all tests under the race detector
 	@export USAGEKIT_PG=require; $(call each,$(RACING),$(GO) test -race -parallel=4 -shuffle=on ./...)
@@ -50,6 +51,23 @@ fuzz: ## each fuzz target for 30 s
 	$(GO) test -run '^$$' -fuzz FuzzRead -fuzztime 30s ./internal/counter
 	$(GO) test -run '^$$' -fuzz FuzzParameters -fuzztime 30s -fuzzminimizetime 10x ./dashboard
 
+vendor-check: ## what is vendored is what npm has, byte for byte
+	@if ! command -v npm >/dev/null; then echo "make vendor-check needs npm, to fetch the packages: sudo apt-get install npm, or brew install node" >&2; exit 1; fi; \
+	set -e; dir="$$(mktemp -d)"; trap 'rm -rf "$$dir"' EXIT; \
+	for to in dashboard/uplot internal/browser/testdata/axe; do \
+		package="$$(head -n 1 "$$to/VERSION")"; \
+		mkdir -p "$$dir/$$to"; \
+		(cd "$$dir/$$to"; npm pack --silent "$$package" >/dev/null; tar -xzf ./*.tgz); \
+		for file in "$$to"/*; do \
+			name="$${file##*/}"; \
+			if [ "$$name" = VERSION ]; then continue; fi; \
+			released="$$dir/$$to/package/$$name"; \
+			if [ ! -e "$$released" ]; then released="$$dir/$$to/package/dist/$$name"; fi; \
+			cmp "$$file" "$$released"; \
+			echo "$$file is that of $$package"; \
+		done; \
+	done
+
 # The tests start a PostgreSQL and a PgBouncer of their own, and need the programs.
 postgresql:
 	@missing=; \
@@ -65,6 +83,15 @@ postgresql:
 		echo "The tests need PostgreSQL's server programs (15 or later) and PgBouncer:" >&2; \
 		echo "  Debian, Ubuntu: sudo apt-get install postgresql pgbouncer    macOS: brew install postgresql@17 pgbouncer" >&2; exit 1; \
 	fi
+
+# The tests of the page need a browser. Where none can be installed they are skipped.
+chromium:
+	@if $(chromium); then exit 0; fi; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium && exit 0; \
+	fi; \
+	echo "The page is not tried in a browser: that needs Chromium." >&2; \
+	echo "  Debian: sudo apt-get install chromium    macOS: brew install --cask google-chrome, and google-chrome on PATH" >&2
 
 wrk:
 	@if command -v wrk >/dev/null; then exit 0; fi; \
