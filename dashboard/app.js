@@ -80,7 +80,8 @@ function follow(before, opener) {
       s.due = 0;
       s.asks++;
     }
-    if (ranged && s.parts) busy(s, true);
+    if (ranged && !wanted(s)) s.parts = null; // of another range, when it comes on screen
+    if (ranged) busy(s, wanted(s));
     else if (before.compare !== state.compare && s.parts && s.shown === keyOf()) show(s);
   }
   refresh();

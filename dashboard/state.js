@@ -49,7 +49,8 @@ export function twice(state) {
     const exact = state.from.includes("T");
     const from = Date.parse(state.from), to = Date.parse(state.to) + (exact ? 0 : day);
     const before = new Date(Math.max(from - (to - from), 0)).toISOString();
-    const after = (start) => (exact ? Date.parse(start) > from : start.slice(0, 10) > state.from);
+    // A bucket is one of the range if it ends after the range begins: in the store's zone.
+    const after = (end) => (exact ? Date.parse(end) > from : end.slice(0, 16) > `${state.from}T00:00`);
     return { params: { from: exact ? before : before.slice(0, 10), to: state.to }, current: (start, i, all) => i === all.length - 1 || after(all[i + 1]) };
   }
   if (state.range === "13mo") return { params: { range: "13mo" }, current: () => true }; // nothing older is kept
