@@ -228,8 +228,8 @@ function controls() {
   for (const b of document.querySelectorAll("[data-range]")) b.setAttribute("aria-pressed", String(b.dataset.range === state.range));
   const overview = sections[0].parts?.[0].answer;
   if (overview && sections[0].key === keyOf()) {
-    const i = overview.starts.findIndex(twice(state).current);
-    setText($("[data-span]"), interval(Date.parse(overview.starts[Math.max(i, 0)]), Math.min(Date.parse(overview.to) - 1, Date.parse(overview.as_of))));
+    const first = overview.starts[Math.max(twice(state).split(overview.starts), 0)];
+    setText($("[data-span]"), interval(Date.parse(first), Math.min(Date.parse(overview.to) - 1, Date.parse(overview.as_of))));
   } else setText($("[data-span]"), "");
   setText($("[data-zone]"), zoned ? `Times in ${theZone()}` : "");
   $("[name=compare]").checked = state.compare;

@@ -26,7 +26,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-	"unicode/utf8"
 
 	"github.com/jmoiron/sqlx"
 
@@ -262,7 +261,7 @@ func TestExportRows(t *testing.T) {
 
 // What a spreadsheet could take for a formula is text: in every cell there is.
 func TestExportIsInert(t *testing.T) {
-	hostile := []string{"=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "\nx", "＝1+1", "＋1", "－1", "＠x", "|calc", "%0A", `=cmd|' /C calc'!A0`, `=HYPERLINK("http://evil","x")`, "=", "-", "'", "''=", `"=1"`, " =1", "a=1", "x,=1", "", "\u202e=1"}
+	hostile := []string{"=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "\nx", "＝1+1", "＋1", "－1", "＠x", "|calc", "%0A", `=cmd|' /C calc'!A0`, `=HYPERLINK("http://evil","x")`, "=", "-", "'", "''=", `"=1"`, " =1", "\u00a0\u00a0@x", " ", "a=1", "x,=1", "", "\u202e=1"}
 	var counts []store.Count
 	var rows []store.Row
 	for _, s := range hostile {
@@ -270,6 +269,7 @@ func TestExportIsInert(t *testing.T) {
 		rows = append(rows, store.Row{Group: s, Subject: s, Counts: map[string]int64{"requests": 1}})
 	}
 	h := open(&fake{counts: counts, rows: rows})
+	formula := regexp.MustCompile("^[ \u00a0]*[-=+@\t\r\n|%＝＋－＠]")
 	check := func(query string, fields [][]string) {
 		_, lines := sheet(t, h, query)
 		if len(lines) != len(fields) {
@@ -277,11 +277,11 @@ func TestExportIsInert(t *testing.T) {
 		}
 		for i, line := range lines {
 			for j, cell := range line {
-				if strings.ContainsAny(cell[:min(1, len(cell))], "=+-@\t\r\n|%") || regexp.MustCompile("^[＝＋－＠]").MatchString(cell) {
+				if formula.MatchString(cell) {
 					t.Errorf("%s: a cell is %q", query, cell)
 				}
 				// Nothing else is changed.
-				if want := fields[i][j]; cell != want && (cell != "'"+want || want == "" || !strings.ContainsAny(strings.TrimLeft(want, " ")[:1], "=+-@\t\r\n|%") && want[0] < utf8.RuneSelf) {
+				if want := fields[i][j]; cell != want && (cell != "'"+want || want == "" || !formula.MatchString(want)) {
 					t.Errorf("%s: a cell is %q, want %q", query, cell, want)
 				}
 			}
@@ -336,8 +336,22 @@ func TestExportHeaders(t *testing.T) {
 				t.Errorf("%s: %v", query, w.Header())
 			}
 			checkHeaders(t, query, w)
+			head := getWith(h, "HEAD", "/usage/api/export?"+query)
+			if head.Code != 200 || !maps.EqualFunc(head.Header(), w.Header(), slices.Equal) || head.Body.Len() > 0 {
+				t.Errorf("HEAD %s: %d %v %s, want %v", query, head.Code, head.Header(), head.Body, w.Header())
+			}
 		}
 	})
+	// To know what an export would be, nothing but its beginning is read.
+	n, ended := 0, false
+	h := open(&yielding{each: func(_ context.Context, yield func(store.Count, error) bool) {
+		defer func() { ended = true }()
+		for ; n < 100 && yield(numbered(n), nil); n++ {
+		}
+	}})
+	if w := getWith(h, "HEAD", "/usage/api/export"); w.Code != 200 || n > 1 || !ended {
+		t.Errorf("%d after %d counts, ended: %v", w.Code, n, ended)
+	}
 }
 
 // errSecret is what no answer may tell.
@@ -702,6 +716,32 @@ func TestExportSlowReader(t *testing.T) {
 			srv.Close()
 		})
 	}
+	// One who takes nothing at all keeps no place.
+	synctest.Test(t, func(t *testing.T) {
+		h := open(&yielding{each: func(_ context.Context, yield func(store.Count, error) bool) {
+			for i := 0; i < exportAhead/2 && yield(numbered(i), nil); i++ {
+			}
+		}})
+		srv := &http.Server{Handler: h}
+		l := &pipes{make(chan net.Conn), make(chan struct{})}
+		go srv.Serve(l)
+		client, server := net.Pipe()
+		l.conns <- server
+		fmt.Fprint(client, "GET /usage/api/export HTTP/1.1\r\nHost: usage.test\r\n\r\n")
+		if _, err := client.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(h.(*handler).exports); n != 1 {
+			t.Errorf("%d exports are made", n)
+		}
+		time.Sleep(2 * exportPause)
+		synctest.Wait()
+		if n := len(h.(*handler).exports); n != 0 {
+			t.Errorf("%d exports wait for a reader that takes nothing", n)
+		}
+		client.Close()
+		srv.Close()
+	})
 }
 
 // Every cell is quoted, those of the header too, so that a semicolon splits none.

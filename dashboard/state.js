@@ -43,7 +43,8 @@ export function span(state) {
   return state.range === "custom" ? { from: state.from, to: state.to } : { range: state.range };
 }
 
-// The same with an equal period before it; current tells its own buckets from those.
+// The same with an equal period before it; split finds where it begins among the starts
+// of both.
 export function twice(state) {
   if (state.range === "custom") {
     const exact = state.from.includes("T");
@@ -51,12 +52,18 @@ export function twice(state) {
     const before = new Date(Math.max(from - (to - from), 0)).toISOString();
     // A bucket is one of the range if it ends after the range begins: in the store's zone.
     const after = (end) => (exact ? Date.parse(end) > from : end.slice(0, 16) > `${state.from}T00:00`);
-    return { params: { from: exact ? before : before.slice(0, 10), to: state.to }, current: (start, i, all) => i === all.length - 1 || after(all[i + 1]) };
+    return { params: { from: exact ? before : before.slice(0, 10), to: state.to }, split: (starts) => starts.findIndex((s, i) => i === starts.length - 1 || after(starts[i + 1])) };
   }
-  if (state.range === "13mo") return { params: { range: "13mo" }, current: () => true }; // nothing older is kept
+  if (state.range === "13mo") return { params: { range: "13mo" }, split: () => 0 }; // nothing older is kept
   const [, n, unit] = /^(\d+)(.*)$/.exec(state.range === "today" ? "1d" : state.range);
   const params = { range: 2 * n + unit };
-  if (unit === "h") return { params, current: (start, i, all) => i >= all.length / 2 };
+  if (unit === "h") return { params, split: half };
   // By their dates: where the clock is changed, a day has more or fewer hours.
-  return { params, current: (start, i, all) => start.slice(0, 10) >= [...new Set(all.map((s) => s.slice(0, 10)))].at(-n) };
+  const split = (starts) => {
+    const dates = starts.map((s) => s.slice(0, 10));
+    return dates.indexOf([...new Set(dates)].at(-n));
+  };
+  return { params, split };
 }
+
+export const half = (starts) => Math.ceil(starts.length / 2);

@@ -4,7 +4,7 @@
 import { get } from "./api.js";
 import { Chart, setText, spark } from "./chart.js";
 import { bounds, change, duration, length, number, quantile, share } from "./format.js";
-import { span, twice } from "./state.js";
+import { half, span, twice } from "./state.js";
 
 const day = 24 * 3600e3;
 const total = "api.requests.total", today = "api.requests.today", daily = "user.active.daily", monthly = "user.active.monthly", registrations = "user.registrations";
@@ -16,10 +16,9 @@ const palette = 6; // colors for models
 
 // Columns are a series answer, split into the chosen range and what comes before it.
 export class Columns {
-  constructor(answer, current = () => true) {
+  constructor(answer, split = () => 0) {
     const starts = answer.starts;
-    this.split = starts.findIndex(current);
-    if (this.split < 0) this.split = starts.length;
+    this.split = Math.max(split(starts), 0);
     this.step = answer.step;
     this.starts = starts.slice(this.split).map((s) => Date.parse(s));
     this.end = Date.parse(answer.to);
@@ -51,12 +50,12 @@ export class Columns {
   // trend is values without what is to come, and without the bucket that runs: it would
   // look like a fall.
   trend(values) {
-    const whole = values.slice(0, this.begun > 3 ? this.begun - 1 : this.begun);
+    const whole = values.slice(0, this.begun > 3 && this.part < 1 ? this.begun - 1 : this.begun);
     return whole.some((v) => v) ? whole : values.slice(0, this.begun); // in the first hour it is all
   }
   // frame is what a chart needs to know of it.
   get frame() {
-    return { starts: this.starts, end: this.end, step: this.step, running: this.begun - 1 };
+    return { starts: this.starts, end: this.end, step: this.step, running: this.part < 1 ? this.begun - 1 : -1 };
   }
   // steady is values of a quantile without a running bucket that has hardly begun: it is
   // of few requests.
@@ -131,7 +130,7 @@ export function parts({ state, zoom }) {
       },
       show([{ answer }]) {
         const { range, compare } = state();
-        const c = new Columns(answer, twice(state()).current);
+        const c = new Columns(answer, twice(state()).split);
         const now = c.now(total), before = c.before(total);
         const count = sum(now), than = against(range, before);
         cards.requests.show(count, number(count), c.trend(now), said(count, c.soFar(before), than));
@@ -165,7 +164,7 @@ export function parts({ state, zoom }) {
       hosts: [card("today")],
       load: async (signal) => Promise.all([current(signal), get("series", { range: "2d", name: total }, signal)]),
       show([totals, { answer }]) {
-        const c = new Columns(answer, twice({ range: "today" }).current);
+        const c = new Columns(answer, twice({ range: "today" }).split);
         const n = numbersOf(totals).get(today) ?? 0, before = c.before(total);
         cards.today.show(n, number(n), c.trend(c.now(total)), said(n, c.soFar(before), against("today", before)));
       },
@@ -194,7 +193,7 @@ export function parts({ state, zoom }) {
         cards.active_month.show(month, number(month), m.shown(months).slice(0, m.begun), [last && whole ? `${number(last)} last month` : "", "", "In all of last month"]);
 
         const double = range === "30d" || range === "90d";
-        const c = new Columns(byDay.answer, double ? (s, i, all) => i >= all.length / 2 : undefined);
+        const c = new Columns(byDay.answer, double ? half : undefined);
         const series = [{ key: "active", label: "Active", color: "line-1", values: c.shown(c.now(daily)) }];
         const joined = c.now(registrations);
         if (sum(joined)) series.push({ key: "registrations", label: "Registrations", color: "line-3", line: true, values: c.shown(joined), sum: sum(joined) });
@@ -209,7 +208,7 @@ export function parts({ state, zoom }) {
       load: async (signal) => [await get("series", { ...twice(state()).params, prefix: "llm.", measure: "tokens" }, signal)],
       show([{ answer }]) {
         const { range, compare } = state();
-        const c = new Columns(answer, twice(state()).current);
+        const c = new Columns(answer, twice(state()).split);
         const models = answer.series.map((s) => ({ key: s.name, label: s.name.slice("llm.".length, -".tokens".length), values: c.now(s.name) }));
         for (const s of models) s.sum = sum(s.values);
         models.sort((a, b) => b.sum - a.sum);
