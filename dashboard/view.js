@@ -151,7 +151,7 @@ export function parts({ state, zoom }) {
         const classes = statuses.map((s) => ({ key: s.measure, label: s.label, color: s.color, values: c.shown(c.now(`api.requests.${s.measure}`)) }));
         for (const s of classes) s.sum = sum(s.values.filter((v) => v !== null));
         const shown = classes.filter((s) => s.sum || s.label === "2xx");
-        if (compare && before && sum(before)) shown.push(dashed(before, c.soFar(before)));
+        if (compare && before && sum(before)) shown.push(dashed(before, Math.round(c.soFar(before))));
         requests.draw({ ...c.frame, series: shown, stacked: true, none: "No requests in this range." });
         if (compare && c.split) {
           const p95s = c.starts.map((_, i) => (c.split - c.starts.length + i >= 0 ? at(Math.max(c.split - c.starts.length, 0) + i)(0.95) : null));
@@ -221,7 +221,7 @@ export function parts({ state, zoom }) {
         if (rest.length) shown.push({ key: "rest", label: `${rest.length} more`, values: add(rest.map((s) => s.values), c.none()), sum: sum(rest.map((s) => s.sum)) });
         const names = shown.map((s) => s.key).sort(); // a model keeps its color while others overtake it
         const series = shown.map((s) => ({ ...s, color: s.key === "rest" ? "status-1" : `model-${names.indexOf(s.key) + 1}`, values: c.shown(s.values) }));
-        if (compare && c.split && sum(before)) series.push(dashed(before, c.soFar(before)));
+        if (compare && c.split && sum(before)) series.push(dashed(before, Math.round(c.soFar(before))));
         tokens.draw({ ...c.frame, series, stacked: true, none: "No tokens in this range." });
       },
     },
