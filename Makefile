@@ -54,15 +54,14 @@ fuzz: ## each fuzz target for 30 s
 vendor-check: ## what is vendored is what npm has, byte for byte
 	@if ! command -v npm >/dev/null; then echo "make vendor-check needs npm, to fetch the packages: sudo apt-get install npm, or brew install node" >&2; exit 1; fi; \
 	set -e; dir="$$(mktemp -d)"; trap 'rm -rf "$$dir"' EXIT; \
-	for to in dashboard/uplot internal/browser/testdata/axe; do \
+	for to in dashboard/uplot internal/browser/testdata/axe internal/browser/testdata/openapi; do \
 		package="$$(head -n 1 "$$to/VERSION")"; \
 		mkdir -p "$$dir/$$to"; \
 		(cd "$$dir/$$to"; npm pack --silent "$$package" >/dev/null; tar -xzf ./*.tgz); \
 		for file in "$$to"/*; do \
 			name="$${file##*/}"; \
 			if [ "$$name" = VERSION ]; then continue; fi; \
-			released="$$dir/$$to/package/$$name"; \
-			if [ ! -e "$$released" ]; then released="$$dir/$$to/package/dist/$$name"; fi; \
+			released="$$(find "$$dir/$$to/package/$$name" "$$dir/$$to/package/dist/$$name" "$$dir/$$to/package/schemas/v3.1/$$name" 2>/dev/null | head -n 1)"; \
 			cmp "$$file" "$$released"; \
 			echo "$$file is that of $$package"; \
 		done; \

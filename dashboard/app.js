@@ -187,7 +187,7 @@ function said() {
   freshest = Math.min(...answers.map((p) => p.at), Infinity);
   const behind = answers.filter((p) => p.answer.complete_through && Date.parse(p.answer.as_of) - Date.parse(p.answer.complete_through) > late);
   const never = answers.length > 0 && answers.every((p) => !p.answer.complete_through);
-  const stale = answers.filter((p) => p.answer.stale).map((p) => p.answer.as_of).sort();
+  const stale = answers.filter((p) => p.answer.stale && Date.now() - p.at > 2 * every).map((p) => p.answer.as_of).sort(); // less is a slow read
   const lost = counted.get(dropped);
   const failed = problems.length === on.length;
   banner("error", failed && problems[0].problem.message + (answers.length ? ` These are the numbers of ${time(freshest, "second")}.` : ""));

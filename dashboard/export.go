@@ -105,8 +105,12 @@ func (h *handler) serveExport(w http.ResponseWriter, r *http.Request) {
 	var (
 		header  []string
 		records iter.Seq2[record, error]
-		err     error
 	)
+	m, _, err := h.begin(r.Context())
+	if err != nil {
+		failRead(w, r, err)
+		return
+	}
 	if of == "rows" {
 		header, records, err = h.exportRows(r.Context(), q)
 	} else {
@@ -117,7 +121,7 @@ func (h *handler) serveExport(w http.ResponseWriter, r *http.Request) {
 		failRead(w, r, err)
 		return
 	}
-	h.stream(w, r, of, format, header, records)
+	h.stream(w, r, m, of, format, header, records)
 }
 
 func (h *handler) exportRows(ctx context.Context, q store.Query) ([]string, iter.Seq2[record, error], error) {
@@ -197,7 +201,7 @@ func begun(seq iter.Seq2[record, error]) (iter.Seq2[record, error], error) {
 	}, nil
 }
 
-func (h *handler) stream(w http.ResponseWriter, r *http.Request, of, format string, header []string, records iter.Seq2[record, error]) {
+func (h *handler) stream(w http.ResponseWriter, r *http.Request, m meta, of, format string, header []string, records iter.Seq2[record, error]) {
 	contentType := "text/csv; charset=utf-8; header=present"
 	if format == "json" {
 		contentType = typeJSON
@@ -215,7 +219,7 @@ func (h *handler) stream(w http.ResponseWriter, r *http.Request, of, format stri
 	}
 	lines := csvLines(w, header)
 	if format == "json" {
-		lines = jsonLines(w, h.meta(), of)
+		lines = jsonLines(w, m, of)
 	}
 	err := func() error {
 		n := 0
@@ -250,8 +254,7 @@ type lines struct {
 	flush, close func() error
 }
 
-// csvLines quotes every cell: where a spreadsheet takes ; for the end of one, which
-// RFC 4180 does not, a name that holds it stays whole.
+// csvLines quotes every cell, as RFC 4180 allows.
 func csvLines(w io.Writer, header []string) lines {
 	b := bufio.NewWriter(w)
 	line := func(fields []string) error {
@@ -269,13 +272,17 @@ func csvLines(w io.Writer, header []string) lines {
 }
 
 // inert is a cell that no spreadsheet takes for a formula: with ' in front where its
-// first character, spaces aside, could begin one (OWASP, CSV Injection).
+// first character, spaces aside, could begin one (OWASP, CSV Injection). So could what
+// follows a semicolon, which ends a cell where commas do not.
 func inert(cell string) string {
-	first, _ := utf8.DecodeRuneInString(strings.TrimLeft(cell, " \u00a0"))
-	if cell != "" && strings.ContainsRune("=+-@\t\r\n＝＋－＠|%", first) {
-		return "'" + cell
+	parts := strings.Split(cell, ";")
+	for i, p := range parts {
+		first, _ := utf8.DecodeRuneInString(strings.TrimLeft(p, " \u00a0"))
+		if p != "" && strings.ContainsRune("=+-@\t\r\n＝＋－＠|%", first) {
+			parts[i] = "'" + p
+		}
 	}
-	return cell
+	return strings.Join(parts, ";")
 }
 
 func jsonLines(w io.Writer, m meta, of string) lines {

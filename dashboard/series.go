@@ -198,8 +198,8 @@ func (h *handler) nameUsers(ctx context.Context, list []one) {
 	}
 }
 
-// namesOf returns what Config.Users says of ids, of which those that are nobody's are
-// left out. It is not worth an answer: whatever goes wrong, there are no names.
+// namesOf returns what Config.Users says of ids, but of those that are nobody's. It is
+// not worth an answer: whatever goes wrong, there are no names.
 func (h *handler) namesOf(ctx context.Context, ids []string) map[string]string {
 	ids = slices.DeleteFunc(slices.Clone(ids), func(id string) bool {
 		return id == "" || strings.HasPrefix(id, "(") && !strings.HasPrefix(id, "((") // "(other)" is nobody
@@ -215,5 +215,9 @@ func (h *handler) namesOf(ctx context.Context, ids []string) map[string]string {
 	if err != nil {
 		return nil
 	}
-	return names
+	asked := make(map[string]string, len(ids)) // it may say more
+	for _, id := range ids {
+		asked[id] = names[id]
+	}
+	return asked
 }

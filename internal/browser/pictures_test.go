@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -62,6 +63,10 @@ func storyHour(random *rand.Rand, scale, bad float64) map[string]int64 {
 			continue
 		}
 		name := "api." + r.name + "."
+		if _, path, ok := strings.Cut(r.name, " /"); ok {
+			area, _, _ := strings.Cut(path, "/")
+			c["api.requests."+area] += n
+		}
 		failed := min(int64(float64(n)*r.failed*bad+random.Float64()), n/3)
 		refused := min(int64(float64(n)*0.015+random.Float64()), n-failed)
 		if r.name == "(unmatched)" {
@@ -143,21 +148,18 @@ func TestPictures(t *testing.T) {
 	}
 	for _, picture := range []struct {
 		name, colors  string
-		width, height int64 // 0: all of it
+		width, height int64
 		options       []chromedp.EmulateViewportOption
 	}{
-		{"light", "light", 1280, 0, nil},
-		{"dark", "dark", 1280, 0, nil},
+		{"light", "light", 1280, 1440, nil},
+		{"dark", "dark", 1280, 1000, nil},
 		{"phone", "light", 360, 800, []chromedp.EmulateViewportOption{chromedp.EmulateMobile, chromedp.EmulateScale(2)}},
 	} {
 		p := open(t)
 		p.prefers(picture.colors)
-		p.do(chromedp.EmulateViewport(picture.width, max(picture.height, 4000), picture.options...))
+		p.do(chromedp.EmulateViewport(picture.width, 4000, picture.options...))
 		p.show(url)
 		p.until("all of it", `[...document.querySelectorAll('[data-chart]')].filter(c => c.checkVisibility()).every(c => c.querySelector('canvas'))`)
-		if picture.height == 0 {
-			picture.height = eval[int64](p, `Math.ceil(document.querySelector('footer').getBoundingClientRect().bottom)`)
-		}
 		p.do(chromedp.EmulateViewport(picture.width, picture.height, picture.options...))
 		p.fits()
 		p.settle()
