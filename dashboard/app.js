@@ -175,7 +175,7 @@ function plan() {
   if (live && !document.hidden) timer = setTimeout(refresh, every);
 }
 document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : live && refresh()));
-document.addEventListener("usagekit:refresh", () => refresh(true));
+document.addEventListener("usagekit:refresh", () => refresh(true)); // for who measures it
 
 // said shows how the numbers are: how old, how complete, and what is wrong.
 function said() {
@@ -192,7 +192,9 @@ function said() {
   const failed = problems.length === on.length;
   banner("error", failed && problems[0].problem.message + (answers.length ? ` These are the numbers of ${time(freshest, "second")}.` : ""));
   banner("stale", !failed && stale.length && `The database does not answer: these are the numbers of ${time(Date.parse(stale[0]), "second")}. Counting goes on.`);
-  banner("incomplete", never ? "No count has reached the database yet." : behind.length && `Counts are on their way: what came after ${time(Math.min(...behind.map((p) => Date.parse(p.answer.complete_through))), "second")} is not all here yet.`);
+  const through = Math.min(...behind.map((p) => Date.parse(p.answer.complete_through)));
+  const coming = behind.length && `Counts are on their way: what came after ${time(through, "second")} is not all here yet.`;
+  banner("incomplete", never ? "No count has reached the database yet." : coming);
   banner("dropped", lost > 0 && `${number(lost)} counts were dropped, of all time, at least: they came in batches or files that could not be read. The log knows more.`);
   banner("trouble", health?.answer.reasons?.length && `Needs attention: ${health.answer.reasons.join("; ")}.`);
   $("#empty").hidden = !empty;

@@ -141,12 +141,25 @@ export class Chart {
       scales: {
         x: { time: true, range: () => [this.starts[0] / 1000, this.end / 1000] },
         y: this.log
-          ? { distr: 3, range: (u, low, high) => [10 ** Math.floor(Math.log10(low || 1)), 10 ** Math.max(Math.ceil(Math.log10(high || 10)), Math.floor(Math.log10(low || 1)) + 1)] }
+          ? { distr: 3, range: (u, low, high) => decades(low || 1, high || 10) }
           : { range: (u, low, high) => [0, high > 0 ? uPlot.rangeNum(0, high, 0.1, true)[1] : 1] },
       },
       axes: [
-        { ...axis, grid: { show: false }, size: 30, gap: 8, space: 70, ...(this.step === "day" ? { incrs: days } : {}), values: (u, splits, i, space, every) => splits.map((s) => (s * 1000 > this.end - 0.03 * (this.end - this.starts[0]) ? "" : this.tick(s * 1000, every))) },
-        { ...axis, ...(this.log ? { splits: (u) => powers(u.scales.y.min, u.scales.y.max), filter: (u, splits) => splits } : { space: 36, incrs: counts }), size: (u, values) => 14 + 7 * Math.max(2, ...(values ?? []).map((v) => v.length)), values: (u, splits) => splits.map((v) => this.scale(v)) },
+        {
+          ...axis,
+          grid: { show: false },
+          size: 30,
+          gap: 8,
+          space: 70,
+          ...(this.step === "day" ? { incrs: days } : {}),
+          values: (u, splits, i, space, every) => splits.map((s) => this.tick(s * 1000, every)),
+        },
+        {
+          ...axis,
+          ...(this.log ? { splits: (u) => powers(u.scales.y.min, u.scales.y.max), filter: (u, splits) => splits } : { space: 36, incrs: counts }),
+          size: (u, values) => 14 + 7 * Math.max(2, ...(values ?? []).map((v) => v.length)),
+          values: (u, splits) => splits.map((v) => this.scale(v)),
+        },
       ],
       series: [{}, ...series],
       hooks: {
@@ -162,6 +175,7 @@ export class Chart {
   }
 
   tick(ms, seconds) {
+    if (ms > this.end - 0.03 * (this.end - this.starts[0])) return ""; // it would be cut off
     if (seconds >= 28 * 24 * 3600) return time(ms, "short");
     if (seconds >= 24 * 3600) return time(ms, "date");
     const midnight = time(ms, "time") === time(this.midnight(ms), "time");
@@ -245,7 +259,6 @@ export class Chart {
   }
 }
 
-
 // extended repeats the last value once, where there is none.
 function extended(values) {
   const last = values.findLastIndex((v) => v !== null);
@@ -256,6 +269,11 @@ const isBar = (s) => !s.dash && !s.line;
 const isLone = (s) => s.values.filter((v) => v !== null).length < 2; // a line would not be seen
 const days = [1, 2, 7, 14, 30, 61, 91, 182, 365].map((d) => d * 24 * 3600);
 const counts = Array.from({ length: 17 }, (_, i) => [1, 2, 5].map((n) => n * 10 ** i)).flat();
+// decades are the powers of ten around low and high, two at least.
+function decades(low, high) {
+  const from = Math.floor(Math.log10(low));
+  return [10 ** from, 10 ** Math.max(Math.ceil(Math.log10(high)), from + 1)];
+}
 const powers = (low, high) => Array.from({ length: Math.round(Math.log10(high / low)) + 1 }, (_, i) => low * 10 ** i);
 
 const svg = "http://www.w3.org/2000/svg";

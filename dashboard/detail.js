@@ -2,9 +2,9 @@
 
 import { get } from "./api.js";
 import { Chart, el, setText } from "./chart.js";
-import { duration, length, quantile, visible } from "./format.js";
+import { duration, length, visible } from "./format.js";
 import { span } from "./state.js";
-import { Columns, latencies, quantiles, statuses, sum } from "./view.js";
+import { Columns, latencies, statuses, sum } from "./view.js";
 
 const model = [["calls", "Calls", "line-1"], ["failed", "Failed", "status-5"], ["input_tokens", "Input tokens", "model-1"], ["output_tokens", "Output tokens", "model-2"], ["tokens", "Tokens", "model-3"]];
 
@@ -96,8 +96,7 @@ export class Detail {
       const series = statuses.map((s) => bar(`api.${this.key}.${s.measure}`, s.label, s.color)).filter((s) => s.sum);
       if (!series.length) series.push(bar(`api.${this.key}.requests`, "Requests", "line-1"));
       this.chart.draw({ ...frame, series, stacked: true, none });
-      const count = (i) => (m) => { const v = c.now(`api.${this.key}.${m}`); return i === null ? sum(v) : v[i]; };
-      this.latency.draw({ ...frame, none: "No latency was measured in this range.", series: quantiles.map(([p, label, color]) => ({ key: label, label, color, values: c.steady(c.starts.map((_, i) => quantile(p, count(i)))), sum: quantile(p, count(null)) })) });
+      this.latency.draw({ ...frame, series: c.latency(`api.${this.key}.`), none: "No latency was measured in this range." });
     } else if (this.table === "models") {
       const of = (wanted) => model.filter(([m]) => wanted.includes(m)).map(([m, label, color]) => bar(`llm.${this.key}.${m}`, label, color)).filter((s) => s.sum);
       const [calls, failed] = ["calls", "failed"].map((m) => c.now(`llm.${this.key}.${m}`));

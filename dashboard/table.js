@@ -200,8 +200,7 @@ export class Table {
     const picked = this.id === "routes" && order.key === "errors"; // by the order: none may be a good sign
     this.table.hidden = !this.lines.length && !picked;
     this.hint.hidden = Boolean(this.lines.length);
-    const none = picked ? [`No errors in this range${q ? `, of what contains “${visible(q)}”` : ""}.`] : q ? [`Nothing that contains “${visible(q)}” in this range${this.spec.find ? ": ids are searched, not names" : ""}.`] : [this.spec.none[0], " ", el("code", {}, this.spec.none[1])];
-    if (!this.lines.length) this.hint.replaceChildren(...none);
+    if (!this.lines.length) this.hint.replaceChildren(...this.none(q, picked));
     const days = this.spec.days && Date.parse(parts[0].answer.starts[0]) < Date.parse(parts[0].answer.from);
     const bySize = order.down && (order.key === this.spec.columns[0].key || picked || this.id === "models");
     setText(this.by, days ? `whole days, from ${time(Date.parse(parts[0].answer.starts[0]), "date")}` : more && !bySize ? `of the ${number(this.limit())} largest` : "");
@@ -210,6 +209,13 @@ export class Table {
     this.more.hidden = !more || !this.next();
     setText(this.more, more ? `Show more than the ${number(this.limit())} largest` : "");
     this.fill(trends, order);
+  }
+
+  // none says why there is nothing, or what to do about it.
+  none(q, picked) {
+    if (picked) return [`No errors in this range${q ? `, of what contains “${visible(q)}”` : ""}.`];
+    if (q) return [`Nothing that contains “${visible(q)}” in this range${this.spec.find ? ": ids are searched, not names" : ""}.`];
+    return [this.spec.none[0], " ", el("code", {}, this.spec.none[1])];
   }
 
   // fill keeps the lines that stay: the focus stays, too, and there is nothing to collect.

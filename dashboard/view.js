@@ -62,6 +62,17 @@ export class Columns {
   steady(values) {
     return this.begun > 3 && this.part < 0.25 ? values.map((v, i) => (i === this.begun - 1 ? null : v)) : values;
   }
+  // latency is the lines of quantiles of what begins with prefix.
+  latency(prefix) {
+    const of = new Map(latencies.map((m) => [m, this.now(prefix + m)]));
+    return quantiles.map(([p, label, color]) => ({
+      key: label,
+      label,
+      color,
+      values: this.steady(this.starts.map((_, i) => quantile(p, (m) => of.get(m)[i]))),
+      sum: quantile(p, (m) => sum(of.get(m))),
+    }));
+  }
   // soFar is what the period before had come to at the same point of it.
   soFar(values) {
     return values ? values.reduce((sum, v, i) => sum + (i < this.begun - 1 ? v : i === this.begun - 1 ? v * this.part : 0), 0) : 0;
@@ -142,20 +153,19 @@ export function parts({ state, zoom }) {
         const knownBefore = c.split ? of(c.before).map((v) => c.soFar(v)) : [0];
         cards.error_rate.show(rate, share(rate), c.trend(failed.map((n, i) => (known[i] ? n / known[i] : null))), said(rate, knownBefore.at(-1) / sum(knownBefore), than, { less: true, write: share }));
 
-        const at = (i) => (p) => quantile(p, (m) => c.all(`api.requests.${m}`)[i]);
-        const over = (weigh, values) => (p) => quantile(p, (m) => weigh(values.call(c, `api.requests.${m}`)));
-        const p95 = over(sum, c.now)(0.95), p95Before = c.split ? over((v) => c.soFar(v), c.before)(0.95) : null;
-        const lines = quantiles.map(([p, label, color]) => ({ key: label, label, color, values: c.steady(c.starts.map((_, i) => at(c.split + i)(p))), sum: over(sum, c.now)(p) }));
-        cards.p95.show(p95, duration(p95), c.trend(lines[1].values), said(p95, p95Before, than, { less: true }));
+        const lines = c.latency("api.requests."), p95 = lines[1];
+        const slow = c.split ? new Map(latencies.map((m) => [m, c.before(`api.requests.${m}`)])) : null;
+        const p95Before = slow && quantile(0.95, (m) => c.soFar(slow.get(m)));
+        cards.p95.show(p95.sum, duration(p95.sum), c.trend(p95.values), said(p95.sum, p95Before, than, { less: true }));
 
         const classes = statuses.map((s) => ({ key: s.measure, label: s.label, color: s.color, values: c.shown(c.now(`api.requests.${s.measure}`)) }));
         for (const s of classes) s.sum = sum(s.values.filter((v) => v !== null));
         const shown = classes.filter((s) => s.sum || s.label === "2xx");
         if (compare && before && sum(before)) shown.push(dashed(before, Math.round(c.soFar(before))));
         requests.draw({ ...c.frame, series: shown, stacked: true, none: "No requests in this range." });
-        if (compare && c.split) {
-          const p95s = c.starts.map((_, i) => (c.split - c.starts.length + i >= 0 ? at(Math.max(c.split - c.starts.length, 0) + i)(0.95) : null));
-          lines.push({ ...dashed(p95s, p95Before), label: "p95 before" });
+        if (compare && slow) {
+          const values = c.starts.map((_, i) => quantile(0.95, (m) => slow.get(m)[i]));
+          lines.push({ ...dashed(values, p95Before), label: "p95 before" });
         }
         latency.draw({ ...c.frame, series: lines, none: "No latency was measured in this range." });
       },
