@@ -116,7 +116,7 @@ func TestPostgreSQLStandsStill(t *testing.T) {
 		t.Fatal(err)
 	}
 	const lookers = 1000
-	targets := []string{"", "api/stats", "api/totals?limit=%d", "api/rows?contains=%d", "api/history?name=a.%d"}
+	targets := []string{"tables.html", "api/stats", "api/totals?limit=%d", "api/rows?contains=%d", "api/history?name=a.%d"}
 	var all sync.WaitGroup
 	for i := range lookers {
 		all.Go(func() {
