@@ -133,19 +133,23 @@ func TestMounts(t *testing.T) {
 			}
 
 			bare := srv.URL + strings.TrimSuffix(m.at, "/") + "?refresh=10"
-			if status, at, body := browse("GET", bare); status != 200 || cmp.Or(at.Path, "/") != m.at || !strings.Contains(body, "Updated every 10 s") {
+			if status, at, body := browse("GET", bare); status != 200 || cmp.Or(at.Path, "/") != m.at || at.RawQuery != "refresh=10" || !strings.Contains(body, "data-card=") {
 				t.Errorf("without the slash: %d at %s", status, at)
 			}
 			status, at, body := browse("GET", srv.URL+m.at)
-			if status != 200 || at.Path != m.at || !strings.Contains(body, "GET /novels/{id}") {
+			if status != 200 || at.Path != m.at || !strings.Contains(body, "data-card=") {
 				t.Fatalf("%d at %s: %.500s", status, at, body)
 			}
-			targets := []string{"api/stats", "api/totals", "api/rows", "api/history", "api/health", "style.css", "icon.svg"}
-			links := regexp.MustCompile(` href="([^"]*)"`).FindAllStringSubmatch(body, -1)
+			status, _, tables := browse("GET", srv.URL+m.at+"tables.html")
+			if status != 200 || !strings.Contains(tables, "GET /novels/{id}") {
+				t.Fatalf("%d: %.500s", status, tables)
+			}
+			targets := []string{"api/stats", "api/totals", "api/rows", "api/history", "api/series?range=24h", "api/export", "api/openapi.json", "api/health"}
+			links := regexp.MustCompile(` (?:href|src)="([^"#]+)"`).FindAllStringSubmatch(body+tables, -1)
 			for _, link := range links {
 				targets = append(targets, html.UnescapeString(link[1]))
 			}
-			if len(links) < 8 {
+			if len(links) < 25 {
 				t.Errorf("few links: %v", links)
 			}
 			for _, target := range targets {
