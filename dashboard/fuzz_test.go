@@ -19,6 +19,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/store"
 	"github.com/usagekit/usagekit/store/postgres"
 	"github.com/usagekit/usagekit/store/storetest"
@@ -185,7 +186,10 @@ func hostileParameters(t *testing.T, st *store.Store) {
 			if slices.Contains(parameters[:4], p) {
 				values = hostileNames
 			}
-			for _, v := range values {
+			for i, v := range values {
+				if dbtest.Race() && i%8 > 0 {
+					continue // nothing here runs at once
+				}
 				w := harmless(t, h, path, url.Values{p: {v}}.Encode())
 				if path == "/usage/api/totals" {
 					if w.Code == 200 {
