@@ -12,14 +12,23 @@ export class Refused extends Error {
   }
 }
 
-// get returns {answer, same, at}: same tells that the answer is the object that was
-// returned before, at is when its numbers were those of the database.
-export async function get(path, params, signal) {
+const rounds = new WeakMap(); // signal → what was asked in its round: nothing twice
+
+// get returns {answer, at}: while its numbers stay, the answer is the same object; at is
+// when they were those of the database.
+export function get(path, params, signal) {
   const q = new URLSearchParams();
   for (const [key, value] of Object.entries(params)) {
     for (const v of Array.isArray(value) ? value : [value]) if (v !== "" && v !== undefined) q.append(key, v);
   }
   const address = `api/${path}?${q}`;
+  if (!rounds.has(signal)) rounds.set(signal, new Map());
+  const round = rounds.get(signal);
+  if (!round.has(address)) round.set(address, ask(path, address, signal));
+  return round.get(address);
+}
+
+async function ask(path, address, signal) {
   const before = kept.get(address);
   let response, body;
   try {
@@ -33,14 +42,14 @@ export async function get(path, params, signal) {
   if (response.status === 304) {
     keep(address, before);
     if (!before.answer.stale) before.at = Date.now();
-    return { ...before, same: true };
+    return before;
   }
   if (!response.ok && path !== "health") throw new Refused(said(response.status, body.error), response.status);
   // The clocks of both may differ: only the server's own says how old an answer is.
   const age = body.stale ? Date.parse(response.headers.get("Date")) - Date.parse(body.as_of) : 0;
   const now = { etag: response.headers.get("ETag") ?? "", answer: body, at: Date.now() - Math.max(age, 0) };
   if (now.etag) keep(address, now);
-  return { ...now, same: false };
+  return now;
 }
 
 function keep(address, entry) {

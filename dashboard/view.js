@@ -183,13 +183,13 @@ export function parts({ state, zoom }) {
       hosts: [card("active_day"), card("active_month"), host("active")],
       async load(signal) {
         const { range } = state();
-        const month = get("series", { range: "30d", name: daily, step: "day" }, signal);
+        const days = (params) => get("series", { ...params, name: [daily, registrations], step: "day" }, signal);
         const chosen = { "30d": { range: "60d" }, "90d": { range: "180d" }, "13mo": { range }, custom: span(state()) }[range];
         return Promise.all([
           current(signal),
-          month,
+          days({ range: "30d" }),
           get("series", { range: "13mo", name: monthly, step: "month" }, signal),
-          get("series", { ...(chosen ?? { range: "30d" }), name: [daily, registrations], step: "day" }, signal),
+          days(chosen ?? { range: "30d" }),
         ]);
       },
       show([totals, last30, byMonth, byDay]) {
