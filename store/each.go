@@ -74,7 +74,8 @@ func (s *Store) all(ctx context.Context, q *Query) (rest, error) {
 	r := rest{each: q.Step != 0, starts: []int64{0}, run: 1}
 	err := q.check()
 	switch {
-	case err != nil:
+	case err != nil || s == nil:
+		return rest{}, err
 	case r.each:
 		err = s.checkKept(q, false)
 	default:

@@ -87,6 +87,9 @@ func (s *Store) databaseTime() time.Time {
 // "api.requests.today", "user.active.daily" and "user.active.monthly" are the
 // numbers of the current day or month.
 func (s *Store) Get(ctx context.Context, name string) (int64, error) {
+	if s == nil {
+		return 0, nil
+	}
 	var n int64
 	name = counter.Clean(name)
 	err := s.read(ctx, func(tx *sqlx.Tx, now time.Time) error {
@@ -125,7 +128,7 @@ func (s *Store) current(ctx context.Context, tx *sqlx.Tx, now time.Time) (map[st
 // range [From, To). "api.requests.today", "user.active.daily" and
 // "user.active.monthly" belong to the current day or month, and to no range.
 func (s *Store) Totals(ctx context.Context, q Query) ([]Count, error) {
-	if err := q.check(); err != nil {
+	if err := q.check(); err != nil || s == nil {
 		return nil, err
 	}
 	if err := q.checkSums(); err != nil {
@@ -202,7 +205,7 @@ func (s *Store) ordered(ctx context.Context, tx *sqlx.Tx, from table, stems bool
 // Rows returns one row per subject that q selects, with all its measures: the
 // largest in q.Measure first, or in its largest measure when that is "".
 func (s *Store) Rows(ctx context.Context, q Query) ([]Row, error) {
-	if err := q.check(); err != nil {
+	if err := q.check(); err != nil || s == nil {
 		return nil, err
 	}
 	var rows []Row
@@ -353,7 +356,7 @@ func (q *Query) checkSums() error {
 // "user.active.monthly" wants Step Month, and "user.active.daily" does not go with it.
 func (s *Store) History(ctx context.Context, q Query) ([]Count, error) {
 	finest := q.Step == 0
-	if err := q.check(); err != nil {
+	if err := q.check(); err != nil || s == nil {
 		return nil, err
 	}
 	if err := s.checkKept(&q, finest); err != nil {

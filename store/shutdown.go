@@ -14,6 +14,9 @@ import (
 // *UndeliveredError, but for those that the spool has for the next start. Later
 // calls return what the first one did.
 func (s *Store) Shutdown(ctx context.Context) error {
+	if s == nil {
+		return nil
+	}
 	first := false
 	s.stopOnce.Do(func() { first = true })
 	if first {

@@ -143,7 +143,9 @@ func (e *UndeliveredError) Unwrap() error { return e.Err }
 const directLanes = 4
 
 // Store counts, and brings the counts into its database. Its methods may be
-// called from any number of goroutines.
+// called from any number of goroutines. A nil *Store is one that is off: it counts
+// nothing, reads zero, and lets every Take pass; what is wrong with a call is an
+// error there, too.
 type Store struct {
 	db       *sqlx.DB
 	sql      dialect
@@ -311,14 +313,23 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 
 // Add counts n, 1 … 2^53−1, under name: see the package comment. It never blocks
 // on the database, fails or panics; what it cannot count is in Stats.
-func (s *Store) Add(name string, n int64) { s.live.Add(name, n) }
+func (s *Store) Add(name string, n int64) {
+	if s != nil {
+		s.live.Add(name, n)
+	}
+}
 
 // Counter returns Add for one name, in half the time, for those who count under it
 // again and again. It may be kept for as long as the store.
-func (s *Store) Counter(name string) func(n int64) { return s.live.Counter(name) }
+func (s *Store) Counter(name string) func(n int64) {
+	if s == nil {
+		return func(int64) {}
+	}
+	return s.live.Counter(name)
+}
 
 // Inc counts 1 under name.
-func (s *Store) Inc(name string) { s.live.Add(name, 1) }
+func (s *Store) Inc(name string) { s.Add(name, 1) }
 
 func (s *Store) refused(name string) {
 	s.derivedOnce.Do(func() {
@@ -337,6 +348,7 @@ func SplitName(name string) (group, subject, measure string) { return counter.Sp
 // database's. Before a store that started offline knows it: Config.Location, or UTC.
 func (s *Store) Location() *time.Location {
 	switch {
+	case s == nil:
 	case s.isStarted():
 		return s.calendar.loc
 	case s.zone != nil:
@@ -370,6 +382,9 @@ func (s *Store) Buckets(step Step, from, to time.Time) []time.Time {
 
 // Stats returns the store's state. It does not ask the database.
 func (s *Store) Stats() Stats {
+	if s == nil {
+		return Stats{}
+	}
 	st := Stats{
 		Pending:  s.live.Live(),
 		Oldest:   s.live.Opened(),
@@ -410,6 +425,9 @@ func (s *Store) Stats() Stats {
 // Totals, Rows and History see it when Flush returns nil. It tries until ctx ends
 // or the store has stopped.
 func (s *Store) Flush(ctx context.Context) error {
+	if s == nil {
+		return nil
+	}
 	seq, err := s.deliver(ctx)
 	if err == nil {
 		err = s.foldThrough(ctx, seq)
