@@ -121,7 +121,7 @@ func TestImportArrows(t *testing.T) {
 	allowed := map[string][]string{
 		"/middleware":       {"github.com/dunglas/httpsfv"},
 		"/internal/counter": {"golang.org/x/sys/unix"},
-		"/store":            {module + "/internal/counter", "github.com/jmoiron/sqlx", "github.com/lib/pq"},
+		"/store":            {module + "/internal/counter", "github.com/jmoiron/sqlx"},
 		"/store/postgres":   {"github.com/jmoiron/sqlx", "github.com/lib/pq"},
 		"/store/sqlite":     {"github.com/jmoiron/sqlx", "modernc.org/sqlite"},
 		"/store/storetest":  {module + "/store", module + "/store/sqlite"},
@@ -151,5 +151,36 @@ func TestImportArrows(t *testing.T) {
 	}
 	if seen != len(allowed) {
 		t.Errorf("%d packages seen, %d in the list", seen, len(allowed))
+	}
+}
+
+// A store takes the pool that it is given: who has SQLite or pgx gets no lib/pq, and
+// no driver that registers itself.
+func TestAStoreBringsNoDriver(t *testing.T) {
+	const module = "github.com/usagekit/usagekit"
+	for _, c := range []struct {
+		pkg    string
+		absent []string
+	}{
+		{"/store", []string{"github.com/lib/pq", "modernc.org/sqlite"}},
+		{"/dashboard", []string{"github.com/lib/pq", "modernc.org/sqlite"}},
+		{"/middleware", []string{"github.com/lib/pq", "modernc.org/sqlite", "github.com/jmoiron/sqlx"}},
+		{"/store/sqlite", []string{"github.com/lib/pq"}},
+		{"/store/storetest", []string{"github.com/lib/pq"}},
+		{"/store/postgres", []string{"modernc.org/sqlite"}},
+	} {
+		out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", module+c.pkg).CombinedOutput()
+		if err != nil {
+			t.Fatalf("go list: %v\n%s", err, out)
+		}
+		deps := strings.Fields(string(out))
+		if !slices.Contains(deps, module+c.pkg) {
+			t.Fatalf("go list says %s", out)
+		}
+		for _, absent := range c.absent {
+			if slices.Contains(deps, absent) {
+				t.Errorf("%s brings %s", c.pkg, absent)
+			}
+		}
 	}
 }
