@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
-	"github.com/lib/pq"
 )
 
 // dialect is all in which PostgreSQL and SQLite differ here. The SQL beside the
@@ -46,7 +45,7 @@ func (d dialect) text(q string) string {
 		q = d.edit(q)
 	}
 	if d.schema != "" {
-		q = d.tables.ReplaceAllStringFunc(q, func(table string) string { return pq.QuoteIdentifier(d.schema) + "." + table })
+		q = d.tables.ReplaceAllStringFunc(q, func(table string) string { return quoteIdentifier(d.schema) + "." + table })
 	}
 	return sqlx.Rebind(d.bind, q)
 }
@@ -96,7 +95,7 @@ func (d dialect) countMeta() string {
 	}
 	schema := `ANY (current_schemas(false))`
 	if d.schema != "" {
-		schema = pq.QuoteLiteral(d.schema)
+		schema = quoteLiteral(d.schema)
 	}
 	return `SELECT COUNT(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relname = 'usage_meta' AND n.nspname = ` + schema
@@ -138,7 +137,7 @@ func (d dialect) oneOf(column string, numbers []int64) (string, any) {
 	if d.sqlite {
 		return column + ` IN (SELECT value FROM json_each(?))`, arrayOf(numbers)
 	}
-	return column + ` = ANY(?)`, pq.Array(numbers)
+	return column + ` = ANY(?)`, arrayOfNumbers(numbers)
 }
 
 // oneOfTexts is a condition that column holds one of the texts, and its parameter.
@@ -147,7 +146,7 @@ func (d dialect) oneOfTexts(column string, texts []string) (string, any) {
 		b, _ := json.Marshal(texts) // strings: nothing that can fail
 		return column + " IN (SELECT value FROM json_each(?))", string(b)
 	}
-	return column + " = ANY(?)", pq.Array(texts)
+	return column + " = ANY(?)", arrayOfTexts(texts)
 }
 
 // seek is from, a table and its conditions, for each row of a list. Left to
@@ -217,10 +216,10 @@ func (d dialect) values(columns ...column) (string, []any) {
 			exprs = append(exprs, fmt.Sprintf("value->>%d AS %s", i, c.name))
 		case c.texts != nil:
 			exprs = append(exprs, "CAST(? AS TEXT[])")
-			args = append(args, pq.Array(c.texts))
+			args = append(args, arrayOfTexts(c.texts))
 		default:
 			exprs = append(exprs, "CAST(? AS BIGINT[])")
-			args = append(args, pq.Array(c.numbers))
+			args = append(args, arrayOfNumbers(c.numbers))
 		}
 	}
 	if !d.sqlite {
@@ -272,4 +271,48 @@ func appendJSON(list []byte, s string) []byte {
 func arrayOf(numbers []int64) string {
 	b, _ := json.Marshal(numbers) // of numbers: it cannot fail
 	return string(b)
+}
+
+// What follows is PostgreSQL's own notation, as text: it asks for no driver's types.
+
+// arrayOfNumbers is an array (https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO).
+func arrayOfNumbers(numbers []int64) string {
+	list := []byte{'{'}
+	for i, n := range numbers {
+		if i > 0 {
+			list = append(list, ',')
+		}
+		list = strconv.AppendInt(list, n, 10)
+	}
+	return string(append(list, '}'))
+}
+
+// arrayOfTexts is an array of texts, each in double quotes: then NULL, commas and braces
+// are but texts.
+func arrayOfTexts(texts []string) string {
+	list := []byte{'{'}
+	for i, text := range texts {
+		if i > 0 {
+			list = append(list, ',')
+		}
+		list = append(list, '"')
+		for j := range len(text) {
+			if c := text[j]; c == '"' || c == '\\' {
+				list = append(list, '\\')
+			}
+			list = append(list, text[j])
+		}
+		list = append(list, '"')
+	}
+	return string(append(list, '}'))
+}
+
+func quoteIdentifier(name string) string {
+	return `"` + strings.ReplaceAll(name, `"`, `""`) + `"`
+}
+
+// quoteLiteral is a string constant, whatever standard_conforming_strings is
+// (https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-STRINGS-ESCAPE).
+func quoteLiteral(text string) string {
+	return `E'` + strings.ReplaceAll(strings.ReplaceAll(text, `\`, `\\`), `'`, `''`) + `'`
 }

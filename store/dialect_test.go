@@ -1,0 +1,67 @@
+package store
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/dbtest"
+)
+
+// PostgreSQL reads our arrays, identifiers and constants as what they were made of.
+func TestPostgreSQLReadsWhatWeWrite(t *testing.T) {
+	if Server == nil {
+		t.Log("PostgreSQL was not tried: make test does")
+		return
+	}
+	ctx := dbtest.Context(t)
+	db, err := sqlx.Open("postgres", Server.NewDatabase(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	texts := []string{"", " ", "a", "NULL", "null", `"`, `\`, `\"`, `a,b`, `{a}`, "{", "}", `a\nb`, "'", "''; DROP TABLE x; --", "ä€\U0001F600", "\t\n\r\v", `\x41`, "$1", "?"}
+	numbers := []int64{0, 1, -1, 1<<63 - 1, -1 << 63, 1<<53 - 1}
+	for _, texts := range [][]string{{}, texts} {
+		var got []string
+		if err := db.SelectContext(ctx, &got, `SELECT unnest(CAST($1 AS TEXT[]))`, arrayOfTexts(texts)); err != nil || !slices.Equal(got, texts) && len(got)+len(texts) > 0 {
+			t.Errorf("texts %q come back as %q, %v", texts, got, err)
+		}
+	}
+	for _, numbers := range [][]int64{{}, numbers} {
+		var got []int64
+		if err := db.SelectContext(ctx, &got, `SELECT unnest(CAST($1 AS BIGINT[]))`, arrayOfNumbers(numbers)); err != nil || !slices.Equal(got, numbers) && len(got)+len(numbers) > 0 {
+			t.Errorf("numbers %v come back as %v, %v", numbers, got, err)
+		}
+	}
+	for _, text := range texts {
+		for _, conforming := range []string{"on", "off"} {
+			conn, err := db.Connx(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got string
+			_, err = conn.ExecContext(ctx, `SET standard_conforming_strings = `+conforming)
+			if err == nil {
+				err = conn.GetContext(ctx, &got, `SELECT `+quoteLiteral(text))
+			}
+			if err != nil || got != text {
+				t.Errorf("the constant of %q is %q, %v", text, got, err)
+			}
+			_ = conn.Close()
+		}
+		if text == "" {
+			continue
+		}
+		rows, err := db.QueryContext(ctx, `SELECT 1 AS `+quoteIdentifier(text))
+		if err != nil {
+			t.Errorf("%q as a name: %v", text, err)
+			continue
+		}
+		if got, err := rows.Columns(); err != nil || got[0] != text {
+			t.Errorf("%q as a name is %q, %v", text, got, err)
+		}
+		_ = rows.Close()
+	}
+}
