@@ -28,9 +28,7 @@ func restart(r *trial) {
 		r.must(r.server.Restart())
 	})
 	r.judge(exactly)
-	if r.drained > 10*time.Second {
-		r.Errorf("drained %v after the server's return, want 10 s at most", r.drained)
-	}
+	r.atMost(10*time.Second, "after the server's return", r.drained)
 }
 
 func killServer(r *trial) {

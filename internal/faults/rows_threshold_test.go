@@ -325,7 +325,7 @@ func (r *race) kill(p *program) {
 // drainRacers waits until all that was counted is folded, and ends the racers.
 func (r *race) drainRacers() {
 	r.Helper()
-	r.drained = r.eventually(drainLimit, func() string {
+	r.drained = r.eventually(hangs, func() string {
 		n := r.one(`SELECT COALESCE(SUM(value), 0) FROM usage_metrics WHERE key = '` + raced + `'`)
 		if n < racers*racerIncs {
 			return fmt.Sprintf("%d are folded", n)
