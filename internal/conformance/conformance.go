@@ -120,6 +120,7 @@ func Run(t *testing.T, d Database) {
 		{"ManyStartsAtOnce", manyStarts},
 		{"AdoptsTheOriginalTable", adopts},
 		{"OtherZone", otherZone},
+		{"ZoneByAnotherName", zoneByAnotherName},
 		{"AddNow", addNow},
 		{"Reset", reset},
 		{"LLMCalls", llmCalls},

@@ -1,10 +1,12 @@
 package conformance
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -144,4 +146,58 @@ func shownSince(step store.Step, at time.Time, zone *time.Location) time.Time {
 		at = at.Add(-quarter)
 	}
 	return at.UTC()
+}
+
+// Zones are one when they would have every bucket begin at the same time, whatever
+// their names: of what is kept, and of the year to come.
+func zoneByAnotherName(t *testing.T, b *bench) {
+	load := func(name string) *time.Location {
+		t.Helper()
+		zone, err := time.LoadLocation(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return zone
+	}
+	cfg := b.config()
+	cfg.Retention = store.Retention{}
+	b.store(cfg)
+	open := func(zone string, offline bool) (*store.Store, error) {
+		cfg := cfg
+		cfg.Location, cfg.StartOffline = load(zone), offline
+		return store.New(b.ctx, b.pool(nil), cfg)
+	}
+	for i, names := range [][2]string{
+		{"America/Los_Angeles", "US/Pacific"}, {"US/Pacific", "America/Los_Angeles"}, {"Europe/Kiev", "Europe/Kyiv"},
+		{"UTC", "Etc/UTC"}, {"Etc/UTC", "UTC"}, {"Asia/Calcutta", "Asia/Kolkata"}, {"Europe/Berlin", "Europe/Stockholm"},
+	} {
+		b.exec(`UPDATE usage_meta SET value = ? WHERE name = 'zone'`, names[0])
+		for j, offline := range []bool{false, true} {
+			s, err := open(names[1], offline)
+			if err != nil {
+				t.Errorf("%s, where the database has %s: %v", names[1], names[0], err)
+				continue
+			}
+			s.Inc("feature.a.used")
+			b.flush(s)
+			b.want(s, map[string]int64{"feature.a.used": int64(2*i + j + 1)})
+			if got := s.Location().String(); got != names[0] {
+				t.Errorf("Location() = %s, want the database's, %s", got, names[0])
+			}
+			if err := errors.Join(s.Stats().Err, s.Shutdown(b.ctx)); err != nil {
+				t.Errorf("%s for %s: %v", names[1], names[0], err)
+			}
+		}
+	}
+	// Those that agree today do not for that.
+	for _, names := range [][2]string{{"America/Denver", "America/Phoenix"}, {"Europe/London", "Africa/Abidjan"}, {"UTC", "Europe/London"}} {
+		b.exec(`UPDATE usage_meta SET value = ? WHERE name = 'zone'`, names[0])
+		s, err := open(names[1], false)
+		if err == nil {
+			_ = s.Shutdown(b.ctx)
+			t.Errorf("%s was taken for %s", names[1], names[0])
+		} else if !strings.Contains(err.Error(), names[0]) || errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("%s for %s: %v", names[1], names[0], err)
+		}
+	}
 }
