@@ -1,6 +1,9 @@
 package store
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // calendar finds the local hours, days and months of a zone. Each starts at a
 // quarter hour of UTC. A day starts at the first instant whose local date is
@@ -99,3 +102,36 @@ func (c calendar) buckets(step Step, start, end time.Time) []int64 {
 }
 
 func mod(a, b int64) int64 { return ((a % b) + b) % b }
+
+// change is when a zone's offset from UTC becomes another one.
+type change struct {
+	at     int64 // Unix seconds
+	offset int   // seconds
+}
+
+// changesOf lists the offsets of a zone from one time up to another: the one that it
+// has first, and each change.
+func changesOf(loc *time.Location, from, to time.Time) []change {
+	var list []change
+	for t := from; t.Before(to); {
+		_, offset := t.In(loc).Zone()
+		if n := len(list); n == 0 || list[n-1].offset != offset {
+			list = append(list, change{t.Unix(), offset})
+		}
+		_, end := t.In(loc).ZoneBounds()
+		if end.IsZero() {
+			break
+		}
+		if !end.After(t) { // one of a leap year's last day
+			end = t.AddDate(0, 0, 1)
+		}
+		t = end
+	}
+	return list
+}
+
+// sameRules tells whether buckets begin at the same times in two zones, from one time
+// up to another.
+func sameRules(a, b *time.Location, from, to time.Time) bool {
+	return slices.Equal(changesOf(a, from, to), changesOf(b, from, to))
+}

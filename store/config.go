@@ -22,8 +22,10 @@ type Config struct {
 	Spool string
 
 	// Location decides where hours, days and months begin. nil: the zone that
-	// the database already has, UTC when it is new. A zone other than the
-	// database's is an error, as is one that time.LoadLocation does not know.
+	// the database already has, UTC when it is new. A zone in which they begin at
+	// other times than in the database's, as far back as Retention.Daily and for a
+	// year to come, is an error, as is one that time.LoadLocation does not know; one
+	// of another name in which they do not is the same.
 	Location *time.Location
 
 	// Schema qualifies every table; PostgreSQL only, and it must exist. "": the

@@ -25,6 +25,9 @@ const (
 	sqlNewMeta = `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING`
 )
 
+// firstRules is from when on the rules of zones matter: nothing was counted before.
+var firstRules = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+
 // startTimeout is how long New waits for other starts.
 const startTimeout = 30 * time.Second
 
@@ -69,8 +72,8 @@ func (s *Store) waitStarted() bool {
 	}
 }
 
-// start brings the tables up to date, and learns the database's zone and id. Another
-// zone than Config.Location is an error, unless the store has to live with it.
+// start brings the tables up to date, and learns the database's zone and id. A
+// Config.Location with other rules is an error, unless the store has to live with it.
 func (s *Store) start(ctx context.Context, anyZone bool) error {
 	for start := time.Now(); ; {
 		var loc *time.Location
@@ -81,7 +84,7 @@ func (s *Store) start(ctx context.Context, anyZone bool) error {
 		})
 		if err == nil {
 			s.calendar = calendar{loc}
-			if s.zone != nil && s.zone.String() != loc.String() {
+			if s.zone != nil && s.zone.String() != loc.String() && !s.same(s.zone, loc) {
 				s.clash = fault(fmt.Sprintf("Config.Location is %s, but this database counts hours and days in %s: leave Config.Location nil, or use a database of its own", s.zone, loc))
 				if !anyZone {
 					return s.clash
@@ -95,6 +98,16 @@ func (s *Store) start(ctx context.Context, anyZone bool) error {
 		}
 		time.Sleep(rand.N(100 * time.Millisecond))
 	}
+}
+
+// same tells whether two zones are one for what is kept, and for a year to come.
+func (s *Store) same(a, b *time.Location) bool {
+	now := time.Now()
+	from := firstRules
+	if d := s.retention.Daily; d > 0 {
+		from = now.Add(-d)
+	}
+	return sameRules(a, b, from, now.AddDate(1, 0, 0))
 }
 
 // locked tells whether another start stands in the way of this one.
