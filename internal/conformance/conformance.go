@@ -115,6 +115,7 @@ func Run(t *testing.T, d Database) {
 		{"PoolOfOne", poolOfOne},
 		{"FlushAfterShutdown", flushAfterShutdown},
 		{"StartAndStop", startAndStop},
+		{"OneLineAtStartAndEnd", oneLine},
 		{"EverythingInTransactions", everythingInTransactions},
 		{"NoConnectionAfterAnError", noConnectionAfterAnError},
 		{"ManyStartsAtOnce", manyStarts},
@@ -294,4 +295,10 @@ func (l *logBuffer) count(text string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return bytes.Count(l.buf.Bytes(), []byte(text))
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
 }

@@ -329,3 +329,39 @@ func otherZone(t *testing.T, b *bench) {
 		t.Errorf("History: %v, %v", h, err)
 	}
 }
+
+// The log says once where the counts go and for how long they are kept, and once how
+// it ended. Neither line holds an address or a password.
+func oneLine(t *testing.T, b *bench) {
+	cfg := b.config()
+	cfg.Spool = t.TempDir()
+	cfg.Retention = store.Retention{UserDaily: -1}
+	db := b.pool(nil)
+	s, err := store.New(b.ctx, db, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Inc("feature.a.used")
+	if err := s.Shutdown(b.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Shutdown(b.ctx); err != nil {
+		t.Fatal(err)
+	}
+	logged := b.logs.String()
+	if n := strings.Count(logged, "usagekit: counting"); n != 1 || strings.Count(logged, "usagekit: stopped") != 1 || strings.Count(logged, "\n") != 2 {
+		t.Errorf("it logged %q", logged)
+	}
+	product := "PostgreSQL "
+	if b.d.Name == "sqlite" {
+		product = "SQLite "
+	}
+	for _, want := range []string{"level=INFO", "version=", `database="` + product, "zone=UTC", "spool=" + cfg.Spool, `hours="35 days"`, `days="400 days"`, `users="for ever"`, "undelivered=0"} {
+		if !strings.Contains(logged, want) {
+			t.Errorf("no %s in %q", want, logged)
+		}
+	}
+	if strings.Contains(logged, "postgres@") || strings.Contains(logged, "://") {
+		t.Errorf("an address in %q", logged)
+	}
+}
