@@ -116,6 +116,14 @@ func (d dialect) name() string {
 	return "postgres"
 }
 
+// describe is a query for what the log calls the database: its product, version and name.
+func (d dialect) describe() string {
+	if d.sqlite {
+		return `SELECT 'SQLite ' || sqlite_version() || ': ' || file FROM pragma_database_list WHERE name = 'main'`
+	}
+	return `SELECT 'PostgreSQL ' || current_setting('server_version') || ': ' || current_database()`
+}
+
 // strpos is the function that finds a string in another.
 func (d dialect) strpos() string {
 	if d.sqlite {

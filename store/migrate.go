@@ -76,21 +76,26 @@ func (s *Store) waitStarted() bool {
 // Config.Location with other rules is an error, unless the store has to live with it.
 func (s *Store) start(ctx context.Context, anyZone bool) error {
 	for start := time.Now(); ; {
-		var loc *time.Location
-		var id string
+		var found struct { // by this attempt
+			loc          *time.Location
+			id, database string
+		}
 		err := s.try(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) (err error) {
-			loc, id, err = s.migrate(ctx, tx)
-			return err
+			if found.loc, found.id, err = s.migrate(ctx, tx); err != nil {
+				return err
+			}
+			return tx.GetContext(ctx, &found.database, s.sql.describe())
 		})
 		if err == nil {
-			s.calendar = calendar{loc}
-			if s.zone != nil && s.zone.String() != loc.String() && !s.same(s.zone, loc) {
-				s.clash = fault(fmt.Sprintf("Config.Location is %s, but this database counts hours and days in %s: leave Config.Location nil, or use a database of its own", s.zone, loc))
+			s.calendar = calendar{found.loc}
+			if s.zone != nil && s.zone.String() != found.loc.String() && !s.same(s.zone, found.loc) {
+				s.clash = fault(fmt.Sprintf("Config.Location is %s, but this database counts hours and days in %s: leave Config.Location nil, or use a database of its own", s.zone, found.loc))
 				if !anyZone {
 					return s.clash
 				}
 			}
-			s.spool.SetDatabase(id)
+			s.spool.SetDatabase(found.id)
+			s.logStart(found.database)
 			return nil
 		}
 		if !locked(err) || time.Since(start) > startTimeout || ctx.Err() != nil {

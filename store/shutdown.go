@@ -21,6 +21,7 @@ func (s *Store) Shutdown(ctx context.Context) error {
 	s.stopOnce.Do(func() { first = true })
 	if first {
 		s.stopErr = s.stop(ctx)
+		s.logStop(s.stopErr)
 		close(s.stopped)
 		return s.stopErr
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"strings"
@@ -31,7 +32,8 @@ func startOnce(url string) error {
 		return err
 	}
 	defer db.Close()
-	s, err := store.New(ctx, db, store.Config{})
+	warnings := slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	s, err := store.New(ctx, db, store.Config{Logger: warnings})
 	if err != nil {
 		return err
 	}

@@ -157,6 +157,7 @@ type Store struct {
 	writer   string         // random, of this Store alone
 	live     *counter.Set
 	spool    *counter.Spool // nil: memory only
+	spoolDir string         // Config.Spool
 	started  chan struct{}  // closed when the database was reached first; nil: New waited for it
 	reads    lane
 	writes   lane
@@ -299,7 +300,7 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 		if err != nil {
 			return nil, fmt.Errorf("store: Config.Spool: %w", err)
 		}
-		s.spool = counter.NewSpool(disk, s.writer, s.spoolReport)
+		s.spool, s.spoolDir = counter.NewSpool(disk, s.writer, s.spoolReport), cfg.Spool
 	}
 	s.run, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if cfg.StartOffline {

@@ -1,0 +1,64 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"time"
+)
+
+// logStart says where counts go, and for how long they are kept.
+func (s *Store) logStart(database string) {
+	spool := s.spoolDir
+	if spool == "" {
+		spool = "none: counts are in memory until they are delivered"
+	}
+	r := s.retention
+	s.log.Info("usagekit: counting", "version", version(), "database", database, "zone", s.calendar.loc.String(), "spool", spool,
+		slog.Group("kept", "hours", keptFor(r.Hourly), "days", keptFor(r.Daily), "users", keptFor(r.UserDaily)))
+}
+
+// logStop says what became of the last counts, after a Shutdown that returned err.
+func (s *Store) logStop(err error) {
+	undelivered, spooled := 0, 0
+	if u := new(UndeliveredError); errors.As(err, &u) {
+		undelivered = len(u.Counts)
+	}
+	s.mu.Lock()
+	for _, b := range s.queue {
+		if b.spooled {
+			spooled++
+		}
+	}
+	s.mu.Unlock()
+	s.log.Info("usagekit: stopped", "undelivered", undelivered, "spooled", spooled)
+}
+
+// keptFor is a Retention's duration, in days.
+func keptFor(d time.Duration) string {
+	const day = 24 * time.Hour
+	switch {
+	case d < 0:
+		return "for ever"
+	case d%day == 0:
+		return fmt.Sprintf("%d days", d/day)
+	}
+	return d.String()
+}
+
+// version is usagekit's own, as the program was built: "(devel)" in a checkout,
+// "unknown" in a program without modules.
+func version() string {
+	const module = "github.com/usagekit/usagekit"
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	for _, m := range append(info.Deps, &info.Main) {
+		if m.Path == module && m.Version != "" {
+			return m.Version
+		}
+	}
+	return "unknown"
+}
