@@ -3,6 +3,7 @@ package storetest
 
 import (
 	"context"
+	"log/slog"
 	"path/filepath"
 	"testing"
 	"time"
@@ -11,7 +12,8 @@ import (
 	"github.com/usagekit/usagekit/store/sqlite"
 )
 
-// New returns a store on a SQLite file of its own, shut down when the test ends.
+// New returns a store on a SQLite file of its own, shut down when the test ends. It
+// logs to the test's output.
 // Call its Flush before reading what the test counted.
 func New(t testing.TB) *store.Store {
 	t.Helper()
@@ -19,7 +21,7 @@ func New(t testing.TB) *store.Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := store.New(t.Context(), db, store.Config{})
+	s, err := store.New(t.Context(), db, store.Config{Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		db.Close()
 		t.Fatal(err)
