@@ -42,6 +42,12 @@ func serve(t *testing.T) *site {
 // serveFile is serve of the store in a SQLite file, whose faults begin at once.
 func serveFile(t *testing.T, file string, hook func(dbtest.Op) dbtest.Fault) *site {
 	t.Helper()
+	return serveIn(t, time.UTC, file, hook)
+}
+
+// serveIn is serveFile of a store in a zone.
+func serveIn(t *testing.T, zone *time.Location, file string, hook func(dbtest.Op) dbtest.Fault) *site {
+	t.Helper()
 	if chromium == nil {
 		t.Skip("no Chromium")
 	}
@@ -54,7 +60,7 @@ func serveFile(t *testing.T, file string, hook func(dbtest.Op) dbtest.Fault) *si
 	}
 	s.db = sqlx.NewDb(db, "sqlite3")
 	quiet := slog.New(slog.DiscardHandler)
-	if s.store, err = store.New(t.Context(), s.db, store.Config{Interval: 100 * time.Millisecond, StartOffline: hook != nil, Logger: quiet}); err != nil {
+	if s.store, err = store.New(t.Context(), s.db, store.Config{Interval: 100 * time.Millisecond, StartOffline: hook != nil, Logger: quiet, Location: zone}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
