@@ -75,6 +75,13 @@ type Config struct {
 	// what to set. See BasicAuth and Public, or bring the application's own.
 	Auth func(http.Handler) http.Handler
 
+	// Title heads the page, and names its tab. "": Usage.
+	Title string
+
+	// Home is where the page links back to, such as "/" or "../admin": a path, or an
+	// http or https URL. Anything else makes no link, and a line in the log. "": no link.
+	Home string
+
 	// MaxAge is how old a repeated answer may be. 0: 1 s.
 	MaxAge time.Duration
 
