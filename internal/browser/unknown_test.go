@@ -54,6 +54,23 @@ func TestLatencyOfTheRunningBucketAloneIsShown(t *testing.T) {
 	}
 }
 
+// Older numbers, and a service's own, may have no status classes.
+func TestRequestsWithoutAClassAreRequests(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	s.add(map[string]int64{"api.GET /a.requests": 40, "api.GET /b.requests": 10, "api.GET /b.status_2xx": 7})
+	p := open(t)
+	p.show(s.url + "?range=24h")
+	if got := p.legend("requests", "2xx") + p.legend("requests", "status_2xx") + " " + p.legend("requests", "unknown"); got != "7 43" {
+		t.Errorf("of 50 requests the chart has %s", got)
+	}
+	p.show(s.url + "?range=24h&row=routes%3AGET+%2Fb")
+	p.until("its history", `document.querySelector('dialog#detail [data-chart="detail"] canvas')`)
+	if got := p.legend("detail", "unknown"); got != "3" {
+		t.Errorf("of the route's 10 requests %q are of no class", got)
+	}
+}
+
 // Below the first bound nothing is known but that.
 func TestFasterThanTheFirstBoundIsSaidSo(t *testing.T) {
 	t.Parallel()
