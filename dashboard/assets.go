@@ -108,12 +108,18 @@ type assets struct {
 	files   map[string]asset
 }
 
+// pageData is what page.html is made of.
+type pageData struct {
+	brand
+	Folder string
+}
+
 type asset struct {
 	*content
 	contentType string
 }
 
-func newAssets() assets {
+func newAssets(b brand) assets {
 	a := assets{files: map[string]asset{}}
 	var all [][]byte
 	for _, dir := range []string{".", "uplot"} {
@@ -145,8 +151,8 @@ func newAssets() assets {
 	openapi := read("openapi.json")
 	a.openapi = newContent(openapi, `W/"`+hash(openapi)+`"`, gzip.BestCompression)
 	var page bytes.Buffer
-	if err := template.Must(template.ParseFS(files, "page.html")).Execute(&page, a.folder); err != nil {
-		panic(err) // it is embedded, and takes a string
+	if err := template.Must(template.ParseFS(files, "page.html")).Execute(&page, pageData{b, a.folder}); err != nil {
+		panic(err) // it is embedded, and fits pageData
 	}
 	a.page = newContent(page.Bytes(), `W/"`+hash(page.Bytes())+`"`, gzip.BestCompression)
 	return a

@@ -243,7 +243,7 @@ func TestAssets(t *testing.T) {
 	if !regexp.MustCompile(`^assets/[\w-]{12}/$`).MatchString(a.folder) || len(a.files) < 10 {
 		t.Fatalf("folder %q of %d files", a.folder, len(a.files))
 	}
-	if again := newAssets(); again.folder != a.folder {
+	if again := newAssets(brand{}); again.folder != a.folder {
 		t.Errorf("once %s, once %s", a.folder, again.folder)
 	}
 	for name, file := range a.files {

@@ -13,7 +13,7 @@
 //	api/rows          subjects with all their measures: the same, without name
 //	api/history       counters by hour, day or month: the same as totals, and step
 //	api/series        that in columns, for charts: every bucket of the range, 0 where nothing was counted
-//	api/export        ?of=totals, rows or history, &format=csv or json, and the parameters of those: all of it, as a stream
+//	api/export        ?of=totals, rows or history, &format=csv (&bom=1 for Excel) or json, and the parameters of those: all of it, as a stream
 //	api/health        200 while counts reach the database, 503 and the reasons while they do not
 //	api/openapi.json  all of that in full
 //
@@ -52,6 +52,7 @@
 package dashboard
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -59,6 +60,7 @@ import (
 	"errors"
 	"html/template"
 	"iter"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"path"
@@ -98,10 +100,16 @@ func New(st *store.Store, cfg Config) http.Handler { return newHandler(st, cfg) 
 func Public(h http.Handler) http.Handler { return h }
 
 // BasicAuth lets in who knows both user and password, compared in constant
-// time. An empty user or password lets nobody in. Use it over TLS.
+// time. An empty user or password lets nobody in, which each 401 says, and once the
+// log, slog.Default's: it is mostly a variable of the environment that was not set.
+// Use it over TLS.
 func BasicAuth(user, password string) func(http.Handler) http.Handler {
 	wantUser, wantPassword := sha256.Sum256([]byte(user)), sha256.Sum256([]byte(password))
-	complete := user != "" && password != ""
+	complete, refusal := user != "" && password != "", "user and password, please"
+	if !complete {
+		refusal = "nobody is let in: the user or the password of the usage dashboard is empty (dashboard.BasicAuth)"
+		slog.Error("usage dashboard: BasicAuth has an empty user or password, and lets nobody in: is a variable of the environment not set?", "user", user != "", "password", password != "")
+	}
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			u, p, _ := r.BasicAuth()
@@ -113,7 +121,7 @@ func BasicAuth(user, password string) func(http.Handler) http.Handler {
 				return
 			}
 			w.Header().Set("WWW-Authenticate", `Basic realm="usage", charset="UTF-8"`)
-			fail(w, r, http.StatusUnauthorized, "user and password, please")
+			fail(w, r, http.StatusUnauthorized, refusal)
 		})
 	}
 }
@@ -123,6 +131,22 @@ func closed(http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fail(w, r, http.StatusForbidden, `the usage dashboard is closed: set Auth in dashboard.Config, for example to dashboard.BasicAuth("admin", password)`)
 	})
+}
+
+// brand is whose page it is.
+type brand struct{ Title, Home string }
+
+// newBrand keeps of Home what leads to somewhere: what a script could hide in does not.
+func newBrand(cfg Config) brand {
+	b := brand{Title: cmp.Or(visible(cfg.Title), "Usage")}
+	u, err := url.Parse(cfg.Home)
+	switch {
+	case err == nil && u.Scheme == "" && u.Opaque == "", err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "":
+		b.Home = u.String()
+	default:
+		slog.Warn("usage dashboard: Config.Home is no link: want a path, or an http or https URL", "home", cfg.Home)
+	}
+	return b
 }
 
 // reader is what the dashboard asks of a *store.Store.
@@ -143,6 +167,7 @@ type handler struct {
 	names   *cache // of users, apart: its reads are the application's code
 	users   func(ctx context.Context, ids []string) (map[string]string, error)
 	assets  assets
+	brand   brand
 	tables  *template.Template
 	exports chan struct{} // places for those under way
 }
@@ -152,12 +177,14 @@ func newHandler(st reader, cfg Config) http.Handler {
 	if maxAge <= 0 {
 		maxAge = time.Second
 	}
+	b := newBrand(cfg)
 	h := &handler{
 		store:   st,
 		answers: newCache(maxAge),
 		names:   newCache(maxAge),
 		users:   cfg.Users,
-		assets:  newAssets(),
+		assets:  newAssets(b),
+		brand:   b,
 		tables:  template.Must(template.New("tables.html").Funcs(template.FuncMap{"visible": visible}).ParseFS(files, "tables.html")),
 		exports: make(chan struct{}, maxExports),
 	}

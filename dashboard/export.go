@@ -76,7 +76,7 @@ func (r exportedRow) fields() []string {
 // its end is cut off, so that nobody takes it for whole.
 func (h *handler) serveExport(w http.ResponseWriter, r *http.Request) {
 	p := h.params(r)
-	q := p.query(0, 1<<31-1, "name", "step", "of", "format")
+	q := p.query(0, 1<<31-1, "name", "step", "of", "format", "bom")
 	q.Step = p.step()
 	of, format := cmp.Or(p.get("of"), "totals"), cmp.Or(p.get("format"), "csv")
 	switch {
@@ -84,6 +84,8 @@ func (h *handler) serveExport(w http.ResponseWriter, r *http.Request) {
 		p.fail("of must be totals, rows or history, not %q", short(of))
 	case format != "csv" && format != "json":
 		p.fail("format must be csv or json, not %q", short(format))
+	case p.number("bom", 0, 0, 1) == 1 && format != "csv":
+		p.fail("bom is for format=csv")
 	case of == "history" && q.Step == 0:
 		p.fail("a history needs a step: hour, day or month")
 	case of != "history" && q.Step != 0:
@@ -121,7 +123,7 @@ func (h *handler) serveExport(w http.ResponseWriter, r *http.Request) {
 		failRead(w, r, err)
 		return
 	}
-	h.stream(w, r, m, of, format, header, records)
+	h.stream(w, r, m, of, format, p.get("bom") == "1", header, records)
 }
 
 func (h *handler) exportRows(ctx context.Context, q store.Query) ([]string, iter.Seq2[record, error], error) {
@@ -201,7 +203,7 @@ func begun(seq iter.Seq2[record, error]) (iter.Seq2[record, error], error) {
 	}, nil
 }
 
-func (h *handler) stream(w http.ResponseWriter, r *http.Request, m meta, of, format string, header []string, records iter.Seq2[record, error]) {
+func (h *handler) stream(w http.ResponseWriter, r *http.Request, m meta, of, format string, bom bool, header []string, records iter.Seq2[record, error]) {
 	contentType := "text/csv; charset=utf-8; header=present"
 	if format == "json" {
 		contentType = typeJSON
@@ -217,7 +219,7 @@ func (h *handler) stream(w http.ResponseWriter, r *http.Request, m meta, of, for
 		}
 		return
 	}
-	lines := csvLines(w, header)
+	lines := csvLines(w, bom, header)
 	if format == "json" {
 		lines = jsonLines(w, m, of)
 	}
@@ -254,13 +256,17 @@ type lines struct {
 	flush, close func() error
 }
 
-// csvLines quotes every cell, as RFC 4180 allows.
-func csvLines(w io.Writer, header []string) lines {
+// csvLines quotes every cell, as RFC 4180 allows. With a byte order mark it is for
+// spreadsheets: without one Excel reads it in a code page of its own.
+func csvLines(w io.Writer, bom bool, header []string) lines {
 	b := bufio.NewWriter(w)
+	if bom {
+		_, _ = b.WriteString("\ufeff") // an error stays in b
+	}
 	line := func(fields []string) error {
 		for i, f := range fields {
 			if i > 0 {
-				_ = b.WriteByte(',') // an error stays in b
+				_ = b.WriteByte(',')
 			}
 			_, _ = b.WriteString(`"` + strings.ReplaceAll(inert(f), `"`, `""`) + `"`)
 		}

@@ -26,6 +26,7 @@ const (
 // view is what tables.html shows.
 type view struct {
 	stats
+	brand
 	Folder   string   // of the assets
 	Refresh  int      // seconds; 0: when somebody asks
 	Troubles []string // of the store
@@ -71,7 +72,7 @@ func (h *handler) serveTables(w http.ResponseWriter, r *http.Request) {
 		failRead(w, r, err)
 		return
 	}
-	v.Refresh, v.Folder = refresh, h.assets.folder
+	v.Refresh, v.Folder, v.brand = refresh, h.assets.folder, h.brand
 	var body bytes.Buffer
 	if err := h.tables.Execute(&body, v); err != nil {
 		panic(err) // tables.html is embedded, and fits view
@@ -292,6 +293,8 @@ func duration(ms *float64) string {
 	switch {
 	case ms == nil:
 		return "–"
+	case *ms < 5:
+		return "< 5 ms" // nothing is measured between 0 and the first bound
 	case *ms >= 10_000:
 		return "≥ 10 s"
 	case *ms >= 999.5:

@@ -273,6 +273,7 @@ var tried = map[string][]string{
 	"step":   {"hour", "day", "month", "week", "Hour", "1"},
 	"of":     {"totals", "rows", "history", "stats", "Rows"},
 	"format": {"csv", "json", "xml", "CSV"},
+	"bom":    {"0", "1", "2", "-1", "true"},
 	"limit":  {"1", "2", "100", "999", "1000", "1001", "10000", "10001", "2147483647", "2147483648", "99999999999999999999", "0", "-1", "1.5", "1e2", "all"},
 }
 
