@@ -1,6 +1,8 @@
 // Reading the API. Of every address the last answer is kept, and asked for again by
 // its ETag: one that says the same numbers costs no transfer and no work.
 
+import { learn } from "./format.js";
+
 const kept = new Map(); // address → {etag, answer}
 const most = 64;
 const patience = 15_000; // ms; the server itself gives up after 5 s
@@ -48,6 +50,7 @@ async function ask(path, address, signal) {
   // The clocks of both may differ: only the server's own says how old an answer is.
   const age = body.stale ? Date.parse(response.headers.get("Date")) - Date.parse(body.as_of) : 0;
   const now = { etag: response.headers.get("ETag") ?? "", answer: body, at: Date.now() - Math.max(age, 0) };
+  if (body.as_of) learn(body);
   if (now.etag) keep(address, now);
   return now;
 }

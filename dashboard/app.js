@@ -4,7 +4,7 @@
 import { get, Refused } from "./api.js";
 import { el, setText, themeChanged } from "./chart.js";
 import { Detail } from "./detail.js";
-import { number, setZone, span as interval, theZone, time } from "./format.js";
+import { date, number, span as interval, theZone, time } from "./format.js";
 import { ranges, read, twice, write } from "./state.js";
 import { Table } from "./table.js";
 import { dropped, numbersOf, parts } from "./view.js";
@@ -183,7 +183,6 @@ function said() {
   const answers = on.flatMap((s) => s.parts ?? []);
   const problems = on.filter((s) => s.problem);
   if (!answers.length && !problems.length) return;
-  zoneOf(answers);
   freshest = Math.min(...answers.map((p) => p.at), Infinity);
   const behind = answers.filter((p) => p.answer.complete_through && Date.parse(p.answer.as_of) - Date.parse(p.answer.complete_through) > late);
   const never = answers.length > 0 && answers.every((p) => !p.answer.complete_through);
@@ -202,14 +201,7 @@ function said() {
   controls();
   age();
 }
-let counted = new Map(), zoned = false;
-
-function zoneOf(answers) {
-  const zone = answers.find((p) => p.answer.zone)?.answer.zone;
-  if (!zone) return;
-  zoned = true;
-  setZone(zone);
-}
+let counted = new Map();
 
 function banner(kind, text) {
   let b = $(`.banner[data-kind=${kind}]`);
@@ -233,13 +225,14 @@ function controls() {
     const first = overview.starts[Math.max(twice(state).split(overview.starts), 0)];
     setText($("[data-span]"), interval(Date.parse(first), Math.min(Date.parse(overview.to) - 1, Date.parse(overview.as_of))));
   } else setText($("[data-span]"), "");
-  setText($("[data-zone]"), zoned ? `Times in ${theZone()}` : "");
+  setText($("[data-zone]"), theZone() ? `Times in ${theZone()}` : "");
   $("[name=compare]").checked = state.compare;
   $("[name=compare]").disabled = state.range === "13mo";
   if (state.range === "custom") {
     $("#custom").hidden = false;
-    $("[name=from]").value = state.from.slice(0, 10);
-    $("[name=to]").value = state.to.slice(0, 10);
+    const exact = state.from.includes("T") || state.to.includes("T");
+    $("[name=from]").value = exact ? date(Date.parse(state.from)) : state.from;
+    $("[name=to]").value = exact ? date(Date.parse(state.to) - 1) : state.to; // it ends before that
   }
   $("[data-range=custom]").setAttribute("aria-expanded", String(!$("#custom").hidden));
   $("[data-action=live]").setAttribute("aria-pressed", String(live));

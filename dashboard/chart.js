@@ -1,7 +1,7 @@
 // Charts, by uPlot: bars that stand on each other, or lines. Below each is a legend of
 // buttons, which hide a series and show its number under the crosshair.
 
-import { compact, theZone, time, visible } from "./format.js";
+import { compact, local, time, visible } from "./format.js";
 
 const { uPlot } = globalThis;
 const gap = 8; // pixels that a drag must span to zoom
@@ -107,9 +107,9 @@ export class Chart {
     if (!this.stacked) return [xs, ...shown.map((s) => s.values)];
     const sum = new Array(xs.length).fill(0);
     const bars = shown.filter(isBar).map((s) => s.values.map((v, i) => (v === null ? null : (sum[i] += v))));
-    const all = [...bars.reverse(), ...shown.filter((s) => !isBar(s)).map((s) => s.values)];
-    // A step ends where the next begins.
-    return this.surface ? [[...xs, this.end / 1000], ...all.map(extended)] : [xs, ...all];
+    const steps = shown.filter((s) => !isBar(s)).map((s) => extended(s.values));
+    // A step ends where the next begins, the last one with the range.
+    return [[...xs, this.end / 1000], ...bars.reverse().map((b) => (this.surface ? extended(b) : [...b, null])), ...steps];
   }
 
   // isSurface tells whether bars would be so thin that their edges mix.
@@ -131,7 +131,7 @@ export class Chart {
       ...this.size(),
       padding: [8, 8, 0, 0],
       legend: { show: false },
-      tzDate: (s) => uPlot.tzDate(new Date(s * 1000), theZone()),
+      tzDate: (s) => uPlot.tzDate(new Date(local(s * 1000)), "UTC"),
       cursor: {
         y: false,
         points: { show: !this.stacked, size: 7 },
@@ -182,8 +182,8 @@ export class Chart {
     return midnight && this.end - this.starts[0] > 26 * 3600e3 ? time(ms, "date") : time(ms, "time");
   }
   midnight(ms) {
-    const d = uPlot.tzDate(new Date(ms), theZone());
-    return ms - ((d.getHours() * 60 + d.getMinutes()) * 60 + d.getSeconds()) * 1000;
+    const day = 24 * 3600e3;
+    return ms - (((local(ms) % day) + day) % day);
   }
 
   size() {

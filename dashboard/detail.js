@@ -4,7 +4,7 @@ import { get } from "./api.js";
 import { Chart, el, setText } from "./chart.js";
 import { duration, length, visible } from "./format.js";
 import { span } from "./state.js";
-import { Columns, latencies, statuses, sum } from "./view.js";
+import { Columns, latencies, nameOf, statuses, sum } from "./view.js";
 
 const model = [["calls", "Calls", "line-1"], ["failed", "Failed", "status-5"], ["input_tokens", "Input tokens", "model-1"], ["output_tokens", "Output tokens", "model-2"], ["tokens", "Tokens", "model-3"]];
 
@@ -12,14 +12,15 @@ const model = [["calls", "Calls", "line-1"], ["failed", "Failed", "status-5"], [
 function namesOf(table, key) {
   switch (table) {
     case "routes":
-      return [`api.${key}.requests`, ...statuses.map((s) => `api.${key}.${s.measure}`), ...latencies.map((m) => `api.${key}.${m}`)];
+      return ["requests", ...statuses.map((s) => s.measure), ...latencies].map((m) => nameOf("api", key, m));
     case "models":
-      return model.map(([m]) => `llm.${key}.${m}`);
+      return model.map(([m]) => nameOf("llm", key, m));
   }
   return [key];
 }
 
-const kinds = { routes: "Route", users: "User", features: "Feature", models: "Model", errors: "Error", other: "Name" };
+const kinds = { routes: "Route", areas: "Area", users: "User", features: "Feature", models: "Model", errors: "Error", other: "Name" };
+const counts = { routes: "Requests", areas: "Requests", users: "Requests", models: "Calls" }; // what is counted of each
 
 export class Detail {
   constructor({ state, closed }) {
@@ -30,6 +31,7 @@ export class Detail {
     this.hosts = [this.dialog];
     this.state = state;
     this.dialog.addEventListener("close", () => {
+      if (this.dialog.open) return; // for another line, since
       this.clear();
       this.opener?.isConnected && this.opener.focus();
       closed();
@@ -42,16 +44,16 @@ export class Detail {
   // follow opens or closes the dialog, as the state has it.
   follow(opener) {
     const [table, ...rest] = this.state().row.split(":");
-    const wanted = Boolean(rest.join("") && Object.hasOwn(kinds, table));
+    const wanted = rest.length > 0 && Object.hasOwn(kinds, table);
     if (wanted) {
       const row = this.state().row;
       if (row !== this.row) {
         this.clear();
         Object.assign(this, { row, table, key: rest.join(":"), opener });
-        const name = { routes: this.key, models: this.key, users: this.key.slice("user.".length, -".requests".length) }[table] ?? this.key;
+        const name = { areas: this.key.slice("api.requests.".length), users: this.key.slice("user.".length, -".requests".length) }[table] ?? this.key;
         setText(this.kind, kinds[table]);
-        setText(this.title, visible(name));
-        const of = { routes: "Requests", users: "Requests", models: "Calls" }[table] ?? "Count";
+        setText(this.title, visible(name) || "(empty)");
+        const of = counts[table] ?? "Count";
         this.first.append(el("h3", {}, of));
         this.chart = new Chart(this.first, { title: `${of} of ${visible(name)}` });
         const other = { routes: "Latency", models: "Tokens" }[table];
@@ -93,19 +95,22 @@ export class Detail {
     };
     const none = "Nothing in this range.";
     if (this.table === "routes") {
-      const series = statuses.map((s) => bar(`api.${this.key}.${s.measure}`, s.label, s.color)).filter((s) => s.sum);
-      if (!series.length) series.push(bar(`api.${this.key}.requests`, "Requests", "line-1"));
+      const series = statuses.map((s) => bar(nameOf("api", this.key, s.measure), s.label, s.color)).filter((s) => s.sum);
+      const requests = bar(nameOf("api", this.key, "requests"), "Requests", "line-1");
+      const rest = c.now(requests.key).map((n, i) => Math.max(n - sum(series.map((s) => s.values[i] ?? 0)), 0)); // counted before there were classes
+      if (!series.length) series.push(requests);
+      else if (sum(rest)) series.push({ key: "unknown", label: "No class", color: "status-1", values: c.shown(rest), sum: sum(rest) });
       this.chart.draw({ ...frame, series, stacked: true, none });
-      this.latency.draw({ ...frame, series: c.latency(`api.${this.key}.`), none: "No latency was measured in this range." });
+      this.latency.draw({ ...frame, series: c.latency(nameOf("api", this.key, "")), none: "No latency was measured in this range." });
     } else if (this.table === "models") {
-      const of = (wanted) => model.filter(([m]) => wanted.includes(m)).map(([m, label, color]) => bar(`llm.${this.key}.${m}`, label, color)).filter((s) => s.sum);
-      const [calls, failed] = ["calls", "failed"].map((m) => c.now(`llm.${this.key}.${m}`));
+      const of = (wanted) => model.filter(([m]) => wanted.includes(m)).map(([m, label, color]) => bar(nameOf("llm", this.key, m), label, color)).filter((s) => s.sum);
+      const [calls, failed] = ["calls", "failed"].map((m) => c.now(nameOf("llm", this.key, m)));
       const well = calls.map((n, i) => Math.max(n - failed[i], 0));
       this.chart.draw({ ...frame, none, stacked: true, series: [{ key: "calls", label: "Answered", color: "line-1", values: c.shown(well), sum: sum(well) }, ...of(["failed"])] });
       const split = of(["input_tokens", "output_tokens"]);
       this.latency.draw({ ...frame, none: "No tokens in this range.", stacked: true, series: split.length ? split : of(["tokens"]) });
     } else {
-      this.chart.draw({ ...frame, none, stacked: true, series: [bar(this.key, kinds[this.table] === "User" ? "Requests" : "Count", "line-1")] });
+      this.chart.draw({ ...frame, none, stacked: true, series: [bar(this.key, counts[this.table] ?? "Count", "line-1")] });
     }
   }
 }

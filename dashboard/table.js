@@ -4,7 +4,7 @@ import { get } from "./api.js";
 import { el, setText, spark } from "./chart.js";
 import { duration, number, share, time, visible } from "./format.js";
 import { span } from "./state.js";
-import { Columns, latencies, statuses } from "./view.js";
+import { Columns, latencies, nameOf, statuses } from "./view.js";
 
 const steps = [10, 100, 1000]; // lines
 const quiet = 250; // ms after a keystroke
@@ -26,15 +26,17 @@ const specs = {
     head: "Route",
     columns: [
       { key: "requests", label: "Requests", format: number },
+      { key: "refused", label: "4xx", title: "Answers of 400 to 499: what was asked wrongly", format: share },
       { key: "errors", label: "Errors", title: "Answers of 500 and above", format: share, bad: 0.01 },
       { key: "p95", label: "p95", title: "95 of 100 requests took at most this", format: duration },
     ],
-    params: (order) => ({ prefix: "api.", except: "api.requests.", measure: order === "errors" ? "status_5xx" : "requests" }),
+    picks: { refused: "status_4xx", errors: "status_5xx" }, // an order by these has those alone that have any
+    params: (order) => ({ prefix: "api.", except: "api.requests.", measure: specs.routes.picks[order] ?? "requests" }),
     line: (r) => {
-      const n = r.counts.requests ?? 0;
-      return { key: r.subject, name: r.subject, requests: n, errors: n ? (r.counts.status_5xx ?? 0) / n : 0, p95: r.p95_ms };
+      const n = r.counts.requests ?? 0, part = (measure) => (n ? (r.counts[measure] ?? 0) / n : 0);
+      return { key: r.subject, name: r.subject, requests: n, refused: part("status_4xx"), errors: part("status_5xx"), p95: r.p95_ms };
     },
-    trend: (key, order) => `api.${key}.${order === "errors" ? "status_5xx" : "requests"}`,
+    trend: (key, order) => nameOf("api", key, specs.routes.picks[order] ?? "requests"),
     none: ["No requests in this range. Wrap the application's handler:", "middleware.New(usage, middleware.Config{})(mux)"],
   },
   areas: {
@@ -71,7 +73,7 @@ const specs = {
     params: () => ({ prefix: "llm." }),
     trends: { prefix: "llm.", measure: "tokens" },
     line: (r) => ({ key: r.subject, name: r.subject, calls: r.counts.calls ?? 0, failed: r.counts.failed ?? 0, tokens: r.counts.tokens ?? 0 }),
-    trend: (key) => `llm.${key}.tokens`,
+    trend: (key) => nameOf("llm", key, "tokens"),
     none: ["No LLM calls in this range. Count one:", 'usage.AddLLM(store.LLMCall{Model: "gpt-5", Input: 812, Output: 98})'],
   },
   errors: { ...plain("error."), head: "Error", none: ["No errors in this range. Count one where it happens:", 'usage.Inc("error.llm.timeout")'] },
@@ -113,7 +115,7 @@ export class Table {
     this.heads.splice(1, 0, el("th", { scope: "col", class: "trend" }, "Trend"));
     this.body = el("tbody");
     this.caption = el("caption", { class: "unseen" }, title);
-    this.table = el("table", { class: this.spec.columns.length > 1 ? "many" : null }, this.caption, el("thead", {}, el("tr", {}, ...this.heads)), this.body);
+    this.table = el("table", { class: this.spec.columns.length > 1 ? `many of-${this.spec.columns.length}` : null }, this.caption, el("thead", {}, el("tr", {}, ...this.heads)), this.body);
     this.body.addEventListener("click", (e) => {
       const row = e.target.closest("tr[data-name]");
       if (row && !getSelection().toString()) this.open(this.id, row.dataset.name, row.querySelector("button"));
@@ -177,7 +179,7 @@ export class Table {
     if (document.activeElement !== this.search) this.search.value = q;
     for (const [link, format] of [[this.csv, "csv"], [this.json, "json"]]) {
       const { of, ...rest } = { of: this.spec.of, ...this.params() };
-      const p = new URLSearchParams({ of, format });
+      const p = new URLSearchParams({ of, format, ...(format === "csv" ? { bom: 1 } : {}) });
       for (const [key, value] of Object.entries(rest)) for (const v of [value].flat()) if (v) p.append(key, v);
       link.href = `api/export?${p}`;
     }
@@ -197,7 +199,7 @@ export class Table {
       if (key === order.key) th.setAttribute("aria-sort", order.down ? "descending" : "ascending");
       else th.removeAttribute("aria-sort");
     }
-    const picked = this.id === "routes" && order.key === "errors"; // by the order: none may be a good sign
+    const picked = this.spec.picks?.[order.key] ? this.spec.columns.find((c) => c.key === order.key).label : ""; // none may be a good sign
     this.table.hidden = !this.lines.length && !picked;
     this.hint.hidden = Boolean(this.lines.length);
     if (!this.lines.length) this.hint.replaceChildren(...this.none(q, picked));
@@ -213,7 +215,7 @@ export class Table {
 
   // none says why there is nothing, or what to do about it.
   none(q, picked) {
-    if (picked) return [`No errors in this range${q ? `, of what contains “${visible(q)}”` : ""}.`];
+    if (picked) return [`No ${picked === "4xx" ? picked : picked.toLowerCase()} in this range${q ? `, of what contains “${visible(q)}”` : ""}.`];
     if (q) return [`Nothing that contains “${visible(q)}” in this range${this.spec.find ? ": ids are searched, not names" : ""}.`];
     return [this.spec.none[0], " ", el("code", {}, this.spec.none[1])];
   }

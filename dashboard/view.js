@@ -3,13 +3,15 @@
 
 import { get } from "./api.js";
 import { Chart, setText, spark } from "./chart.js";
-import { bounds, change, duration, length, number, quantile, share } from "./format.js";
+import { bounds, change, duration, fastest, length, number, quantile, share } from "./format.js";
 import { half, span, twice } from "./state.js";
 
 const day = 24 * 3600e3;
 const total = "api.requests.total", today = "api.requests.today", daily = "user.active.daily", monthly = "user.active.monthly", registrations = "user.registrations";
 export const dropped = "usagekit.counts.dropped";
 export const statuses = [1, 2, 3, 4, 5].map((n) => ({ measure: `status_${n}xx`, label: `${n}xx`, color: `status-${n}` }));
+// nameOf is the counter of a subject, which may be none.
+export const nameOf = (group, subject, measure) => (subject ? `${group}.${subject}.${measure}` : `${group}.${measure}`);
 export const latencies = [...bounds.map((b) => `latency_${b}ms`), "latency_inf"];
 export const quantiles = [[0.5, "p50", "line-1"], [0.95, "p95", "line-2"], [0.99, "p99", "line-3"]];
 const palette = 6; // colors for models
@@ -58,9 +60,11 @@ export class Columns {
     return { starts: this.starts, end: this.end, step: this.step, running: this.part < 1 ? this.begun - 1 : -1 };
   }
   // steady is values of a quantile without a running bucket that has hardly begun: it is
-  // of few requests.
+  // of few requests. Where there is no other, it is all that is known.
   steady(values) {
-    return this.begun > 3 && this.part < 0.25 ? values.map((v, i) => (i === this.begun - 1 ? null : v)) : values;
+    const last = this.begun - 1;
+    const few = this.part < 0.25 && values.slice(0, last).some((v) => v !== null);
+    return few ? values.map((v, i) => (i === last ? null : v)) : values;
   }
   // latency is the lines of quantiles of what begins with prefix.
   latency(prefix) {
@@ -156,11 +160,13 @@ export function parts({ state, zoom }) {
         const lines = c.latency("api.requests."), p95 = lines[1];
         const slow = c.split ? new Map(latencies.map((m) => [m, c.before(`api.requests.${m}`)])) : null;
         const p95Before = slow && quantile(0.95, (m) => c.soFar(slow.get(m)));
-        cards.p95.show(p95.sum, duration(p95.sum), c.trend(p95.values), said(p95.sum, p95Before, than, { less: true }));
+        cards.p95.show(p95.sum, duration(p95.sum), c.trend(p95.values), said(p95.sum, p95Before, fastest(p95.sum) && fastest(p95Before) ? "" : than, { less: true }));
 
         const classes = statuses.map((s) => ({ key: s.measure, label: s.label, color: s.color, values: c.shown(c.now(`api.requests.${s.measure}`)) }));
+        const rest = now.map((n, i) => Math.max(n - known[i], 0)); // counted before there were classes
+        if (sum(rest)) classes.push({ key: "unknown", label: "No class", color: "status-1", values: c.shown(rest) });
         for (const s of classes) s.sum = sum(s.values.filter((v) => v !== null));
-        const shown = classes.filter((s) => s.sum || s.label === "2xx");
+        const shown = classes.filter((s) => s.sum || (s.label === "2xx" && !sum(rest)));
         if (compare && before && sum(before)) shown.push(dashed(before, Math.round(c.soFar(before))));
         requests.draw({ ...c.frame, series: shown, stacked: true, none: "No requests in this range." });
         if (compare && slow) {
@@ -219,7 +225,7 @@ export function parts({ state, zoom }) {
       show([{ answer }]) {
         const { range, compare } = state();
         const c = new Columns(answer, twice(state()).split);
-        const models = answer.series.map((s) => ({ key: s.name, label: s.name.slice("llm.".length, -".tokens".length), values: c.now(s.name) }));
+        const models = answer.series.map((s) => ({ key: s.name, label: s.name.slice("llm.".length, -".tokens".length) || "(empty)", values: c.now(s.name) }));
         for (const s of models) s.sum = sum(s.values);
         models.sort((a, b) => b.sum - a.sum);
         const all = add(models.map((s) => s.values), c.none());

@@ -33,7 +33,7 @@ func answers(s *site, in string) map[string]map[string]map[string]float64 {
 	s.Helper()
 	all := map[string]map[string]map[string]float64{"routes": {}, "models": {}}
 	for _, r := range ask[rows](s, "rows?prefix=api.&measure=requests&except=api.requests.&"+in).Rows {
-		all["routes"][r.Subject] = map[string]float64{"requests": float64(r.Counts["requests"]), "errors": float64(r.Counts["status_5xx"]) / float64(r.Counts["requests"]), "p95": *r.P95}
+		all["routes"][r.Subject] = map[string]float64{"requests": float64(r.Counts["requests"]), "refused": float64(r.Counts["status_4xx"]) / float64(r.Counts["requests"]), "errors": float64(r.Counts["status_5xx"]) / float64(r.Counts["requests"]), "p95": *r.P95}
 	}
 	for _, r := range ask[rows](s, "rows?prefix=llm.&"+in).Rows {
 		all["models"][r.Subject] = map[string]float64{"calls": float64(r.Counts["calls"]), "failed": float64(r.Counts["failed"]), "tokens": float64(r.Counts["tokens"])}
@@ -58,12 +58,15 @@ func (p *tab) written(locale, column string, value float64) []string {
 	}
 	ways := []string{format(`{}`, value)}
 	switch column {
-	case "errors", "error_rate":
+	case "refused", "errors", "error_rate":
 		ways = []string{format(`{style: 'percent', maximumFractionDigits: 1}`, value), format(`{style: 'percent', maximumSignificantDigits: 2}`, value)}
 	case "p95":
 		ways = []string{
 			format(`{style: 'unit', unit: 'millisecond', maximumFractionDigits: 0}`, value), format(`{style: 'unit', unit: 'millisecond', maximumFractionDigits: 1}`, value),
 			format(`{style: 'unit', unit: 'second', maximumFractionDigits: 1}`, value/1000),
+		}
+		if value < 5 {
+			ways = []string{`"< 5 ms"`} // and no more is known
 		}
 	case "requests", "tokens":
 		ways = append(ways, format(`{notation: 'compact', maximumFractionDigits: 1}`, value)) // on a card

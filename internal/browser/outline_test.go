@@ -51,6 +51,7 @@ func TestOutlineOfTheTimeBeforeEndsWithTheRange(t *testing.T) {
 	p := open(t)
 	p.tall()
 	p.prefers("light")
+	p.expect("willReadFrequently") // a hint to who reads pixels
 	day := func(ago int) string { return now.AddDate(0, 0, -ago).Format(time.DateOnly) }
 	p.show(s.url + "?compare=1&from=" + day(12) + "&to=" + day(3))
 	for _, chart := range []string{"requests", "tokens"} {
