@@ -40,8 +40,12 @@ type response struct {
 func responses(w http.ResponseWriter) iter.Seq[*response] {
 	return func(yield func(*response) bool) {
 		for range 100 { // a cycle is not ours to fail on
-			if c, ok := w.(interface{ counts() *response }); ok && !yield(c.counts()) {
-				return
+			if c, ok := w.(interface{ counts() *response }); ok {
+				if !yield(c.counts()) {
+					return
+				}
+				w = c.counts().inner
+				continue
 			}
 			u, ok := w.(wrapper)
 			if !ok {

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"reflect"
 	"sync/atomic"
-	"time"
 )
 
 //go:generate go run generate.go
@@ -53,8 +52,18 @@ type wrapper interface{ Unwrap() http.ResponseWriter }
 func (c *response) counts() *response   { return c }
 func (c *response) Header() http.Header { return c.inner.Header() }
 
-// Unwrap returns the inner writer, for http.ResponseController.
-func (c *response) Unwrap() http.ResponseWriter { return c.inner }
+// Unwrap returns the inner writer, for http.ResponseController. Where that can be
+// flushed or hijacked by a controller only, a controller comes by here.
+func (c *response) Unwrap() http.ResponseWriter {
+	_, flusher := c.inner.(http.Flusher)
+	_, hijacker := c.inner.(http.Hijacker)
+	_, around := c.inner.(wrapper)
+	_, flushes := c.inner.(flushError)
+	if flushes && !flusher || around && !(flusher && hijacker) {
+		return controlled{c}
+	}
+	return c.inner
+}
 
 // WriteHeader counts a final status; an informational one (1xx, but for 101,
 // which ends HTTP) passes.
@@ -82,7 +91,7 @@ type flushError interface{ FlushError() error }
 
 func (c *response) flushError() error {
 	c.start(http.StatusOK)
-	return c.inner.(flushError).FlushError()
+	return http.NewResponseController(c.inner).Flush()
 }
 
 type notifier interface{ CloseNotify() <-chan bool } // http.CloseNotifier, deprecated
@@ -90,7 +99,7 @@ type notifier interface{ CloseNotify() <-chan bool } // http.CloseNotifier, depr
 func (c *response) closeNotify() <-chan bool { return c.inner.(notifier).CloseNotify() }
 
 func (c *response) hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, rw, err := c.inner.(http.Hijacker).Hijack()
+	conn, rw, err := http.NewResponseController(c.inner).Hijack()
 	if err == nil {
 		c.stream = true
 		c.start(http.StatusSwitchingProtocols)
@@ -125,23 +134,6 @@ func (s startingReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-type deadliner interface {
-	SetReadDeadline(time.Time) error
-	SetWriteDeadline(time.Time) error
-}
-
-func (c *response) setReadDeadline(t time.Time) error {
-	return c.inner.(deadliner).SetReadDeadline(t)
-}
-
-func (c *response) setWriteDeadline(t time.Time) error {
-	return c.inner.(deadliner).SetWriteDeadline(t)
-}
-
-type fullDuplexer interface{ EnableFullDuplex() error }
-
-func (c *response) enableFullDuplex() error { return c.inner.(fullDuplexer).EnableFullDuplex() }
-
 func (c *response) push(target string, opts *http.PushOptions) error {
 	return c.inner.(http.Pusher).Push(target, opts)
 }
@@ -150,3 +142,12 @@ func (c *response) writeString(s string) (int, error) {
 	c.start(http.StatusOK)
 	return c.inner.(io.StringWriter).WriteString(s)
 }
+
+// controlled is an inner writer for http.ResponseController, which finds by it what
+// the inner one has no method for. Nothing is flushed or hijacked without being
+// counted.
+type controlled struct{ *response }
+
+func (c controlled) FlushError() error                            { return c.flushError() }
+func (c controlled) Hijack() (net.Conn, *bufio.ReadWriter, error) { return c.hijack() }
+func (c controlled) Unwrap() http.ResponseWriter                  { return c.inner }
