@@ -122,6 +122,7 @@ func Run(t *testing.T, d Database) {
 		{"AdoptsTheOriginalTable", adopts},
 		{"OtherZone", otherZone},
 		{"ZoneByAnotherName", zoneByAnotherName},
+		{"HistoryUnderOtherRules", otherRules},
 		{"AddNow", addNow},
 		{"Reset", reset},
 		{"LLMCalls", llmCalls},

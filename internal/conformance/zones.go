@@ -201,3 +201,147 @@ func zoneByAnotherName(t *testing.T, b *bench) {
 		}
 	}
 }
+
+// History that was written under other rules than a store knows, as those of an older
+// image are, or of the zone that the database had before: each count is in one bucket
+// of every answer whose range covers it, and no answer has it twice.
+func otherRules(t *testing.T, b *bench) {
+	for _, zones := range [][2]string{
+		{"Asia/Dhaka", "Asia/Tashkent"}, {"Asia/Tashkent", "Asia/Dhaka"}, // an hour less, or more, as Kazakhstan's in 2024
+		{"Africa/Johannesburg", "Europe/Athens"}, {"Europe/Athens", "Africa/Johannesburg"}, // summer time begins, or ends for ever
+		{"Asia/Kolkata", "Asia/Tashkent"}, {"UTC", "Asia/Kathmandu"}, // half and quarter hours
+	} {
+		t.Run(zones[0]+" then "+zones[1], func(t *testing.T) {
+			underOtherRules(t, newBench(t, b.d), zones)
+		})
+	}
+}
+
+func underOtherRules(t *testing.T, b *bench, zones [2]string) {
+	after, err := time.LoadLocation(zones[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := b.config()
+	if cfg.Location, err = time.LoadLocation(zones[0]); err != nil {
+		t.Fatal(err)
+	}
+	type count struct {
+		at time.Time
+		n  int64
+	}
+	var counts []count
+	all := int64(0)
+	end := time.Date(2026, 4, 3, 0, 0, 0, 0, time.UTC) // some days after the clocks of Athens
+	first := end.AddDate(0, 0, -12)
+	write := func(s *store.Store, writer string, from, to time.Time, step time.Duration) {
+		for seq := int64(1); from.Before(to); seq++ {
+			n := 1 + seq%7
+			counts = append(counts, count{from, n})
+			all += n
+			b.batch(writer, seq, from, counter.Count{Name: "feature.a.used", N: n}, counter.Count{Name: "user.7.calls", N: n}, counter.Count{Name: "user.7.requests", N: n})
+			from = from.Add(step)
+		}
+		b.fold(s)
+		for b.number(`SELECT COUNT(*) FROM usage_inbox`) > 0 {
+			b.fold(s)
+		}
+	}
+	s := b.store(cfg)
+	write(s, "before", first, end.AddDate(0, 0, -2), time.Hour)
+	if err := s.Shutdown(b.ctx); err != nil {
+		t.Fatal(err)
+	}
+	b.exec(`UPDATE usage_meta SET value = ? WHERE name = 'zone'`, zones[1])
+	cfg.Location = nil
+	s = b.store(cfg)
+	write(s, "after", end.AddDate(0, 0, -5), end, time.Hour) // both wrote three of the days
+
+	for _, step := range []store.Step{store.Hour, store.Day, store.Month} {
+		for _, name := range []string{"feature.a.used", "user.7.requests", "user.7.calls"} {
+			if step == store.Hour && name != "feature.a.used" {
+				continue
+			}
+			q := store.Query{Name: name, Step: step}
+			history, err := s.History(b.ctx, q)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var each []store.Count
+			for c, err := range s.Each(b.ctx, q) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				each = append(each, c)
+			}
+			if !slices.Equal(history, each) {
+				t.Errorf("%s by %v: History has\n%v, Each has\n%v", name, step, history, each)
+			}
+			sum := int64(0)
+			for i, c := range history {
+				sum += c.N
+				if want := shownSince(step, c.Start, after); !c.Start.Equal(want) {
+					t.Errorf("%s by %v: a bucket begins at %v, want %v", name, step, c.Start, want.In(after))
+				}
+				if i > 0 && !c.Start.After(history[i-1].Start) {
+					t.Errorf("%s by %v: %v comes twice", name, step, c.Start)
+				}
+				// Alone, it is what it is in the list.
+				q := store.Query{Name: name, Step: step, From: c.Start, To: c.Start.Add(time.Second)}
+				if h, err := s.History(b.ctx, q); err != nil || len(h) != 1 || h[0] != c {
+					t.Errorf("%s by %v: the bucket of %v alone is %v, %v; want %v", name, step, c.Start, h, err, c)
+				}
+			}
+			if sum != all {
+				t.Errorf("%s by %v: %d in history, want %d", name, step, sum, all)
+			}
+		}
+	}
+	// Ranges that do not overlap and leave nothing out have each count once, wherever
+	// they are cut; by whole hours, exactly what was counted then.
+	whole := true
+	for _, zone := range zones {
+		loc, _ := time.LoadLocation(zone)
+		_, offset := first.In(loc).Zone()
+		whole = whole && offset%3600 == 0
+	}
+	total := func(q store.Query) int64 { return b.totals(s, q)[q.Name] }
+	for cut := first.Add(-3 * time.Hour); cut.Before(end.Add(3 * time.Hour)); cut = cut.Add(7 * time.Hour) {
+		q := store.Query{Name: "feature.a.used"}
+		was, is := q, q
+		was.To, is.From = cut, cut
+		if x, y := total(was), total(is); x+y != all && whole {
+			t.Errorf("cut at %v: %d before and %d after, want %d together", cut, x, y, all)
+		}
+		if !whole {
+			continue
+		}
+		for _, to := range []time.Duration{5 * time.Hour, 31 * time.Hour, 100 * time.Hour} {
+			is.To = cut.Add(to)
+			want := int64(0)
+			for _, c := range counts {
+				if !c.at.Before(cut) && c.at.Before(is.To) {
+					want += c.n
+				}
+			}
+			if got := total(is); got != want {
+				t.Errorf("%v from %v: %d, want %d", to, cut, got, want)
+			}
+		}
+	}
+	for day := shownSince(store.Day, first, after); day.Before(end); day = day.Add(26 * time.Hour) {
+		cut := shownSince(store.Day, day, after)
+		for _, name := range []string{"feature.a.used", "user.7.requests"} {
+			x, y := total(store.Query{Name: name, Step: store.Day, To: cut}), total(store.Query{Name: name, Step: store.Day, From: cut})
+			if x+y != all {
+				t.Errorf("%s, days before %v have %d, those from then on %d, want %d together", name, cut.In(after), x, y, all)
+			}
+		}
+	}
+	if err := s.Erase(b.ctx, "7"); err != nil {
+		t.Fatal(err)
+	}
+	if n := b.number(`SELECT COUNT(*) FROM usage_history WHERE key LIKE 'user.7.%'`); n != 0 {
+		t.Errorf("%d rows of a user that was erased", n)
+	}
+}
