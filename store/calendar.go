@@ -58,6 +58,19 @@ func (c calendar) next(step Step, t time.Time) time.Time {
 	}
 }
 
+// place returns the start of the bucket of step that counts of a stored one belong to:
+// itself, unless it was begun under other rules of the zone, or in another zone; then
+// the one that its middle is in. Of two that are stored, the later one's place is no
+// earlier.
+func (c calendar) place(step Step, stored int64) int64 {
+	t := time.Unix(stored, 0)
+	if c.start(step, t).Equal(t) {
+		return stored
+	}
+	half := [...]time.Duration{Hour: time.Hour / 2, Day: 12 * time.Hour, Month: 15 * 24 * time.Hour}
+	return c.start(step, t.Add(half[step])).Unix()
+}
+
 // ceil returns t when a bucket starts there, else the start of the next one.
 func (c calendar) ceil(step Step, t time.Time) time.Time {
 	if start := c.start(step, t); start.Equal(t) {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"iter"
@@ -19,7 +20,7 @@ const (
 )
 
 const (
-	sqlPrepareEach = `SELECT %s` // see sqlExtent
+	sqlPrepareEach = `SELECT %s` // see sqlStored
 	sqlFew         = `SELECT COUNT(*) FROM (SELECT 1 FROM (%s) AS u LIMIT ?) AS f`
 
 	// The first name that there is no room for, in the fullest of some buckets. What
@@ -98,16 +99,14 @@ func (s *Store) all(ctx context.Context, q *Query) (rest, error) {
 	}
 	r.spans = spans
 	if r.each {
-		first, last := int64(math.MaxInt64), int64(math.MinInt64)
+		r.starts = nil
 		for _, sp := range spans {
-			if n := len(sp.buckets); n > 0 {
-				first, last = min(first, sp.buckets[0]), max(last, sp.buckets[n-1])
+			for _, b := range sp.buckets {
+				r.starts = append(r.starts, s.placeIn(q.Step, sp.step, b))
 			}
 		}
-		r.starts = nil
-		if first <= last {
-			r.starts = s.calendar.buckets(q.Step, s.calendar.start(q.Step, time.Unix(first, 0)), time.Unix(last+1, 0))
-		}
+		slices.Sort(r.starts)
+		r.starts = slices.Compact(r.starts)
 	}
 	return r, nil
 }
@@ -150,7 +149,7 @@ func (s *Store) piece(ctx context.Context, tx *sqlx.Tx, q *Query, r *rest, now t
 		if run < len(r.starts) {
 			end = r.starts[run]
 		}
-		spans = during(spans, r.starts[0], end)
+		spans = s.during(q.Step, spans, r.starts[0], end)
 		if r.lo == "" {
 			if few, err = s.few(ctx, tx, q, spans); err != nil {
 				return nil, err
@@ -204,12 +203,13 @@ func (s *Store) piece(ctx context.Context, tx *sqlx.Tx, q *Query, r *rest, now t
 	return counts, nil
 }
 
-// during returns what of spans is in buckets from start up to end.
-func during(spans []span, start, end int64) []span {
+// during returns what of spans is in buckets of step from start up to end.
+func (s *Store) during(step Step, spans []span, start, end int64) []span {
 	var list []span
 	for _, sp := range spans {
-		i, _ := slices.BinarySearch(sp.buckets, start)
-		j, _ := slices.BinarySearch(sp.buckets, end)
+		place := func(stored, at int64) int { return cmp.Compare(s.placeIn(step, sp.step, stored), at) }
+		i, _ := slices.BinarySearchFunc(sp.buckets, start, place)
+		j, _ := slices.BinarySearchFunc(sp.buckets, end, place)
 		if i < j {
 			list = append(list, span{sp.nameRange, sp.step, sp.buckets[i:j]})
 		}

@@ -20,7 +20,6 @@ const (
 	sqlHoldLease = `UPDATE usage_meta SET value = value WHERE name = 'lease'`
 	sqlInbox     = `SELECT writer, seq, opened, payload FROM usage_inbox WHERE (writer, seq) > (?, ?) ORDER BY writer, seq LIMIT ?`
 	sqlRewrite   = `UPDATE usage_inbox SET payload = ? WHERE writer = ? AND seq = ?`
-	sqlEnds      = `SELECT (SELECT MIN(bucket) FROM usage_history WHERE step = ?) AS first, (SELECT MAX(bucket) FROM usage_history WHERE step = ?) AS last` // see sqlExtent
 	sqlBad       = `SELECT name, value FROM usage_meta WHERE name >= 'bad/' AND name < 'bad0'`
 	sqlRecords   = `SELECT name FROM usage_meta WHERE name >= 'crossing/' AND name < 'crossing0' UNION ALL SELECT name FROM usage_meta WHERE name >= 'notify/' AND name < 'notify0'`
 )
@@ -135,14 +134,16 @@ func (s *Store) eraseRows(ctx context.Context, tx *sqlx.Tx, user string) error {
 		return err
 	}
 	spans := []span{{}} // totals, and all of history
+	var segments []segment
 	for _, step := range []Step{Hour, Day, Month} {
-		var ends struct{ First, Last *int64 }
-		if err := tx.Get(&ends, s.sql.text(sqlEnds), int(step), int(step)); err != nil {
-			return err
-		}
-		if ends.First != nil {
-			spans = append(spans, span{step: step, buckets: s.calendar.buckets(step, time.Unix(*ends.First, 0), time.Unix(*ends.Last+1, 0))})
-		}
+		segments = append(segments, segment{step, time.Unix(forever, 0), time.Unix(endless, 0)})
+	}
+	stored, err := s.stored(ctx, tx, segments)
+	if err != nil {
+		return err
+	}
+	for i, buckets := range stored {
+		spans = append(spans, span{step: segments[i].step, buckets: buckets})
 	}
 	for _, group := range []string{"quota", "user"} {
 		for _, subject := range subjectsOf(user) {

@@ -387,8 +387,8 @@ func (a access) reads(p plan) string {
 	if a.table == "usage_history" {
 		wants = append(wants, `\bstep ?=`, `\bbucket ?=`)
 	}
-	if strings.Contains(p.query, "MIN(bucket)") {
-		wants = []string{`\bstep ?=`} // and one row
+	if strings.Contains(p.query, "MIN(h.bucket)") {
+		wants = []string{`\bstep ?=`, `\bbucket ?>`} // and one row
 	}
 	for _, want := range wants {
 		if !regexp.MustCompile(want).MatchString(a.cond) {

@@ -28,19 +28,11 @@ const (
 	sqlComplete = `SELECT %s AS prepared, %s AS now, (SELECT COUNT(*) FROM (SELECT 1 FROM usage_inbox LIMIT 1) AS i) AS waiting,
 COALESCE((SELECT value FROM usage_meta WHERE name = 'folded'), '0') AS folded`
 
-	// Each looks at one end of the index; for both at once SQLite reads all of it.
-	// What reads history begins with this, so it also prepares the transaction:
-	// PostgreSQL takes step, bucket and key for independent, expects ten times the
-	// rows that there are, and would sooner read the whole table.
-	// What is before the horizon was removed, and would be looked through.
-	sqlExtent = `SELECT %s AS prepared, (SELECT MIN(bucket) FROM usage_history WHERE step = 2 AND bucket >= ?) AS first, (SELECT MAX(bucket) FROM usage_history WHERE step = 2) AS last,
-(SELECT MIN(bucket) FROM usage_history WHERE step = 3) AS first_month, (SELECT MAX(bucket) FROM usage_history WHERE step = 3) AS last_month`
-
 	sqlTotal = `SELECT COALESCE((SELECT value FROM usage_metrics WHERE key = ?), 0)`
 
 	// The counters that are what their current bucket is.
-	sqlCurrent = `SELECT key, value AS n FROM usage_history WHERE step = 2 AND bucket = ? AND key IN ('api.requests.total', 'user.active.daily')
-UNION ALL SELECT key, value FROM usage_history WHERE step = 3 AND bucket = ? AND key = 'user.active.monthly'`
+	sqlCurrent = `SELECT h.key, h.value AS n FROM usage_history h WHERE h.step = 2 AND %s AND h.key IN ('api.requests.total', 'user.active.daily')
+UNION ALL SELECT h.key, h.value FROM usage_history h WHERE h.step = 3 AND %s AND h.key = 'user.active.monthly'`
 )
 
 // read runs f in a transaction, after it has noted how complete the answer is.
@@ -109,17 +101,24 @@ func (s *Store) Get(ctx context.Context, name string) (int64, error) {
 
 // current reads the counters that are what their current bucket is.
 func (s *Store) current(ctx context.Context, tx *sqlx.Tx, now time.Time) (map[string]int64, error) {
+	current := map[string]int64{requestsToday: 0, activeDaily: 0, activeMonthly: 0}
+	parts := []segment{{Day, s.calendar.start(Day, now), s.calendar.next(Day, now)}, {Month, s.calendar.start(Month, now), s.calendar.next(Month, now)}}
+	stored, err := s.stored(ctx, tx, parts)
+	if err != nil {
+		return nil, err
+	}
+	days, ofDay := s.sql.oneOf("h.bucket", stored[0])
+	months, ofMonth := s.sql.oneOf("h.bucket", stored[1])
 	var rows []struct {
 		Key string
 		N   int64
 	}
-	err := tx.SelectContext(ctx, &rows, s.sql.text(sqlCurrent), s.calendar.start(Day, now).Unix(), s.calendar.start(Month, now).Unix())
-	current := map[string]int64{requestsToday: 0, activeDaily: 0, activeMonthly: 0}
+	err = tx.SelectContext(ctx, &rows, s.sql.text(fmt.Sprintf(sqlCurrent, days, months)), ofDay, ofMonth)
 	for _, r := range rows {
 		if r.Key == requestsTotal {
 			r.Key = requestsToday
 		}
-		current[r.Key] = r.N
+		current[r.Key] = addCapped(current[r.Key], r.N)
 	}
 	return current, err
 }
@@ -399,11 +398,12 @@ func (s *Store) history(ctx context.Context, tx *sqlx.Tx, spans []span, c condit
 		if err := tx.SelectContext(ctx, &rows, s.sql.text(text), args...); err != nil {
 			return nil, err
 		}
+		places := map[int64]int64{}
+		for _, b := range sp.buckets {
+			places[b] = s.placeIn(step, sp.step, b)
+		}
 		for _, r := range rows {
-			if sp.step < step {
-				r.Bucket = s.calendar.start(step, time.Unix(r.Bucket, 0)).Unix()
-			}
-			b := bucket{step, r.Bucket, r.Key}
+			b := bucket{step, places[r.Bucket], r.Key}
 			sums[b] = addCapped(sums[b], r.Value)
 		}
 	}

@@ -40,9 +40,6 @@ const (
 	sqlOldWriters   = `DELETE FROM usage_writers WHERE seen < ? AND NOT EXISTS (SELECT 1 FROM usage_inbox i WHERE i.writer = usage_writers.writer)`
 )
 
-// forever is before every bucket, and a time that can be computed with.
-const forever = -1 << 40
-
 // horizon is what history reaches back to: buckets that begin before are not kept.
 type horizon struct{ hours, days, users int64 } // Unix seconds
 

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -101,104 +102,248 @@ func (s *Store) spansOf(ctx context.Context, tx *sqlx.Tx, q *Query) ([]span, err
 	return s.spans(ctx, tx, q, false)
 }
 
+// part is what spans covers of one kind of names.
+type part struct {
+	ranges     []nameRange
+	fine, kept Step  // the steps that may cover it
+	gone       int64 // before it, buckets of fine are not kept
+	since      int64 // before it, those of kept are not
+	from, to   time.Time
+	first, end time.Time // of what kept covers; before and after that, fine does
+	coarse     []int64   // what is stored of that
+}
+
+// forever is before every bucket, and endless after: times that can be computed with.
+const (
+	forever = -1 << 40
+	endless = 1 << 40
+)
+
 // spans covers the range that q asks for: with buckets of its step (or the next
 // finer one that is kept) when each counts, else with the fewest, coarse ones
-// inside and fine ones at the edges, where those are kept still. It is never empty.
+// inside and fine ones at the edges, where those are kept still. It lists what is
+// stored, under whatever rules of the zone it was written, and is never empty.
 func (s *Store) spans(ctx context.Context, tx *sqlx.Tx, q *Query, each bool) ([]span, error) {
-	var extent struct {
-		Prepared    string
-		First, Last *int64
-		FirstMonth  *int64 `db:"first_month"`
-		LastMonth   *int64 `db:"last_month"`
-	}
 	h := s.horizon(s.databaseTime())
-	if err := tx.GetContext(ctx, &extent, s.sql.text(fmt.Sprintf(sqlExtent, s.sql.setLocal("enable_seqscan", "off"))), h.days); err != nil {
-		return nil, err
-	}
-	var end time.Time
-	if extent.Last != nil {
-		end = s.calendar.next(Day, time.Unix(*extent.Last, 0))
-	} else if extent.LastMonth != nil { // the days are gone
-		end = s.calendar.next(Month, time.Unix(*extent.LastMonth, 0))
-	}
-	to := end
-	if !q.To.IsZero() && q.To.Before(end) {
-		to = q.To
-	}
-	var spans []span
-	// first is where the ranges begin, gone up to where buckets of the step fine are.
-	add := func(ranges []nameRange, fine, kept Step, first *int64, gone int64) {
-		if len(ranges) == 0 || first == nil {
-			return
-		}
-		from, to := time.Unix(*first, 0), to
-		if q.From.After(from) {
-			from = q.From
-		}
-		if !from.Before(to) {
-			return
-		}
-		from, to = s.calendar.start(q.Step, from), s.calendar.ceil(q.Step, to)
-		since := time.Unix(gone, 0)
-		switch {
-		case each:
-			kept = fine
-			if from.Before(since) {
-				from = since
-			}
-		case from.Before(since):
-			from = s.calendar.start(kept, from)
-			if to.Before(since) || to.Before(s.calendar.next(kept, from)) {
-				to = s.calendar.ceil(kept, to)
-			}
-		}
-		if !from.Before(to) {
-			return
-		}
-		last := s.calendar.start(kept, to)
-		if !to.Before(end) {
-			last = s.calendar.ceil(kept, to) // nothing is after it
-		}
-		for _, sp := range s.cover(from, to, last, fine, kept) {
-			for _, r := range ranges {
-				spans = append(spans, span{r, sp.step, sp.buckets})
-			}
-		}
-	}
 	const user, next = "user.", "user/"
 	ranges := q.within()
-	users, plain := max(q.Step, Day), min(q.Step, Day)
-	usersGone, plainGone := h.users, h.hours
+	users := part{ranges: overlap(ranges, nameRange{user, next}), fine: max(q.Step, Day), kept: Month, gone: h.users, since: forever}
+	plain := part{ranges: append(overlap(ranges, nameRange{"", user}), overlap(ranges, nameRange{next, ""})...), fine: min(q.Step, Day), kept: Day, gone: h.hours, since: h.days}
 	switch {
-	case each && users == Month:
-		usersGone = forever
+	case each && users.fine == Month:
+		users.gone = forever
 	case each: // days, those of user.active.daily and the like among them
-		usersGone = min(h.users, h.days)
+		users.gone = min(h.users, h.days)
 	}
-	if each && plain == Day {
-		plainGone = h.days
+	if each && plain.fine == Day {
+		plain.gone = h.days
 	}
-	add(overlap(ranges, nameRange{user, next}), users, Month, extent.FirstMonth, usersGone)
-	add(append(overlap(ranges, nameRange{"", user}), overlap(ranges, nameRange{next, ""})...), plain, Day, extent.First, plainGone)
+	var parts []*part
+	for _, p := range []*part{&users, &plain} {
+		if len(p.ranges) > 0 {
+			parts = append(parts, p)
+		}
+	}
+	spans, err := s.fineSpans(ctx, tx, q, parts)
+	if !each {
+		spans, err = s.fewSpans(ctx, tx, q, parts)
+	}
 	if len(spans) == 0 {
-		return []span{{step: Day}}, nil
+		spans = []span{{step: Day}}
+	}
+	return spans, err
+}
+
+// fineSpans covers the range of q with buckets of each part's fine step.
+func (s *Store) fineSpans(ctx context.Context, tx *sqlx.Tx, q *Query, parts []*part) ([]span, error) {
+	var segments []segment
+	for _, p := range parts {
+		from, to := time.Unix(p.gone, 0), time.Unix(endless, 0)
+		if !q.From.IsZero() && s.calendar.start(q.Step, q.From).After(from) {
+			from = s.calendar.start(q.Step, q.From)
+		}
+		if !q.To.IsZero() {
+			to = s.calendar.ceil(q.Step, q.To)
+		}
+		segments = append(segments, segment{p.fine, from, to})
+	}
+	stored, err := s.stored(ctx, tx, segments)
+	var spans []span
+	for i, list := range stored {
+		spans = append(spans, parts[i].spans(parts[i].fine, list)...)
+	}
+	return spans, err
+}
+
+// spans reads these buckets of p, if there are any.
+func (p *part) spans(step Step, buckets []int64) (spans []span) {
+	if len(buckets) == 0 {
+		return nil
+	}
+	for _, r := range p.ranges {
+		spans = append(spans, span{r, step, buckets})
+	}
+	return spans
+}
+
+// fewSpans covers the range of q with each part's coarse step, and fine ones at the edges.
+func (s *Store) fewSpans(ctx context.Context, tx *sqlx.Tx, q *Query, parts []*part) ([]span, error) {
+	var segments []segment
+	for _, p := range parts {
+		whole := segment{p.kept, time.Unix(p.since, 0), time.Unix(endless, 0)} // and what is beside it
+		if from := s.calendar.start(p.kept, s.calendar.start(max(p.kept, q.Step), q.From).Add(-1)); !q.From.IsZero() && from.After(whole.from) {
+			whole.from = from
+		}
+		if !q.To.IsZero() {
+			whole.to = s.calendar.next(p.kept, s.calendar.ceil(p.kept, s.calendar.ceil(q.Step, q.To)))
+		}
+		segments = append(segments, whole)
+	}
+	stored, err := s.stored(ctx, tx, segments)
+	if err != nil {
+		return nil, err
+	}
+	segments = nil
+	var edged []*part
+	var spans []span
+	for i, p := range parts {
+		p.coarse = stored[i]
+		if len(p.coarse) == 0 || !s.cut(q, p) {
+			continue
+		}
+		from, _ := slices.BinarySearchFunc(p.coarse, p.first.Unix(), s.byPlace(p.kept))
+		to, _ := slices.BinarySearchFunc(p.coarse, p.end.Unix(), s.byPlace(p.kept))
+		spans = append(spans, p.spans(p.kept, p.coarse[from:max(from, to)])...)
+		for _, edge := range []segment{{p.fine, p.from, p.first}, {p.fine, p.end, p.to}} {
+			if edge.from.Before(edge.to) {
+				edged, segments = append(edged, p), append(segments, edge)
+			}
+		}
+	}
+	if stored, err = s.stored(ctx, tx, segments); err != nil {
+		return nil, err
+	}
+	for i, list := range stored {
+		spans = append(spans, edged[i].spans(edged[i].fine, list)...)
 	}
 	return spans, nil
 }
 
-// cover lists the buckets of [from, to): coarse ones where whole ones fit before
-// last, one's start.
-func (s *Store) cover(from, to, last time.Time, fine, coarse Step) []span {
+// cut decides which of p's range the coarse buckets cover; false: the range is empty.
+// No bucket lies across a cut, under whatever rules it was written: fine ones beside
+// it would count some of it twice.
+func (s *Store) cut(q *Query, p *part) bool {
 	c := s.calendar
-	first := c.ceil(coarse, from)
-	if fine == coarse || !first.Before(last) {
-		return []span{{step: fine, buckets: c.buckets(fine, from, to)}}
+	at := func(i int) time.Time { return time.Unix(c.place(p.kept, p.coarse[i]), 0) }
+	p.from, p.end = at(0), c.next(p.kept, at(len(p.coarse)-1))
+	p.to = p.end
+	if q.From.After(p.from) {
+		p.from = q.From
 	}
-	spans := []span{{step: coarse, buckets: c.buckets(coarse, first, last)}}
-	if edges := append(c.buckets(fine, from, first), c.buckets(fine, last, to)...); len(edges) > 0 {
-		spans = append(spans, span{step: fine, buckets: edges})
+	last := q.To.IsZero() || !q.To.Before(p.to) // nothing is after it
+	if !last {
+		p.to = q.To
 	}
-	return spans
+	if !p.from.Before(p.to) {
+		return false
+	}
+	p.from, p.to = c.start(q.Step, p.from), c.ceil(q.Step, p.to)
+	since := time.Unix(p.gone, 0)
+	if p.from.Before(since) {
+		p.from = c.start(p.kept, p.from)
+		if p.to.Before(since) || p.to.Before(c.next(p.kept, p.from)) {
+			p.to = c.ceil(p.kept, p.to)
+		}
+	}
+	if last {
+		p.to = c.ceil(p.kept, p.to)
+	}
+	p.first, p.end = c.ceil(p.kept, p.from), c.start(p.kept, p.to)
+	if p.fine == p.kept {
+		return true
+	}
+	across := map[int64]bool{} // where a bucket may lie
+	for i, b := range p.coarse {
+		if !at(i).Equal(time.Unix(b, 0)) {
+			across[at(i).Unix()], across[c.next(p.kept, at(i)).Unix()] = true, true
+		}
+	}
+	for !q.From.IsZero() && !p.from.Before(since) && across[p.first.Unix()] && p.first.Before(p.end) {
+		p.first = c.next(p.kept, p.first)
+	}
+	for !q.To.IsZero() && across[p.end.Unix()] && p.first.Before(p.end) {
+		p.end = c.start(p.kept, p.end.Add(-1))
+	}
+	if p.from.Before(since) && p.end.Before(since) && p.end.Before(p.to) { // where no fine ones are left
+		p.to = c.ceil(p.kept, p.to)
+		p.end = p.to
+	}
+	if !p.first.Before(p.end) {
+		p.first, p.end = p.to, p.to // all fine
+	}
+	return true
+}
+
+// segment is a range of buckets of a step, by their places.
+type segment struct {
+	step     Step
+	from, to time.Time
+}
+
+// byPlace finds where those begin, of stored buckets in order, that belong to places
+// from one on.
+func (s *Store) byPlace(step Step) func(stored, place int64) int {
+	return func(stored, place int64) int { return cmp.Compare(s.calendar.place(step, stored), place) }
+}
+
+// placeIn is the place, as a bucket of step, of a stored bucket of another one, which
+// is no coarser.
+func (s *Store) placeIn(step, of Step, stored int64) int64 {
+	at := s.calendar.place(of, stored)
+	if of < step {
+		at = s.calendar.start(step, time.Unix(at, 0)).Unix()
+	}
+	return at
+}
+
+// From one bucket to the next that there is, each an index probe: what lists the ones
+// that should be there misses those of other rules, and does not end where a clock
+// was in a far year. What reads history begins with this, so it also prepares the
+// transaction: PostgreSQL takes step, bucket and key for independent, expects ten
+// times the rows that there are, and would sooner read the whole table.
+const sqlStored = `WITH RECURSIVE b(part, step, hi, bucket) AS (
+SELECT v.part, v.step, v.hi, (SELECT MIN(h.bucket) FROM usage_history h WHERE h.step = v.step AND h.bucket >= v.lo AND h.bucket < v.hi) FROM %s
+UNION ALL
+SELECT b.part, b.step, b.hi, (SELECT MIN(h.bucket) FROM usage_history h WHERE h.step = b.step AND h.bucket > b.bucket AND h.bucket < b.hi) FROM b WHERE b.bucket IS NOT NULL)
+SELECT -1 AS part, 0 AS bucket, %s AS prepared UNION ALL SELECT part, bucket, '' FROM b WHERE bucket IS NOT NULL ORDER BY 1, 2`
+
+// stored lists the buckets that there are of each segment.
+func (s *Store) stored(ctx context.Context, tx *sqlx.Tx, segments []segment) ([][]int64, error) {
+	if len(segments) == 0 {
+		return nil, nil
+	}
+	half := [...]int64{Hour: 1800, Day: 12 * 3600, Month: 16 * 24 * 3600}
+	parts, steps, lows, highs := column{name: "part"}, column{name: "step"}, column{name: "lo"}, column{name: "hi"}
+	for i, g := range segments {
+		parts.numbers, steps.numbers = append(parts.numbers, int64(i)), append(steps.numbers, int64(g.step))
+		lows.numbers, highs.numbers = append(lows.numbers, g.from.Unix()-half[g.step]), append(highs.numbers, g.to.Unix())
+	}
+	from, args := s.sql.values(parts, steps, lows, highs)
+	var rows []struct {
+		Part     int
+		Bucket   int64
+		Prepared string
+	}
+	if err := tx.SelectContext(ctx, &rows, s.sql.text(fmt.Sprintf(sqlStored, from, s.sql.setLocal("enable_seqscan", "off"))), args...); err != nil {
+		return nil, err
+	}
+	lists := make([][]int64, len(segments))
+	for _, r := range rows[1:] {
+		if g := segments[r.Part]; s.calendar.place(g.step, r.Bucket) >= g.from.Unix() && s.calendar.place(g.step, r.Bucket) < g.to.Unix() {
+			lists[r.Part] = append(lists[r.Part], r.Bucket)
+		}
+	}
+	return lists, nil
 }
 
 // counts is the table of key and n of the names that c selects in spans: one row
