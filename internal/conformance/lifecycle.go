@@ -319,13 +319,20 @@ func otherZone(t *testing.T, b *bench) {
 	if err := errors.Join(first.Shutdown(b.ctx), second.Shutdown(b.ctx)); err != nil {
 		t.Fatal(err)
 	}
-	b.exec(`DELETE FROM usage_history`)
 	b.exec(`UPDATE usage_meta SET value = 'UTC' WHERE name = 'zone'`)
 	s := b.store(cfg)
 	s.Inc("feature.a.used")
 	b.flush(s)
 	b.want(s, map[string]int64{"feature.a.used": 2})
-	if h, err := s.History(b.ctx, store.Query{Name: "feature.a.used", Step: store.Day}); err != nil || len(h) != 1 || h[0].N != 1 || h[0].Start.Unix()%86400 != 0 {
+	h, err := s.History(b.ctx, store.Query{Name: "feature.a.used", Step: store.Day})
+	sum := int64(0)
+	for _, c := range h {
+		sum += c.N
+		if c.Start.Unix()%86400 != 0 {
+			t.Errorf("a day begins at %v", c.Start)
+		}
+	}
+	if err != nil || sum != 2 { // of one day or two
 		t.Errorf("History: %v, %v", h, err)
 	}
 }
