@@ -42,7 +42,7 @@ func onEach(t *testing.T, test func(t *testing.T, db *sqlx.DB)) {
 // put writes rows of history.
 func (s *Store) put(t *testing.T, rows ...row) {
 	t.Helper()
-	err := s.attempt(dbtest.Context(t), s.writes, sendTimeout, func(tx *sqlx.Tx) error {
+	err := s.attempt(t.Context(), s.writes, sendTimeout, func(tx *sqlx.Tx) error {
 		return s.addRows(tx, sqlAddHistory, rows, func(row) bool { return false }, nil)
 	})
 	if err != nil {

@@ -1,0 +1,273 @@
+package store
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/store/postgres"
+	"github.com/usagekit/usagekit/store/sqlite"
+)
+
+// inOneClock runs test on an empty database of each kind whose clock is this
+// process's, as it is where both are on one host, and in a bubble: time passes where
+// the test sleeps.
+func inOneClock(t *testing.T, test func(t *testing.T, restart func(Config) *Store)) {
+	for name, open := range map[string]func(t *testing.T) (*sqlx.DB, error){
+		"sqlite":   func(t *testing.T) (*sqlx.DB, error) { return sqlite.Open(filepath.Join(t.TempDir(), "usage.db")) },
+		"postgres": func(t *testing.T) (*sqlx.DB, error) { return postgres.Open(Server.NewDatabase(t)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			if name == "postgres" && Server == nil {
+				t.Log("PostgreSQL was not tried: make test does")
+				return
+			}
+			synctest.Test(t, func(t *testing.T) {
+				db, err := open(t)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer db.Close()
+				test(t, func(cfg Config) *Store { return inBubble(t, db, cfg) })
+			})
+		})
+	}
+}
+
+// inBubble opens a store without its loops, in a bubble's time.
+func inBubble(t *testing.T, db *sqlx.DB, cfg Config) *Store {
+	t.Helper()
+	cfg.StartOffline = true // so that its clock is set before it asks
+	s, err := open(t.Context(), db, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.cancel)
+	if clock := s.sql.clock(); !s.sql.sqlite {
+		s.sql.edit = func(q string) string {
+			return strings.ReplaceAll(q, clock, fmt.Sprintf("CAST(%d AS BIGINT)", time.Now().UnixMilli()))
+		}
+	}
+	if err := s.start(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	close(s.started)
+	return s
+}
+
+// count is what a query of one number says.
+func (s *Store) count(t *testing.T, query string) (n int64) {
+	t.Helper()
+	if err := s.db.Get(&n, query); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+const allHistory = `SELECT COUNT(*) FROM usage_history`
+
+// fill puts an hour and a day of each of the last days.
+func (s *Store) fill(t *testing.T, hours, days int) {
+	t.Helper()
+	now := time.Now()
+	for ago := range max(hours, days) {
+		at := now.AddDate(0, 0, -ago)
+		if ago < hours {
+			s.put(t, row{bucket{Hour, s.calendar.start(Hour, at).Unix(), "feature.a.used"}, 1})
+		}
+		if ago < days {
+			s.put(t, row{bucket{Day, s.calendar.start(Day, at).Unix(), "feature.a.used"}, 1})
+		}
+	}
+}
+
+// Every clock that is asked says that it is much later than it was: nothing is removed
+// on that word alone, however often it is given and by however many processes, until
+// it has held for a week, in which time went on as it should. Where it is taken back,
+// all is there still.
+func TestRetentionWhenTheClockJumps(t *testing.T) {
+	inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
+		var logs bytes.Buffer
+		cfg := Config{Logger: slog.New(slog.NewTextHandler(&logs, nil))}
+		s := restart(cfg)
+		s.fill(t, 34, 60)
+		prune := func(s *Store) error { return s.prune(t.Context(), s.prunings()) }
+		if err := prune(s); err != nil {
+			t.Fatal(err)
+		}
+		was := s.count(t, allHistory)
+		for _, jump := range []time.Duration{40 * 24 * time.Hour, 73 * 365 * 24 * time.Hour} {
+			time.Sleep(jump)
+			for _, again := range []*Store{s, restart(cfg)} {
+				for range 3 {
+					if err := prune(again); err == nil || !strings.Contains(err.Error(), "nothing is removed") {
+						t.Errorf("a clock that jumped by %v: %v", jump, err)
+					}
+					time.Sleep(time.Hour)
+				}
+			}
+			if n := s.count(t, allHistory); n != was {
+				t.Fatalf("a clock that jumped by %v: %d rows of %d are left", jump, n, was)
+			}
+		}
+		for range 6 * 24 {
+			if err := prune(s); err == nil {
+				t.Fatal("it is believed too soon")
+			}
+			time.Sleep(time.Hour)
+		}
+		for range 2 * 24 {
+			if err := prune(s); err == nil {
+				break
+			}
+			time.Sleep(time.Hour)
+		}
+		if err := prune(s); err != nil {
+			t.Errorf("after a week: %v", err)
+		}
+		if n := s.count(t, allHistory); n != 0 {
+			t.Errorf("%d rows of 73 years ago are left", n)
+		}
+	})
+}
+
+// What a wrong clock has left of itself is no reason to wait, nor to believe it the
+// next time.
+func TestRetentionWhenTheClockIsRightAgain(t *testing.T) {
+	const day = 24 * 60 * 60 * 1000
+	inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
+		s := restart(Config{})
+		s.fill(t, 34, 60)
+		was := s.count(t, allHistory)
+		now := time.Now().UnixMilli()
+		for _, c := range []struct {
+			name, record string
+			known        int64 // afterwards
+		}{
+			{"it was ahead, and not believed", fmt.Sprintf("%d %d", now, now+70*365*day), now},
+			{"it was behind", fmt.Sprintf("%d %d", now, now-20*365*day), now},
+			{"it is behind what was believed", fmt.Sprintf("%d 0", now+70*365*day), now + 70*365*day},
+			{"and has been for a week", fmt.Sprintf("%d %d", now+70*365*day, now-7*day), now},
+			{"the record is damaged", "x", now},
+		} {
+			s.db.MustExec(s.db.Rebind(`UPDATE usage_meta SET value = ? WHERE name = 'pruned'`), c.record)
+			if err := s.prune(t.Context(), s.prunings()); err != nil && c.record != "x" {
+				t.Errorf("%s: %v", c.name, err)
+			}
+			var record string
+			if err := s.db.Get(&record, `SELECT value FROM usage_meta WHERE name = 'pruned'`); err != nil || c.record != "x" && !strings.HasPrefix(record, fmt.Sprint(c.known)) {
+				t.Errorf("%s: the record is %q then, %v", c.name, record, err)
+			}
+			if n := s.count(t, allHistory); n != was {
+				t.Fatalf("%s: %d rows of %d are left", c.name, n, was)
+			}
+		}
+		s.db.MustExec(s.db.Rebind(`UPDATE usage_meta SET value = ? WHERE name = 'pruned'`), fmt.Sprintf("%d %d", now, now+50*day))
+		time.Sleep(60 * 24 * time.Hour)
+		if err := s.prune(t.Context(), s.prunings()); err == nil || s.count(t, allHistory) != was {
+			t.Errorf("a jump to what was taken back before is believed: %v", err)
+		}
+	})
+}
+
+// A batch of the right time keeps its history although the clock by which it is
+// folded says that it is too old; and so does a count that AddNow makes then.
+func TestHistoryOfBatchesWhenTheClockJumps(t *testing.T) {
+	inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
+		s := restart(Config{})
+		batch := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 2}}}
+		s.db.MustExec(s.db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES ('w', 0, ?, ?)`), []byte{}, time.Now().UnixMilli())
+		s.db.MustExec(s.db.Rebind(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('w', 1, ?, ?)`), batch.Opened, batch.Encode())
+		time.Sleep(30 * 365 * 24 * time.Hour)
+		if f, err := s.fold(t.Context(), true); err != nil || f.batches != 1 {
+			t.Fatal(f, err)
+		}
+		if n := s.count(t, allHistory); n != 2 {
+			t.Errorf("%d rows of history, want the hour and the day", n)
+		}
+	})
+}
+
+// A writer is remembered from the latest time that was certain, not from what a clock
+// said that was behind: its guard is what keeps a repeat from counting twice.
+func TestWritersWhenTheClockIsBehind(t *testing.T) {
+	inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
+		s := restart(Config{})
+		time.Sleep(200 * 24 * time.Hour)
+		s = restart(Config{})
+		now := time.Now()
+		s.db.MustExec(s.db.Rebind(`UPDATE usage_meta SET value = ? WHERE name = 'pruned'`), fmt.Sprintf("%d 0", now.UnixMilli()))
+		batch := counter.Batch{Opened: now.UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 2}}}
+		for _, w := range []string{"folds", "sends"} {
+			s.db.MustExec(s.db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 1)`), w, []byte{})
+		}
+		s.db.MustExec(s.db.Rebind(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('folds', 1, ?, ?)`), batch.Opened, batch.Encode())
+		edit := s.sql.edit
+		s.sql.edit = func(q string) string {
+			if edit != nil {
+				q = edit(q)
+			}
+			return strings.ReplaceAll(q, fmt.Sprint(time.Now().UnixMilli()), fmt.Sprint(time.Now().AddDate(0, 0, -150).UnixMilli()))
+		}
+		if f, err := s.fold(t.Context(), true); err != nil || f.batches != 1 {
+			t.Fatal(f, err)
+		}
+		err := s.attempt(t.Context(), s.writes, sendTimeout, func(tx *sqlx.Tx) error {
+			_, err := s.send(tx, "sends", sealed{seq: 1, opened: batch.Opened, payload: batch.Encode()})
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.sql.edit = edit
+		if err := s.prune(t.Context(), s.prunings()); err != nil {
+			t.Fatal(err)
+		}
+		if n := s.count(t, `SELECT COUNT(*) FROM usage_writers WHERE writer IN ('folds', 'sends')`); n != 2 {
+			t.Errorf("%d of 2 writers are remembered", n)
+		}
+	})
+}
+
+// A writer whose time lies in the future is seen anew, and forgotten in its time.
+func TestWritersOfTheFuture(t *testing.T) {
+	onEach(t, func(t *testing.T, db *sqlx.DB) {
+		ctx := dbtest.Context(t)
+		s, err := open(ctx, db, Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.cancel()
+		ahead := time.Now().AddDate(70, 0, 0).UnixMilli()
+		for _, w := range []string{"lives", "gone"} {
+			db.MustExec(db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, ?)`), w, []byte{}, ahead)
+		}
+		batch := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 2}}}
+		err = s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
+			_, err := s.send(tx, "lives", sealed{seq: 1, opened: batch.Opened, payload: batch.Encode()})
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		const future = `SELECT COUNT(*) FROM usage_writers WHERE seen > %d`
+		if n := s.count(t, fmt.Sprintf(future, time.Now().Add(time.Hour).UnixMilli())); n != 1 {
+			t.Errorf("after one of two has sent, %d are of the future", n)
+		}
+		if err := s.prune(ctx, s.prunings()); err != nil {
+			t.Fatal(err)
+		}
+		if n := s.count(t, fmt.Sprintf(future, time.Now().Add(time.Hour).UnixMilli())); n != 0 {
+			t.Errorf("%d are of the future, and would never be forgotten", n)
+		}
+	})
+}
