@@ -66,8 +66,8 @@ type sum struct {
 type dated struct{ quarter, n int64 } // Unix ms
 
 // newSums returns none yet, to be written at the database's time now.
-func (s *Store) newSums(now time.Time) *sums {
-	h := s.horizon(now)
+func (s *Store) newSums(now time.Time, pruned removal) *sums {
+	h := s.horizon(pruned.before(now))
 	if time.Since(now).Abs() > maxSkew { // who knows what is old
 		h = horizon{forever, forever, forever}
 	}

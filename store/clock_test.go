@@ -119,18 +119,13 @@ func TestRetentionWhenTheClockJumps(t *testing.T) {
 				t.Fatalf("a clock that jumped by %v: %d rows of %d are left", jump, n, was)
 			}
 		}
-		for range 6 * 24 {
+		for range 6 {
 			if err := prune(s); err == nil {
 				t.Fatal("it is believed too soon")
 			}
-			time.Sleep(time.Hour)
+			time.Sleep(24 * time.Hour)
 		}
-		for range 2 * 24 {
-			if err := prune(s); err == nil {
-				break
-			}
-			time.Sleep(time.Hour)
-		}
+		time.Sleep(24 * time.Hour)
 		if err := prune(s); err != nil {
 			t.Errorf("after a week: %v", err)
 		}
@@ -153,10 +148,10 @@ func TestRetentionWhenTheClockIsRightAgain(t *testing.T) {
 			name, record string
 			known        int64 // afterwards
 		}{
-			{"it was ahead, and not believed", fmt.Sprintf("%d %d", now, now+70*365*day), now},
-			{"it was behind", fmt.Sprintf("%d %d", now, now-20*365*day), now},
-			{"it is behind what was believed", fmt.Sprintf("%d 0", now+70*365*day), now + 70*365*day},
-			{"and has been for a week", fmt.Sprintf("%d %d", now+70*365*day, now-7*day), now},
+			{"it was ahead, and not believed", removal{now, now + 70*365*day, now + 70*365*day}.String(), now},
+			{"it was behind", removal{now, now - 20*365*day, now - 20*365*day}.String(), now},
+			{"it is behind what was believed", removal{last: now + 70*365*day}.String(), now + 70*365*day},
+			{"and has been for a week", removal{now + 70*365*day, now - 7*day, now - day}.String(), now},
 			{"the record is damaged", "x", now},
 		} {
 			s.db.MustExec(s.db.Rebind(`UPDATE usage_meta SET value = ? WHERE name = 'pruned'`), c.record)
@@ -171,7 +166,7 @@ func TestRetentionWhenTheClockIsRightAgain(t *testing.T) {
 				t.Fatalf("%s: %d rows of %d are left", c.name, n, was)
 			}
 		}
-		s.db.MustExec(s.db.Rebind(`UPDATE usage_meta SET value = ? WHERE name = 'pruned'`), fmt.Sprintf("%d %d", now, now+50*day))
+		s.db.MustExec(s.db.Rebind(`UPDATE usage_meta SET value = ? WHERE name = 'pruned'`), removal{now, now + 50*day, now + 50*day}.String())
 		time.Sleep(60 * 24 * time.Hour)
 		if err := s.prune(t.Context(), s.prunings()); err == nil || s.count(t, allHistory) != was {
 			t.Errorf("a jump to what was taken back before is believed: %v", err)
@@ -201,11 +196,10 @@ func TestHistoryOfBatchesWhenTheClockJumps(t *testing.T) {
 // said that was behind: its guard is what keeps a repeat from counting twice.
 func TestWritersWhenTheClockIsBehind(t *testing.T) {
 	inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
-		s := restart(Config{})
 		time.Sleep(200 * 24 * time.Hour)
-		s = restart(Config{})
+		s := restart(Config{})
 		now := time.Now()
-		s.db.MustExec(s.db.Rebind(`UPDATE usage_meta SET value = ? WHERE name = 'pruned'`), fmt.Sprintf("%d 0", now.UnixMilli()))
+		s.db.MustExec(s.db.Rebind(`UPDATE usage_meta SET value = ? WHERE name = 'pruned'`), removal{last: now.UnixMilli()}.String())
 		batch := counter.Batch{Opened: now.UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 2}}}
 		for _, w := range []string{"folds", "sends"} {
 			s.db.MustExec(s.db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 1)`), w, []byte{})
@@ -270,4 +264,34 @@ func TestWritersOfTheFuture(t *testing.T) {
 			t.Errorf("%d are of the future, and would never be forgotten", n)
 		}
 	})
+}
+
+// A clock is believed when it goes on as time does: with what was written before, and
+// within a process with a clock that does not jump.
+func TestRemovalAt(t *testing.T) {
+	const hour, day, now = 3_600_000, 24 * 3_600_000, 1_800_000_000_000
+	for _, c := range []struct {
+		name   string
+		r      removal
+		jumped bool
+		want   removal
+	}{
+		{"an hour later", removal{last: now - hour}, false, removal{last: now}},
+		{"after a weekend", removal{last: now - 2*day}, false, removal{last: now}},
+		{"a little back", removal{last: now + hour}, false, removal{last: now}},
+		{"as it was before it was doubted", removal{now - hour, now + 900*day, now + 900*day}, false, removal{last: now}},
+		{"after a week", removal{last: now - 7*day}, false, removal{now - 7*day, now, now}},
+		{"doubted for six days", removal{now - 90*day, now - 6*day, now - hour}, false, removal{now - 90*day, now - 6*day, now}},
+		{"doubted for a week", removal{now - 90*day, now - 7*day, now - hour}, false, removal{last: now}},
+		{"which nobody saw", removal{now - 90*day, now - 30*day, now - 30*day}, false, removal{now - 90*day, now, now}},
+		{"which was seen once a week", removal{now - 90*day, now - 8*day, now - 8*day}, false, removal{last: now}},
+		{"and jumped again", removal{now - 90*day, now - 7*day, now - hour}, true, removal{now - 90*day, now, now}},
+		{"and went back", removal{now - 90*day, now - 7*day, now + hour}, false, removal{now - 90*day, now, now}},
+		{"behind, after it was ahead", removal{now + 90*day, now - 900*day, now - 900*day}, false, removal{now + 90*day, now, now}},
+		{"never", removal{}, false, removal{0, now, now}},
+	} {
+		if got := c.r.at(now, c.jumped); got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
 }

@@ -213,17 +213,18 @@ func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
 
 func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic.Pointer[[]waiting]) (foldResult, error) {
 	began := time.Now()
-	now, holder, until, err := s.lockLease(tx)
+	l, err := s.lockLease(tx)
 	if err != nil {
 		return foldResult{}, err
 	}
-	leased := holder != s.writer && until > now // to another
-	if holder == "busy" || leased && !force {
+	now := l.now
+	leased := l.holder != s.writer && l.until > now // to another
+	if l.holder == "busy" || leased && !force {
 		return foldResult{busy: true}, nil
 	}
 	seen := now - 2*seenAnew.Milliseconds()
 	swept := memory.swept
-	if now-swept >= sweepEvery.Milliseconds() { // batches may wait for longer than that
+	if now-swept >= sweepEvery.Milliseconds() || now < swept { // batches may wait for longer than that
 		seen, swept = 0, now
 	}
 	list, more, err := s.choose(tx, memory.size, seen)
@@ -234,7 +235,7 @@ func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic
 		swept = memory.swept // it left some of them
 	}
 	tried.Store(&list)
-	m := merging{sums: s.newSums(time.UnixMilli(now)), now: now, guards: map[string]*guard{}, suspect: memory.suspect, sift: memory.sift}
+	m := merging{sums: s.newSums(time.UnixMilli(now), l.pruned), now: now, pruned: l.pruned, guards: map[string]*guard{}, suspect: memory.suspect, sift: memory.sift}
 	f := foldResult{swept: swept, more: more}
 	for rest := list; len(rest) > 0; {
 		if len(m.sums.names) >= s.foldNames {
@@ -361,6 +362,7 @@ func (s *Store) payloads(tx *sqlx.Tx, list []waiting) ([][]byte, error) {
 type merging struct {
 	sums    *sums
 	now     int64 // the database's time, Unix ms
+	pruned  removal
 	guards  map[string]*guard
 	suspect string
 	sift    bool
@@ -466,7 +468,7 @@ func (s *Store) advance(tx *sqlx.Tx, m *merging) error {
 	rows, args := s.sql.values(column{name: "writer", texts: writers}, column{name: "guard", numbers: was},
 		column{name: "seq", numbers: seqs}, column{name: "sum", texts: sums})
 	query := strings.Replace(strings.Replace(sqlAdvance, "%s", s.sql.unhex("v.sum"), 1), "%s", rows, 1)
-	res, err := tx.Exec(s.sql.text(query), append([]any{m.now}, args...)...)
+	res, err := tx.Exec(s.sql.text(query), append([]any{m.pruned.since(m.now)}, args...)...)
 	if err != nil {
 		return err
 	}

@@ -34,7 +34,7 @@ func BenchmarkMerge(b *testing.B) {
 	b.ReportMetric(float64(size)/float64(len(payloads)), "B/batch")
 	b.ReportAllocs()
 	for b.Loop() {
-		m := merging{sums: s.newSums(time.UnixMilli(1_800_000_000_000)), now: 1_800_000_000_000, guards: map[string]*guard{}}
+		m := merging{sums: s.newSums(time.UnixMilli(1_800_000_000_000), removal{}), now: 1_800_000_000_000, guards: map[string]*guard{}}
 		for i, p := range payloads {
 			if err := s.merge(nil, &m, waiting{Writer: fmt.Sprint(i), Seq: 1, Payload: p}); err != nil {
 				b.Fatal(err)

@@ -22,7 +22,7 @@ const (
 )
 
 const (
-	sqlLease      = `SELECT value, %s AS now FROM usage_meta WHERE name = 'lease'`
+	sqlLease      = `SELECT value, %s AS now, COALESCE((SELECT p.value FROM usage_meta p WHERE p.name = 'pruned'), '') AS pruned FROM usage_meta WHERE name = 'lease'`
 	sqlSetLease   = `UPDATE usage_meta SET value = ? WHERE name = 'lease'`
 	sqlClearLease = `UPDATE usage_meta SET value = ' 0' WHERE name = 'lease' AND value LIKE ?`
 	sqlWaits      = `SELECT CAST(COALESCE(SUM(length(payload)), 0) AS BIGINT) FROM usage_inbox`
@@ -198,11 +198,11 @@ func (s *Store) leaseUntil(now int64) string {
 // so an error does not matter.
 func (s *Store) renew(ctx context.Context) {
 	_ = s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
-		now, holder, _, err := s.lockLease(tx)
-		if err != nil || holder != s.writer {
+		l, err := s.lockLease(tx)
+		if err != nil || l.holder != s.writer {
 			return err
 		}
-		_, err = tx.Exec(s.sql.text(sqlSetLease), s.leaseUntil(now))
+		_, err = tx.Exec(s.sql.text(sqlSetLease), s.leaseUntil(l.now))
 		return err
 	})
 }
@@ -215,21 +215,30 @@ func (s *Store) release(ctx context.Context) {
 	})
 }
 
-// lockLease takes the lease's row; holder is "busy" when another has it.
-func (s *Store) lockLease(tx *sqlx.Tx) (now int64, holder string, until int64, err error) {
+// lease is what a fold reads first.
+type lease struct {
+	holder string // "busy": another one folds
+	until  int64  // Unix ms
+	now    int64  // the database's time, Unix ms
+	pruned removal
+}
+
+// lockLease takes the lease's row.
+func (s *Store) lockLease(tx *sqlx.Tx) (lease, error) {
 	if err := s.sql.begin(s.run, tx); err != nil {
-		return 0, "", 0, err
+		return lease{}, err
 	}
 	var rows []struct {
-		Value string
-		Now   int64
+		Value, Pruned string
+		Now           int64
 	}
 	if err := tx.Select(&rows, s.sql.text(strings.Replace(sqlLease, "%s", s.sql.clock(), 1)+s.sql.lockLease())); err != nil {
-		return 0, "", 0, err
+		return lease{}, err
 	}
 	if len(rows) == 0 {
-		return 0, "busy", 1 << 62, nil
+		return lease{holder: "busy", until: 1 << 62}, nil
 	}
-	holder, until = s.parseLease(rows[0].Value)
-	return rows[0].Now, holder, until, nil
+	l := lease{now: rows[0].Now, pruned: parseRemoval(rows[0].Pruned)}
+	l.holder, l.until = s.parseLease(rows[0].Value)
+	return l, nil
 }

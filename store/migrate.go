@@ -213,7 +213,7 @@ func (s *Store) identity(ctx context.Context, tx *sqlx.Tx) (*time.Location, stri
 		zone = s.zone.String()
 	}
 	var meta []struct{ Name, Value string }
-	err := tx.SelectContext(ctx, &meta, s.sql.text(`SELECT name, value FROM usage_meta WHERE name IN ('id', 'zone', 'lease')`))
+	err := tx.SelectContext(ctx, &meta, s.sql.text(`SELECT name, value FROM usage_meta WHERE name IN ('id', 'zone', 'lease', 'pruned', 'folded')`))
 	if err != nil {
 		return nil, "", err
 	}
@@ -221,7 +221,15 @@ func (s *Store) identity(ctx context.Context, tx *sqlx.Tx) (*time.Location, stri
 	for _, m := range meta {
 		has[m.Name] = m.Value
 	}
-	for _, m := range [][2]string{{"id", newID()}, {"zone", zone}, {"lease", " 0"}} {
+	var now int64
+	if err := tx.GetContext(ctx, &now, s.sql.text("SELECT "+s.sql.clock())); err != nil {
+		return nil, "", err
+	}
+	last := now // nothing was removed yet; or by a release that did not note it, and folded
+	if folded, err := strconv.ParseInt(has["folded"], 10, 64); err == nil {
+		last = min(now, folded)
+	}
+	for _, m := range [][2]string{{"id", newID()}, {"zone", zone}, {"lease", " 0"}, {"pruned", removal{last: last}.String()}} {
 		if _, ok := has[m[0]]; ok {
 			continue
 		}

@@ -18,6 +18,7 @@ const (
 	// A quota's count, unless it would pass the limit.
 	sqlTake = `INSERT INTO usage_history AS h (step, bucket, key, value) SELECT CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS TEXT), CAST(? AS BIGINT) WHERE CAST(? AS BIGINT) <= ?
 ON CONFLICT (step, bucket, key) DO UPDATE SET value = h.value + excluded.value WHERE h.value + excluded.value <= ? RETURNING value`
+	sqlNow   = `SELECT %s AS now, COALESCE((SELECT value FROM usage_meta WHERE name = 'pruned'), '') AS pruned`
 	sqlTaken = `SELECT value FROM usage_history WHERE step = ? AND bucket = ? AND key = ?`
 
 	sqlReset     = `UPDATE usage_metrics SET value = 0 WHERE key = ?`
@@ -49,11 +50,11 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 		if s.clash != nil {
 			return s.clash
 		}
-		now, err := s.now(ctx, tx)
+		now, pruned, err := s.now(ctx, tx)
 		if err != nil {
 			return err
 		}
-		sums := s.newSums(now)
+		sums := s.newSums(now, pruned)
 		sums.add(now.UnixMilli(), name, n)
 		crossings, err := s.apply(tx, sums)
 		if err != nil {
@@ -72,14 +73,18 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 	return done.total, nil
 }
 
-// now begins a writing transaction, and returns the database's time.
-func (s *Store) now(ctx context.Context, tx *sqlx.Tx) (time.Time, error) {
+// now begins a writing transaction, and returns the database's time, and as of when
+// history was removed last.
+func (s *Store) now(ctx context.Context, tx *sqlx.Tx) (time.Time, removal, error) {
 	if err := s.sql.begin(ctx, tx); err != nil {
-		return time.Time{}, err
+		return time.Time{}, removal{}, err
 	}
-	var now int64
-	err := tx.Get(&now, "SELECT "+s.sql.clock())
-	return time.UnixMilli(now), err
+	var at struct {
+		Now    int64
+		Pruned string
+	}
+	err := tx.Get(&at, s.sql.text(strings.Replace(sqlNow, "%s", s.sql.clock(), 1)))
+	return time.UnixMilli(at.Now), parseRemoval(at.Pruned), err
 }
 
 // Reset sets totals to 0, after a Flush; their history stays, and what other

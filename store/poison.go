@@ -50,7 +50,7 @@ func (s *Store) siftOut(tx *sqlx.Tx, m *merging, w waiting) (map[string]error, e
 		return nil, err
 	}
 	tries := maxTries
-	refused, err := s.refusedOf(tx, m.now, b, &tries)
+	refused, err := s.refusedOf(tx, m, b, &tries)
 	for name, why := range refused {
 		m.report("the database refuses a name, which counts as (invalid)", "batch", w.name(), "name", name, "error", why)
 	}
@@ -58,7 +58,7 @@ func (s *Store) siftOut(tx *sqlx.Tx, m *merging, w waiting) (map[string]error, e
 }
 
 // refusedOf finds those names by halves, each tried and undone.
-func (s *Store) refusedOf(tx *sqlx.Tx, now int64, b counter.Batch, tries *int) (map[string]error, error) {
+func (s *Store) refusedOf(tx *sqlx.Tx, m *merging, b counter.Batch, tries *int) (map[string]error, error) {
 	if *tries--; *tries < 0 {
 		return nil, errTooMany
 	}
@@ -66,7 +66,7 @@ func (s *Store) refusedOf(tx *sqlx.Tx, now int64, b counter.Batch, tries *int) (
 		return nil, err
 	}
 	counts := b.Counts
-	sums := s.newSums(time.UnixMilli(now))
+	sums := s.newSums(time.UnixMilli(m.now), m.pruned)
 	for _, c := range counts {
 		sums.add(b.Opened, c.Name, c.N)
 	}
@@ -84,7 +84,7 @@ func (s *Store) refusedOf(tx *sqlx.Tx, now int64, b counter.Batch, tries *int) (
 	}
 	refused := map[string]error{}
 	for _, half := range [][]counter.Count{counts[:len(counts)/2], counts[len(counts)/2:]} {
-		some, err := s.refusedOf(tx, now, counter.Batch{Opened: b.Opened, Counts: half}, tries)
+		some, err := s.refusedOf(tx, m, counter.Batch{Opened: b.Opened, Counts: half}, tries)
 		if err != nil {
 			return nil, err
 		}

@@ -2,6 +2,9 @@ package store
 
 import (
 	"context"
+	"database/sql"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"time"
@@ -14,6 +17,11 @@ import (
 // Retention is how long history is kept. Totals and months stay for ever. What is
 // older than that is removed by the instance that folds, and a batch that comes so
 // late counts in the totals alone. Each is four days at least.
+//
+// Nothing is removed on the word of a clock alone, for it may be wrong. A time that is
+// within two days of the last removal is believed; one far beyond it, as after a long
+// pause, is when it was said for a week, in which somebody looked and time went on as it
+// should. Until then the log has a line, and everything stays.
 type Retention struct {
 	Hourly    time.Duration // hours; 0: 35 days, negative: for ever
 	Daily     time.Duration // days, no shorter than Hourly; 0: 400 days, negative: for ever
@@ -28,6 +36,9 @@ const (
 	pruneChunk  = 2_000                            // rows in one transaction
 	pruneShare  = 5                                // the part of the time that they take
 	maxSkew     = time.Hour                        // between the database's clock and ours, beyond which nothing is removed
+	maxGap      = 2 * 24 * time.Hour               // between two removals, beyond which the clock is doubted
+	doubtTime   = 7 * 24 * time.Hour               // after which it is believed
+	doubtGap    = doubtTime + 24*time.Hour         // between two looks at it meanwhile
 	writersKept = counter.MaxAge + 30*24*time.Hour // from when it was seen last, a writer is remembered
 )
 
@@ -37,6 +48,7 @@ const (
 	sqlPrune    = `DELETE FROM usage_history WHERE step = ? AND bucket = ? AND key >= ?%s`
 
 	sqlOldCrossings = `SELECT name FROM usage_meta WHERE name > ? AND name < 'crossing0' ORDER BY name LIMIT ?`
+	sqlSeenAhead    = `UPDATE usage_writers SET seen = ? WHERE seen > ?` // a clock was wrong: they would stay for ever
 	sqlOldWriters   = `DELETE FROM usage_writers WHERE seen < ? AND NOT EXISTS (SELECT 1 FROM usage_inbox i WHERE i.writer = usage_writers.writer)`
 )
 
@@ -134,24 +146,104 @@ func (s *Store) pruneLoop() {
 		case !failed:
 			s.log.Warn("usagekit: old history could not be removed; it is tried again", "error", err)
 		}
-		failed, wait = true, 2*time.Minute
+		if failed = true; !errors.As(err, new(fault)) { // which is about days
+			wait = 2 * time.Minute
+		}
 	}
+}
+
+// removal is as of when history was removed last; and of a clock that is far from it,
+// from what time on it has said so, and until. Unix milliseconds; 0: never, none.
+//
+// It stands in usage_meta. A clock that jumps takes what is stored along only where
+// that was written after the jump: this is what was written before.
+type removal struct{ last, doubted, seen int64 }
+
+// parseRemoval returns none of what cannot be read, which doubts every clock.
+func parseRemoval(text string) (r removal) {
+	if _, err := fmt.Sscan(text, &r.last, &r.doubted, &r.seen); err != nil {
+		return removal{}
+	}
+	return r
+}
+
+func (r removal) String() string { return fmt.Sprintf("%d %d %d", r.last, r.doubted, r.seen) }
+
+// at returns what r becomes when a clock says now. jumped tells that it has not gone on
+// as time did, since it was asked last.
+func (r removal) at(now int64, jumped bool) removal {
+	near := func(a, b int64, gap time.Duration) bool { return max(a-b, b-a) <= gap.Milliseconds() }
+	switch {
+	case near(r.last, now, maxGap):
+		return removal{last: now}
+	case jumped || r.doubted == 0 || now < r.seen || !near(r.seen, now, doubtGap):
+		return removal{r.last, now, now}
+	case now-r.doubted >= doubtTime.Milliseconds():
+		return removal{last: now}
+	}
+	return removal{r.last, r.doubted, now}
+}
+
+// before is the earlier of now and of when history was removed last: what is too old by
+// that is gone, and must not come back; what is not may be there still.
+func (r removal) before(now time.Time) time.Time { return time.UnixMilli(min(now.UnixMilli(), r.last)) }
+
+// since is the later of both: what must be kept for some time is kept from then on.
+func (r removal) since(now int64) int64 { return max(now, r.last) }
+
+// asked is what the database's clock said, and when that was by ours, which does not
+// jump. Of pruneLoop.
+type asked struct{ said, at time.Time }
+
+// lookAtClock asks the database's, and notes that as a removal that is about to be made,
+// unless the clock is doubted.
+func (s *Store) lookAtClock(ctx context.Context) (time.Time, error) {
+	var done struct { // by an attempt that may outlast this call
+		now time.Time
+		r   removal
+	}
+	was := s.asked
+	err := s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
+		if err := s.sql.begin(ctx, tx); err != nil {
+			return err
+		}
+		var ms int64
+		var pruned string
+		if err := tx.Get(&ms, s.sql.text("SELECT "+s.sql.clock())); err != nil {
+			return err
+		}
+		if err := tx.Get(&pruned, s.sql.text(sqlMeta), "pruned"); err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+		now := time.UnixMilli(ms)
+		if skew := time.Since(now); skew.Abs() > maxSkew {
+			return fault("the database's clock differs from this host's by " + skew.Round(time.Second).String() + ": nothing is removed until one of them is set right")
+		}
+		jumped := !was.at.IsZero() && (now.Sub(was.said)-time.Since(was.at)).Abs() > maxSkew
+		r := parseRemoval(pruned).at(ms, jumped)
+		_, err := tx.Exec(s.sql.text(sqlSetMeta), "pruned", r.String())
+		done.now, done.r = now, r
+		return err
+	})
+	if err != nil {
+		return time.Time{}, err
+	}
+	s.asked = asked{done.now, time.Now()}
+	if last := time.UnixMilli(done.r.last); last.Before(done.now) && done.r.doubted != 0 {
+		return time.Time{}, fault(fmt.Sprintf("the clocks say %s, and history was removed last as of %s: nothing is removed until they have said so for %d days; set them right if they are wrong",
+			done.now.UTC().Format(time.DateTime), last.UTC().Format(time.DateTime), doubtTime/(24*time.Hour)))
+	}
+	return done.now, nil
 }
 
 // prune removes what is too old, in short transactions with pauses between them, by
 // the database's clock.
 func (s *Store) prune(ctx context.Context, parts []*pruned) error {
-	var now int64
-	err := s.attempt(ctx, s.reads, readTimeout, func(tx *sqlx.Tx) error {
-		return tx.Get(&now, s.sql.text("SELECT "+s.sql.clock()))
-	})
+	now, err := s.lookAtClock(ctx)
 	if err != nil {
 		return err
 	}
-	if skew := time.Since(time.UnixMilli(now)); skew.Abs() > maxSkew {
-		return fault("the database's clock differs from this host's by " + skew.Round(time.Second).String() + ": nothing is removed until one of them is set right")
-	}
-	h := s.horizon(time.UnixMilli(now))
+	h := s.horizon(now)
 	for _, p := range parts {
 		end := p.until(h)
 		if end != p.end { // a fold of yesterday may have ended since
@@ -173,7 +265,7 @@ func (s *Store) prune(ctx context.Context, parts []*pruned) error {
 			p.done = min(bucket+1, end)
 		}
 	}
-	return s.pruneMeta(ctx, time.UnixMilli(now), h)
+	return s.pruneMeta(ctx, now, h)
 }
 
 // pruneBucket removes p's rows of one bucket.
@@ -243,6 +335,9 @@ func (s *Store) pruneMeta(ctx context.Context, now time.Time, h horizon) error {
 	}
 	return s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
 		if err := s.sql.begin(ctx, tx); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(s.sql.text(sqlSeenAhead), now.UnixMilli(), now.Add(seenAnew).UnixMilli()); err != nil {
 			return err
 		}
 		_, err := tx.Exec(s.sql.text(sqlOldWriters), now.Add(-writersKept).UnixMilli())

@@ -381,7 +381,7 @@ func TestFoldWithAWrongClock(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer s.cancel()
-		sums := s.newSums(time.Now().AddDate(2, 0, 0))
+		sums := s.newSums(time.Now().AddDate(2, 0, 0), removal{last: time.Now().AddDate(2, 0, 0).UnixMilli()})
 		sums.add(time.Now().UnixMilli(), "feature.a.used", 1)
 		if _, history, _ := sums.rows(); len(history) != 2 {
 			t.Errorf("%d rows of history, want the hour and the day", len(history))

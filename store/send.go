@@ -35,7 +35,8 @@ const (
 
 const (
 	// When a writer was seen last, if ever, and who has the lease.
-	sqlKnown = `SELECT COALESCE((SELECT seen FROM usage_writers WHERE writer = ?), -1) AS seen, COALESCE((SELECT value FROM usage_meta WHERE name = 'lease'), '') AS value, %s AS now`
+	sqlKnown = `SELECT COALESCE((SELECT seen FROM usage_writers WHERE writer = ?), -1) AS seen, COALESCE((SELECT value FROM usage_meta WHERE name = 'lease'), '') AS value,
+COALESCE((SELECT value FROM usage_meta WHERE name = 'pruned'), '') AS pruned, %s AS now`
 	// Only when it is needed: it waits for a fold that moves this writer's guard.
 	sqlRegister = `INSERT INTO usage_writers AS w (writer, seq, sum, seen) VALUES (?, 0, ?, ?) ON CONFLICT (writer) DO UPDATE SET seen = excluded.seen`
 	sqlSend     = `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING`
@@ -226,14 +227,14 @@ func (s *Store) send(tx *sqlx.Tx, writer string, b sealed) (mayFold bool, err er
 	// With every batch: a database that was restored, or failed over to a replica
 	// that was behind, may have forgotten this writer, and folds what it knows.
 	var known struct {
-		Seen, Now int64
-		Value     string
+		Seen, Now     int64
+		Value, Pruned string
 	}
 	if err := tx.Get(&known, s.sql.text(strings.Replace(sqlKnown, "%s", s.sql.clock(), 1)), writer); err != nil {
 		return false, err
 	}
-	if known.Seen < known.Now-seenAnew.Milliseconds() {
-		if _, err := tx.Exec(s.sql.text(sqlRegister), writer, []byte{}, known.Now); err != nil {
+	if max(known.Seen-known.Now, known.Now-known.Seen) > seenAnew.Milliseconds() { // a clock may have been ahead
+		if _, err := tx.Exec(s.sql.text(sqlRegister), writer, []byte{}, parseRemoval(known.Pruned).since(known.Now)); err != nil {
 			return false, err
 		}
 	}

@@ -202,6 +202,7 @@ type Store struct {
 	folding   foldMemory
 	foldNames int           // manyFoldNames; tests have less
 	seenFold  seenFold      // of foldLoop
+	asked     asked         // of pruneLoop
 	idling    time.Duration // of foldLoop: how long it waited last with nothing to fold
 
 	stopOnce sync.Once
