@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -294,4 +295,124 @@ func TestRemovalAt(t *testing.T) {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
 		}
 	}
+}
+
+// ahead is by how much a clock was that is right again.
+const ahead = 3 * time.Hour
+
+// A lease that ends later than any holder can have set it is nobody's: the clock was
+// ahead when it was set.
+func TestALeaseOfTheFutureIsNone(t *testing.T) {
+	if Server == nil {
+		t.Log("PostgreSQL was not tried; on SQLite the lease is everybody's")
+		return
+	}
+	ctx := dbtest.Context(t)
+	db, err := postgres.Open(Server.NewDatabase(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	s, err := open(ctx, db, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.cancel()
+	batch := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 2}}}
+	seq := int64(0)
+	for _, until := range []time.Duration{ahead, 10 * time.Minute, 70 * 365 * 24 * time.Hour} {
+		db.MustExec(`UPDATE usage_meta SET value = $1 WHERE name = 'lease'`, fmt.Sprintf("dead %d", time.Now().Add(until).UnixMilli()))
+		mine := false
+		err := s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) (err error) {
+			seq++
+			mine, err = s.send(tx, s.writer, sealed{seq: seq, opened: batch.Opened, payload: batch.Encode()})
+			return err
+		})
+		if err != nil || !mine {
+			t.Errorf("%v ahead: an instance that sends may fold: %v, %v", until, mine, err)
+		}
+		if l, err := s.look(ctx); err != nil || l.left > 0 {
+			t.Errorf("%v ahead: the lease is %s's for %v, %v", until, l.holder, l.left, err)
+		}
+		if f, err := s.fold(ctx, false); err != nil || f.busy || f.batches != 1 {
+			t.Errorf("%v ahead: %+v, %v", until, f, err)
+		}
+	}
+}
+
+// What is complete through a time in the future is not: no clock has been there.
+func TestCompleteThroughIsNotInTheFuture(t *testing.T) {
+	onEach(t, func(t *testing.T, db *sqlx.DB) {
+		ctx := dbtest.Context(t)
+		s, err := open(ctx, db, Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.cancel()
+		if _, err := s.fold(ctx, true); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			waits, read bool // a batch; and it was read before, by the wrong clock
+		}{{false, true}, {true, true}, {true, false}} {
+			db.MustExec(`DELETE FROM usage_inbox`)
+			if c.waits {
+				db.MustExec(db.Rebind(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('w', 1, 1, ?)`), []byte{})
+			}
+			db.MustExec(db.Rebind(`UPDATE usage_meta SET value = ? WHERE name = 'folded'`), fmt.Sprint(time.Now().Add(ahead).UnixMilli()))
+			s.foldedThrough.Store(0)
+			if c.read {
+				s.foldedThrough.Store(time.Now().Add(ahead).UnixMilli())
+			}
+			if _, err := s.Get(ctx, "feature.a.used"); err != nil {
+				t.Fatal(err)
+			}
+			if through := s.Stats().FoldedThrough; time.Until(through) > time.Minute || !c.waits && time.Since(through) > time.Hour {
+				t.Errorf("%+v: complete through %v", c, through)
+			}
+		}
+	})
+}
+
+// A word that is claimed for longer than anybody claims one is told; one that is not,
+// and one that is to be told again later, are left.
+func TestAClaimOfTheFutureIsNone(t *testing.T) {
+	onEach(t, func(t *testing.T, db *sqlx.DB) {
+		ctx := dbtest.Context(t)
+		var told []string
+		s, err := open(ctx, db, Config{Notify: func(_ context.Context, c Crossing) error {
+			told = append(told, c.Name)
+			return nil
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.cancel()
+		for name, claimed := range map[string]time.Duration{"a.hours": ahead, "b.minutes": 10 * time.Minute, "c.claimed": 50 * time.Second, "d.later": maxNotifyWait, "e.free": 0} {
+			db.MustExec(db.Rebind(`INSERT INTO usage_meta VALUES (?, ?)`), fmt.Sprintf("notify/%013d/0/0/5/%s", time.Now().Add(ahead).UnixMilli(), name), fmt.Sprintf("%d 1 5", time.Now().Add(claimed).UnixMilli()))
+		}
+		s.notifyPending()
+		if got := strings.Join(told, " "); got != "a.hours b.minutes e.free" {
+			t.Errorf("told of %s", got)
+		}
+	})
+}
+
+// All writers are asked for again, although the clock has gone back since they were.
+func TestSweepWhenTheClockWentBack(t *testing.T) {
+	onEach(t, func(t *testing.T, db *sqlx.DB) {
+		ctx := dbtest.Context(t)
+		s, err := open(ctx, db, Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.cancel()
+		s.folding.swept = time.Now().Add(ahead).UnixMilli()
+		batch := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 2}}}
+		db.MustExec(db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES ('w', 0, ?, ?)`), []byte{}, time.Now().AddDate(0, 0, -10).UnixMilli())
+		db.MustExec(db.Rebind(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('w', 1, ?, ?)`), batch.Opened, batch.Encode())
+		if f, err := s.fold(ctx, true); err != nil || f.batches != 1 {
+			t.Errorf("%+v, %v", f, err)
+		}
+	})
 }
