@@ -212,11 +212,11 @@ func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
 }
 
 func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic.Pointer[[]waiting]) (foldResult, error) {
-	began := time.Now()
 	l, err := s.lockLease(tx)
 	if err != nil {
 		return foldResult{}, err
 	}
+	began := time.Now()
 	now := l.now
 	leased := l.holder != s.writer && l.until > now // to another
 	if l.holder == "busy" || leased && !force {

@@ -120,10 +120,10 @@ func TestLeaseIsLeftToItsHolder(t *testing.T) {
 		force  bool
 		busy   bool
 	}{
-		{"another", time.Hour, false, true},
-		{"another", time.Hour, true, false},
+		{"another", leaseTime, false, true},
+		{"another", leaseTime, true, false},
 		{"another", -time.Second, false, false},
-		{s.writer, time.Hour, false, false},
+		{s.writer, leaseTime, false, false},
 	} {
 		db.MustExec(`UPDATE usage_meta SET value = $1 WHERE name = 'lease'`, fmt.Sprintf("%s %d", c.holder, time.Now().Add(c.left).UnixMilli()))
 		learned := foldMemory{size: 1000, limit: time.Minute, suspect: "w/1", newer: "w/2"}
@@ -247,7 +247,9 @@ func TestLateFoldIsReported(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	db.MustExec(`UPDATE usage_meta SET value = $1 WHERE name = 'lease'`, fmt.Sprintf("another %d", time.Now().Add(time.Hour).UnixMilli()))
+	held := func() {
+		db.MustExec(`UPDATE usage_meta SET value = $1 WHERE name = 'lease'`, fmt.Sprintf("another %d", time.Now().Add(leaseTime).UnixMilli()))
+	}
 	db.MustExec(`INSERT INTO usage_meta VALUES ('folded', '1')`)
 	for _, c := range []struct {
 		waits bool
@@ -262,6 +264,7 @@ func TestLateFoldIsReported(t *testing.T) {
 			s.seenFold.at = time.Now().Add(-c.ago)
 		}
 		leader := false
+		held()
 		s.foldTurn(&leader)
 		if err := s.Stats().Err; (err != nil) != c.late {
 			t.Errorf("%+v: Stats.Err is %v", c, err)
@@ -270,6 +273,7 @@ func TestLateFoldIsReported(t *testing.T) {
 	s.seenFold.at = time.Now().Add(-time.Hour)
 	db.MustExec(`UPDATE usage_meta SET value = '2' WHERE name = 'folded'`)
 	leader := false
+	held()
 	if s.foldTurn(&leader); s.Stats().Err != nil {
 		t.Errorf("after a fold: %v", s.Stats().Err)
 	}

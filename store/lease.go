@@ -168,7 +168,7 @@ func (s *Store) look(ctx context.Context) (turn, error) {
 	if err != nil {
 		return turn{}, err
 	}
-	holder, until := s.parseLease(row.Value)
+	holder, until := s.parseLease(row.Value, row.Now)
 	l := turn{holder: holder, left: time.Duration(until-row.Now) * time.Millisecond, work: row.Waiting > 0}
 	if !l.work || row.Folded != s.seenFold.value || s.seenFold.at.IsZero() {
 		s.seenFold = seenFold{row.Folded, time.Now()}
@@ -181,13 +181,22 @@ func (s *Store) look(ctx context.Context) (turn, error) {
 // A lease is its holder, a space, and when it ends: Unix milliseconds. A SQLite
 // file has its instances on one host, most often one, and locks as a whole: there
 // it is everybody's, and what a killed process left is folded at once.
-func (s *Store) parseLease(value string) (holder string, until int64) {
+func (s *Store) parseLease(value string, now int64) (holder string, until int64) {
 	if s.sql.sqlite {
 		return s.writer, 0
 	}
 	holder, end, _ := strings.Cut(value, " ")
 	until, _ = strconv.ParseInt(end, 10, 64)
-	return holder, until
+	return holder, possible(until, now, leaseTime+time.Second)
+}
+
+// possible is a stored time that something lasts until, and 0 where that cannot be,
+// because nothing lasts for that long: the clock was ahead when it was stored.
+func possible(until, now int64, longest time.Duration) int64 {
+	if until-now > longest.Milliseconds() {
+		return 0
+	}
+	return until
 }
 
 func (s *Store) leaseUntil(now int64) string {
@@ -239,6 +248,6 @@ func (s *Store) lockLease(tx *sqlx.Tx) (lease, error) {
 		return lease{holder: "busy", until: 1 << 62}, nil
 	}
 	l := lease{now: rows[0].Now, pruned: parseRemoval(rows[0].Pruned)}
-	l.holder, l.until = s.parseLease(rows[0].Value)
+	l.holder, l.until = s.parseLease(rows[0].Value, l.now)
 	return l, nil
 }

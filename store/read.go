@@ -55,10 +55,12 @@ func (s *Store) read(ctx context.Context, f func(tx *sqlx.Tx, now time.Time) err
 		through := c.Now
 		if c.Waiting > 0 {
 			through, _ = strconv.ParseInt(c.Folded, 10, 64) // 0: not yet
+			through = possible(through, c.Now, 0)
 		}
 		for {
 			before := s.foldedThrough.Load()
-			if before >= through || s.foldedThrough.CompareAndSwap(before, through) {
+			// What was read before is later than this only where both were read at once.
+			if before >= through && before-c.Now <= readTimeout.Milliseconds() || s.foldedThrough.CompareAndSwap(before, through) {
 				return nil
 			}
 		}

@@ -238,7 +238,7 @@ func (s *Store) send(tx *sqlx.Tx, writer string, b sealed) (mayFold bool, err er
 			return false, err
 		}
 	}
-	holder, until := s.parseLease(known.Value)
+	holder, until := s.parseLease(known.Value, known.Now)
 	_, err = tx.Exec(s.sql.text(sqlSend), writer, b.seq, b.opened, b.payload)
 	return holder == s.writer || until <= known.Now, err
 }

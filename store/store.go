@@ -114,7 +114,7 @@ type Stats struct {
 	Lost          int64         // counts that came after Shutdown
 	Overflow      int64         // counts under (other), because of MaxNames
 	Invalid       int64         // Adds refused: n out of 1 … 2^53−1, or a derived name
-	FoldedThrough time.Time     // every batch that reached the database before is in what was read last; zero: nothing was read
+	FoldedThrough time.Time     // every batch that reached the database before is in what was read last; zero: nothing was read, or a clock was wrong and it is not known
 	Skew          time.Duration // the database's clock minus this host's, as of the last read; 0: nothing was read
 	Degraded      string        // why counts are in memory only although there is a spool, or files wait in it for somebody; "": neither
 	Corrupt       int           // files of the spool that this store set aside, for somebody to look at

@@ -42,6 +42,7 @@ const (
 	notifyClaim   = time.Minute      // for which no other instance sends the same word
 	notifyLook    = time.Minute      // for what an instance that died has left
 	maxNotifyWait = 5 * time.Minute  // after errors
+	longestClaim  = maxNotifyWait + notifyTimeout + time.Minute
 	notifyPiece   = 100
 )
 
@@ -206,7 +207,7 @@ func (s *Store) notifyPending() (wait time.Duration) {
 		for _, r := range rows {
 			w, err := s.parseWord(r.Name, r.Value)
 			now := r.Now + time.Since(read).Milliseconds()
-			switch left := time.Duration(w.until-now) * time.Millisecond; {
+			switch left := time.Duration(possible(w.until, now, longestClaim)-now) * time.Millisecond; {
 			case err != nil:
 				s.log.Error("usagekit: a crossing cannot be read, and is not told", "name", r.Name, "error", err)
 				_ = s.settleWord(sqlUnpending, r.Name, r.Value)
