@@ -1,0 +1,3 @@
+package dashboard
+
+const maxParts = 32
