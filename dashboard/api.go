@@ -44,7 +44,8 @@ const (
 type meta struct {
 	AsOf            time.Time  `json:"as_of"`
 	CompleteThrough *time.Time `json:"complete_through"` // null: nothing was read yet
-	Stale           bool       `json:"stale"`            // the last answer again: the database does not answer
+	Stale           bool       `json:"stale"`            // the last answer again: there is no other in time
+	Slow            bool       `json:"slow,omitempty"`   // of a stale one: the database answers, and takes long
 }
 
 // begin makes the meta of an answer whose reads follow, and reads how many
@@ -96,13 +97,16 @@ type stats struct {
 	Capped        []string         `json:"capped"`    // the groups of which some is counted under (other)
 }
 
-func (h *handler) stats(ctx context.Context, p *params) (*content, error) {
+func (h *handler) stats(p *params) waiting {
 	limit := p.limit(defaultStats, maxStats)
 	if p.err != nil {
-		return nil, p.err
+		return refused(p.err)
 	}
-	a, stale, err := h.askStats(limit)(ctx)
-	return a.content(stale), err
+	wait := h.askStats(limit)
+	return func(ctx context.Context) (*content, error) {
+		a, how, err := wait(ctx)
+		return a.content(how), err
+	}
 }
 
 type encodedStats struct {
@@ -110,7 +114,7 @@ type encodedStats struct {
 	encoded
 }
 
-func (h *handler) askStats(limit int) func(context.Context) (encodedStats, bool, error) {
+func (h *handler) askStats(limit int) func(context.Context) (encodedStats, standing, error) {
 	return ask(h.answers, fmt.Sprint("stats ", limit), func(ctx context.Context) (encodedStats, error) {
 		s, err := h.readStats(ctx, limit)
 		if err != nil {
@@ -292,12 +296,12 @@ type totals struct {
 	Counts []count `json:"counts"`
 }
 
-func (h *handler) totals(ctx context.Context, p *params) (*content, error) {
+func (h *handler) totals(p *params) waiting {
 	q := p.query(defaultNames, maxNames, "name")
 	if p.err != nil {
-		return nil, p.err
+		return refused(p.err)
 	}
-	a, stale, err := askJSON(h, fmt.Sprintf("totals %#v", q), func(ctx context.Context) (totals, error) {
+	return askJSON(h, fmt.Sprintf("totals %#v", q), func(ctx context.Context) (totals, error) {
 		m, _, err := h.begin(ctx)
 		if err != nil {
 			return totals{}, err
@@ -311,8 +315,7 @@ func (h *handler) totals(ctx context.Context, p *params) (*content, error) {
 			a.Counts[i] = count{Name: c.Name, N: c.N}
 		}
 		return a, nil
-	})(ctx)
-	return a.content(stale), err
+	})
 }
 
 type rows struct {
@@ -329,20 +332,19 @@ type row struct {
 	P99     *float64         `json:"p99_ms"`
 }
 
-func (h *handler) rows(ctx context.Context, p *params) (*content, error) {
+func (h *handler) rows(p *params) waiting {
 	q := p.query(defaultNames, maxNames)
 	if p.err != nil {
-		return nil, p.err
+		return refused(p.err)
 	}
-	a, stale, err := askJSON(h, fmt.Sprintf("rows %#v", q), func(ctx context.Context) (rows, error) {
+	return askJSON(h, fmt.Sprintf("rows %#v", q), func(ctx context.Context) (rows, error) {
 		m, _, err := h.begin(ctx)
 		if err != nil {
 			return rows{}, err
 		}
 		found, err := h.readRows(ctx, q)
 		return rows{m, found}, err
-	})(ctx)
-	return a.content(stale), err
+	})
 }
 
 func (h *handler) readRows(ctx context.Context, q store.Query) ([]row, error) {
@@ -377,39 +379,51 @@ func millis(r store.Row, p float64) *float64 {
 
 type health struct {
 	meta
-	Status   string     `json:"status"`  // "ok" or "degraded"
-	Reasons  []string   `json:"reasons"` // why it is not ok
-	Pending  int        `json:"pending"` // names counted here and not yet in the database
-	Oldest   *time.Time `json:"oldest"`  // when the first of them was counted
+	Status   string     `json:"status"`   // "ok" or "degraded"
+	Reasons  []string   `json:"reasons"`  // why it is not ok
+	Database []string   `json:"database"` // those of the reasons that come of the database
+	Pending  int        `json:"pending"`  // names counted here and not yet in the database
+	Oldest   *time.Time `json:"oldest"`   // when the first of them was counted
 	Lost     int64      `json:"lost"`
 	Overflow int64      `json:"overflow"`
 	Invalid  int64      `json:"invalid"`
 	Corrupt  int        `json:"corrupt_files"` // of the spool, set aside
 }
 
-// serveHealth asks the store itself, never the database.
-func (h *handler) serveHealth(w http.ResponseWriter, r *http.Request) {
-	p := h.params(r)
+// health asks the store itself, never the database.
+func (h *handler) health(p *params) waiting {
 	if p.only(); p.err != nil {
-		failRead(w, r, p.err)
-		return
+		return refused(p.err)
 	}
 	st := h.store.Stats()
+	ofDatabase, others := troubles(st, time.Now())
 	a := health{
-		meta: h.meta(), Status: "ok", Reasons: troubles(st, time.Now()),
+		meta: h.meta(), Status: "ok", Reasons: append(slices.Clone(ofDatabase), others...), Database: ofDatabase,
 		Pending: st.Pending, Oldest: h.local(st.Oldest), Lost: st.Lost, Overflow: st.Overflow, Invalid: st.Invalid, Corrupt: st.Corrupt,
 	}
-	status := http.StatusOK
 	if len(a.Reasons) > 0 {
-		a.Status, status = "degraded", http.StatusServiceUnavailable
+		a.Status = "degraded"
 	}
-	writeJSON(w, r, status, a)
+	c := h.encode(a).fresh
+	if len(a.Reasons) > 0 {
+		c.status = http.StatusServiceUnavailable
+	}
+	return func(context.Context) (*content, error) { return c, nil }
 }
 
-// troubles says what is wrong with the store. A driver's own text stays in the log:
-// nobody knows what it writes into it.
-func troubles(st store.Stats, now time.Time) []string {
-	why := []string{}
+func (h *handler) serveHealth(w http.ResponseWriter, r *http.Request) {
+	c, err := h.health(h.params(r))(r.Context())
+	if err != nil {
+		failRead(w, r, err)
+		return
+	}
+	write(w, r, cmp.Or(c.status, http.StatusOK), typeJSON, c.plain)
+}
+
+// troubles says what is wrong with the store: what comes of the database, and the rest.
+// A driver's own text stays in the log: nobody knows what it writes into it.
+func troubles(st store.Stats, now time.Time) (ofDatabase, others []string) {
+	why, others := []string{}, []string{}
 	var (
 		ours  interface{ Reason() string }
 		state interface{ SQLState() string }
@@ -419,24 +433,37 @@ func troubles(st store.Stats, now time.Time) []string {
 	case errors.As(st.Err, &ours):
 		why = append(why, ours.Reason())
 	case errors.As(st.Err, &state):
-		why = append(why, fmt.Sprintf("the database refuses what is written (SQLSTATE %s); the log knows more", state.SQLState()))
+		why = append(why, fmt.Sprintf("the database refuses what is written (SQLSTATE %s); the application's log says why", state.SQLState()))
 	default:
-		why = append(why, "the last write to the database failed; the log knows more")
+		why = append(why, "the last write to the database failed; the application's log says why")
 	}
 	if st.Err != nil && st.Pending > 0 && !st.Oldest.IsZero() {
 		why = append(why, fmt.Sprintf("%d names have counts that wait for the database, the oldest for %v", st.Pending, now.Sub(st.Oldest).Round(time.Second)))
 	}
 	if st.Degraded != "" {
-		why = append(why, st.Degraded)
+		others = append(others, st.Degraded)
 	}
 	if st.Corrupt > 0 {
-		why = append(why, fmt.Sprintf("%d files of the spool could not be used since the start, and were set aside as *.corrupt; the log knows more", st.Corrupt))
+		others = append(others, fmt.Sprintf("%d files of the spool could not be used since the start, and were set aside as *.corrupt; the application's log says which", st.Corrupt))
 	}
-	return why
+	return why, others
 }
 
-func (h *handler) serveJSON(w http.ResponseWriter, r *http.Request, answer func(context.Context, *params) (*content, error)) {
-	c, err := answer(r.Context(), h.params(r))
+// waiting waits for an answer, the reading of which has begun.
+type waiting func(context.Context) (*content, error)
+
+// refused is the answer to what cannot be read.
+func refused(err error) waiting {
+	return func(context.Context) (*content, error) { return nil, err }
+}
+
+// answersOf are those that may be asked for together, by their paths below api/.
+func (h *handler) answersOf() map[string]func(*params) waiting {
+	return map[string]func(*params) waiting{"stats": h.stats, "totals": h.totals, "rows": h.rows, "history": h.history, "series": h.series, "health": h.health}
+}
+
+func (h *handler) serveJSON(w http.ResponseWriter, r *http.Request, answer func(*params) waiting) {
+	c, err := answer(h.params(r))(r.Context())
 	if err != nil {
 		failRead(w, r, err)
 		return
@@ -447,13 +474,16 @@ func (h *handler) serveJSON(w http.ResponseWriter, r *http.Request, answer func(
 
 // encoded is an answer as it is sent.
 type encoded struct {
-	fresh *content
-	stale func() *content
+	fresh       *content
+	stale, slow func() *content
 }
 
-func (e encoded) content(stale bool) *content {
-	if stale {
+func (e encoded) content(how standing) *content {
+	switch how {
+	case stale:
 		return e.stale()
+	case slow:
+		return e.slow()
 	}
 	return e.fresh
 }
@@ -475,23 +505,33 @@ func (h *handler) encode(answer any) encoded {
 	}
 	quarter := h.now().Truncate(15 * time.Minute).String() // what looks at as_of is not far behind
 	tag := hash(rest, []byte(behind+quarter))
+	again := func(how, said string, late bool) func() *content {
+		return sync.OnceValue(func() *content {
+			// No name can hold this: a quote would be escaped.
+			last := bytes.Replace(body, []byte(`"stale":false`), []byte(said), 1)
+			c := newContent(last, `W/"`+tag+"-"+how+`"`, gzip.BestSpeed)
+			c.late = late
+			return c
+		})
+	}
 	return encoded{
 		fresh: newContent(body, `W/"`+tag+`"`, gzip.BestSpeed),
-		stale: sync.OnceValue(func() *content {
-			// No name can hold this: a quote would be escaped.
-			last := bytes.Replace(body, []byte(`"stale":false`), []byte(`"stale":true`), 1)
-			return newContent(last, `W/"`+tag+`-stale"`, gzip.BestSpeed)
-		}),
+		stale: again("stale", `"stale":true`, false),
+		slow:  again("slow", `"stale":true,"slow":true`, true),
 	}
 }
 
 // askJSON is ask of an answer that begins with meta.
-func askJSON[T any](h *handler, key string, read func(context.Context) (T, error)) func(context.Context) (encoded, bool, error) {
-	return ask(h.answers, key, func(ctx context.Context) (encoded, error) {
+func askJSON[T any](h *handler, key string, read func(context.Context) (T, error)) waiting {
+	wait := ask(h.answers, key, func(ctx context.Context) (encoded, error) {
 		answer, err := read(ctx)
 		if err != nil {
 			return encoded{}, err
 		}
 		return h.encode(answer), nil
 	})
+	return func(ctx context.Context) (*content, error) {
+		e, how, err := wait(ctx)
+		return e.content(how), err
+	}
 }

@@ -401,13 +401,13 @@ func TestHealth(t *testing.T) {
 			want  string
 		}{
 			{store.Stats{FoldedThrough: now}, 200,
-				`{"as_of":"2000-01-01T00:00:00Z","complete_through":"2000-01-01T00:00:00Z","stale":false,"status":"ok","reasons":[],"pending":0,"oldest":null,"lost":0,"overflow":0,"invalid":0,"corrupt_files":0}`},
+				`{"as_of":"2000-01-01T00:00:00Z","complete_through":"2000-01-01T00:00:00Z","stale":false,"status":"ok","reasons":[],"database":[],"pending":0,"oldest":null,"lost":0,"overflow":0,"invalid":0,"corrupt_files":0}`},
 			{store.Stats{Pending: 3, Oldest: now.Add(-90 * time.Second), Lost: 1, Overflow: 2, Invalid: 4, Corrupt: 5, Degraded: "the disk is full", Err: fmt.Errorf("dial postgres://app:secret@db")}, 503,
-				`{"as_of":"2000-01-01T00:00:00Z","complete_through":null,"stale":false,"status":"degraded","reasons":["the last write to the database failed; the log knows more","3 names have counts that wait for the database, the oldest for 1m30s","the disk is full","5 files of the spool could not be used since the start, and were set aside as *.corrupt; the log knows more"],"pending":3,"oldest":"1999-12-31T23:58:30Z","lost":1,"overflow":2,"invalid":4,"corrupt_files":5}`},
+				`{"as_of":"2000-01-01T00:00:00Z","complete_through":null,"stale":false,"status":"degraded","reasons":["the last write to the database failed; the application's log says why","3 names have counts that wait for the database, the oldest for 1m30s","the disk is full","5 files of the spool could not be used since the start, and were set aside as *.corrupt; the application's log says which"],"database":["the last write to the database failed; the application's log says why","3 names have counts that wait for the database, the oldest for 1m30s"],"pending":3,"oldest":"1999-12-31T23:58:30Z","lost":1,"overflow":2,"invalid":4,"corrupt_files":5}`},
 			{store.Stats{Err: fmt.Errorf("flush: %w", stateError("28P01"))}, 503,
-				`{"as_of":"2000-01-01T00:00:00Z","complete_through":null,"stale":false,"status":"degraded","reasons":["the database refuses what is written (SQLSTATE 28P01); the log knows more"],"pending":0,"oldest":null,"lost":0,"overflow":0,"invalid":0,"corrupt_files":0}`},
+				`{"as_of":"2000-01-01T00:00:00Z","complete_through":null,"stale":false,"status":"degraded","reasons":["the database refuses what is written (SQLSTATE 28P01); the application's log says why"],"database":["the database refuses what is written (SQLSTATE 28P01); the application's log says why"],"pending":0,"oldest":null,"lost":0,"overflow":0,"invalid":0,"corrupt_files":0}`},
 			{store.Stats{Err: fmt.Errorf("fold: %w", ownError("batches wait"))}, 503,
-				`{"as_of":"2000-01-01T00:00:00Z","complete_through":null,"stale":false,"status":"degraded","reasons":["batches wait"],"pending":0,"oldest":null,"lost":0,"overflow":0,"invalid":0,"corrupt_files":0}`},
+				`{"as_of":"2000-01-01T00:00:00Z","complete_through":null,"stale":false,"status":"degraded","reasons":["batches wait"],"database":["batches wait"],"pending":0,"oldest":null,"lost":0,"overflow":0,"invalid":0,"corrupt_files":0}`},
 		} {
 			w := get(open(&fake{state: c.state}), "/usage/api/health")
 			if w.Code != c.code || strings.TrimSpace(w.Body.String()) != c.want {

@@ -21,9 +21,11 @@ var files embed.FS
 // content is what is sent more than once: compressed and hashed no more than once. Its
 // ETag is weak, for plain and compressed are the same in all but bytes.
 type content struct {
-	plain []byte
-	etag  string
-	zip   func() []byte // nil where it is not worth it
+	plain  []byte
+	etag   string
+	status int           // 0: 200
+	late   bool          // the last answer, in place of one that takes long
+	zip    func() []byte // nil where it is not worth it
 }
 
 // least is what is worth compressing: what does not fit into one packet.

@@ -45,6 +45,7 @@ type cache struct {
 	mu      sync.Mutex
 	answers map[string]*answer // the newest
 	last    map[string]*answer // the newest good ones
+	heard   time.Time          // when a read last ended well
 }
 
 type answer struct {
@@ -57,7 +58,7 @@ type answer struct {
 
 	// Of one of the last.
 	asked     time.Time   // for again; zero: never
-	failed    bool        // the read that followed did
+	failed    time.Time   // when the last read that followed and failed began; zero: none did
 	forgotten *time.Timer // takes it out of last
 }
 
@@ -65,19 +66,28 @@ func newCache(maxAge time.Duration) *cache {
 	return &cache{maxAge: maxAge, places: make(chan struct{}, maxReads), answers: map[string]*answer{}, last: map[string]*answer{}}
 }
 
+// standing says what an answer is.
+type standing int
+
+const (
+	fresh standing = iota // read for who asks
+	stale                 // the last one again: the database does not answer
+	slow                  // the last one again: the database answers, and this takes long
+)
+
 // ask begins to read the answer for key if it is not there. What it returns
-// waits for it, and tells whether it is stale.
-func ask[T any](c *cache, key string, read func(context.Context) (T, error)) func(context.Context) (T, bool, error) {
+// waits for it, and tells how it stands.
+func ask[T any](c *cache, key string, read func(context.Context) (T, error)) func(context.Context) (T, standing, error) {
 	a, last := c.find(key, func(ctx context.Context) (any, error) { return read(ctx) })
-	return func(ctx context.Context) (value T, stale bool, err error) {
-		v, stale, err := a.wait(ctx, last)
+	return func(ctx context.Context) (value T, how standing, err error) {
+		v, how, err := c.wait(ctx, a, last)
 		value, _ = v.(T)
-		return value, stale, err
+		return value, how, err
 	}
 }
 
 // wait waits for a, and when there is a last one to give instead, not for long.
-func (a *answer) wait(ctx context.Context, last *answer) (value any, stale bool, err error) {
+func (c *cache) wait(ctx context.Context, a, last *answer) (value any, how standing, err error) {
 	if last != nil {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadline(ctx, a.late)
@@ -93,11 +103,25 @@ func (a *answer) wait(ctx context.Context, last *answer) (value any, stale bool,
 	}
 	switch {
 	case err == nil:
-		return a.value, false, nil
+		return a.value, fresh, nil
+	case last != nil && away(err) && c.silent(a, last):
+		return last.value, stale, nil
 	case last != nil && away(err):
-		return last.value, true, nil
+		return last.value, slow, nil
 	}
-	return nil, false, err
+	return nil, fresh, err
+}
+
+// silent tells whether nothing speaks for a database that answers: a failed, or is not
+// there and the one before failed, and no read has ended well since a began.
+func (c *cache) silent(a, last *answer) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	since := a.began
+	if !a.isDone() {
+		since = last.failed
+	}
+	return !since.IsZero() && !c.heard.After(since)
 }
 
 // away tells whether err means that there is no answer, rather than a bad one.
@@ -133,7 +157,7 @@ func (c *cache) find(key string, read func(context.Context) (any, error)) (a, la
 		close(a.done)
 		return a, last
 	}
-	if last != nil && !last.failed { // it may be a slow one
+	if last != nil && last.failed.IsZero() { // it may be a slow one
 		a.late = now.Add(max(patience, 2*last.ended.Sub(last.began)))
 	}
 	a.gone = time.AfterFunc(timeout+time.Second, func() { c.forget(c.answers, key, a) })
@@ -190,6 +214,9 @@ func (c *cache) end(key string, a *answer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a.ended = time.Now()
+	if a.err == nil {
+		c.heard = a.ended
+	}
 	close(a.done)
 	a.gone.Reset(c.maxAge)
 	last := c.last[key]
@@ -198,7 +225,7 @@ func (c *cache) end(key string, a *answer) {
 		return
 	case a.err != nil:
 		if last != nil {
-			last.failed = true
+			last.failed = a.began
 		}
 		return
 	case isLarge(a.value):

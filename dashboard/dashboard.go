@@ -14,6 +14,7 @@
 //	api/history       counters by hour, day or month: the same as totals, and step
 //	api/series        that in columns, for charts: every bucket of the range, 0 where nothing was counted
 //	api/export        ?of=totals, rows or history, &format=csv (&bom=1 for Excel) or json, and the parameters of those: all of it, as a stream
+//	api/batch         several of the above at once: ?q=stats&q=series%3Frange%3D24h
 //	api/health        200 while counts reach the database, 503 and the reasons while they do not
 //	api/openapi.json  all of that in full
 //
@@ -23,9 +24,12 @@
 // among them, and today is 1d. Without them an answer covers all time. Every answer has
 // as_of, when it was read, complete_through: what reached the database before then is
 // included, and stale: whether it is the last answer again, with its own as_of, because
-// the database does not answer. The page says so in words. An answer has an ETag, the
+// the database does not answer, or when it is slow as well, takes long. The page says so
+// in words. An answer has an ETag, the
 // same as long as the numbers are. An error is {"error": "…"}: 400 names the parameter,
-// 503 says that the database does not answer, and that there is no last answer.
+// 503 why there is none, and that there is no last answer. A batch has the status and
+// the body of each of its answers, in their order; those that take longer than a second,
+// or have no room, are to be asked for alone.
 //
 // # Promises
 //
@@ -58,6 +62,7 @@ import (
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"html/template"
 	"iter"
 	"log/slog"
@@ -222,6 +227,8 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.serveJSON(w, r, h.history)
 	case "api/series":
 		h.serveJSON(w, r, h.series)
+	case "api/batch":
+		h.serveBatch(w, r)
 	case "api/export":
 		h.serveExport(w, r)
 	case "api/health":
@@ -279,15 +286,29 @@ func fail(w http.ResponseWriter, r *http.Request, status int, message string) {
 	write(w, r, status, "text/plain; charset=utf-8", []byte(message+"\n"))
 }
 
-// failRead answers after a read that failed: the caller's mistake by what is
-// wrong with it, all else without a word of the database's own.
+// failRead answers after a read that failed.
 func failRead(w http.ResponseWriter, r *http.Request, err error) {
+	status, message := refusal(err)
+	fail(w, r, status, message)
+}
+
+// refusal says why there is no answer: the caller's mistake by what is wrong with it, all
+// else without a word of the database's own. Of the log only where it has something.
+func refusal(err error) (status int, message string) {
 	var bad badRequest
-	if errors.As(err, &bad) {
-		fail(w, r, http.StatusBadRequest, bad.InvalidQuery())
-		return
+	switch {
+	case errors.As(err, &bad):
+		return http.StatusBadRequest, bad.InvalidQuery()
+	case errors.Is(err, errBusy):
+		message = "too many different answers are being read: try again in a moment"
+	case errors.Is(err, errTimeout), errors.Is(err, context.DeadlineExceeded):
+		message = fmt.Sprintf("the database gave no answer within %v", timeout)
+	case errors.Is(err, store.ErrUnavailable):
+		message = "the database does not answer; the application's log says why"
+	default:
+		message = "the answer could not be read; the application's log says why"
 	}
-	fail(w, r, http.StatusServiceUnavailable, "the database does not answer; the log knows more")
+	return http.StatusServiceUnavailable, message
 }
 
 const typeJSON = "application/json; charset=utf-8"

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -110,7 +111,7 @@ func (h *handler) serveExport(w http.ResponseWriter, r *http.Request) {
 	)
 	m, _, err := h.begin(r.Context())
 	if err != nil {
-		failRead(w, r, err)
+		failExport(w, r, err)
 		return
 	}
 	if of == "rows" {
@@ -120,10 +121,18 @@ func (h *handler) serveExport(w http.ResponseWriter, r *http.Request) {
 		records, err = begun(records)
 	}
 	if err != nil {
-		failRead(w, r, err)
+		failExport(w, r, err)
 		return
 	}
 	h.stream(w, r, m, of, format, p.get("bom") == "1", header, records)
+}
+
+// failExport is failRead of what no cache has read, and so logged.
+func failExport(w http.ResponseWriter, r *http.Request, err error) {
+	if bad := badRequest(nil); !errors.As(err, &bad) && r.Context().Err() == nil {
+		slog.Warn("usage dashboard: an export could not be read", "err", err)
+	}
+	failRead(w, r, err)
 }
 
 func (h *handler) exportRows(ctx context.Context, q store.Query) ([]string, iter.Seq2[record, error], error) {

@@ -61,7 +61,7 @@ func TestExportBreaksOff(t *testing.T) {
 					t.Errorf("%s after %d: %s", query, after, body)
 				}
 				if after == 0 {
-					if res.StatusCode != 503 || err != nil || !strings.HasPrefix(string(body), `{"error":"the database does not answer`) || res.Header.Get("Content-Disposition") != "" {
+					if res.StatusCode != 503 || err != nil || !strings.HasPrefix(string(body), `{"error":"the answer could not be read`) || res.Header.Get("Content-Disposition") != "" {
 						t.Errorf("%s: %d %v %s", query, res.StatusCode, err, body)
 					}
 					continue

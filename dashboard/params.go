@@ -41,11 +41,15 @@ type params struct {
 
 func (h *handler) params(r *http.Request) *params {
 	p := &params{zone: h.zone(), store: h.store, now: h.now()}
+	p.parse(r.URL.RawQuery)
+	return p
+}
+
+func (p *params) parse(query string) {
 	var err error
-	if p.values, err = url.ParseQuery(r.URL.RawQuery); err != nil {
+	if p.values, err = url.ParseQuery(query); err != nil {
 		p.fail("malformed query string: %s", short(err.Error()))
 	}
-	return p
 }
 
 func (p *params) fail(format string, args ...any) {
@@ -61,7 +65,7 @@ func (p *params) only(known ...string) {
 		switch {
 		case !slices.Contains(known, name):
 			p.fail("unknown parameter %q; known here: %s", short(name), cmp.Or(strings.Join(known, ", "), "none"))
-		case len(values) > 1 && name != "name" && name != "except":
+		case len(values) > 1 && name != "name" && name != "except" && name != "q":
 			p.fail("%s is given %d times", name, len(values))
 		case len(values) > maxNamed:
 			p.fail("%s is given %d times, %d at most", name, len(values), maxNamed)
@@ -72,6 +76,10 @@ func (p *params) only(known ...string) {
 				p.fail("%s is not valid UTF-8", name)
 			case strings.ContainsFunc(v, unicode.IsControl):
 				p.fail("%s holds a control character", name)
+			case name == "q":
+				if len(v) > maxAsked {
+					p.fail("q is longer than %d bytes", maxAsked)
+				}
 			case len(v) > 512:
 				p.fail("%s is longer than a name can be, 512 bytes", name)
 			}

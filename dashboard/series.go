@@ -19,13 +19,13 @@ type history struct {
 	Counts []count `json:"counts"`
 }
 
-func (h *handler) history(ctx context.Context, p *params) (*content, error) {
+func (h *handler) history(p *params) waiting {
 	q := p.query(defaultSeries, maxNames, "name", "step")
 	q.Step = cmp.Or(p.step(), store.Day) // kept, or summed, for every group
 	if p.err != nil {
-		return nil, p.err
+		return refused(p.err)
 	}
-	a, stale, err := askJSON(h, fmt.Sprintf("history %#v", q), func(ctx context.Context) (history, error) {
+	return askJSON(h, fmt.Sprintf("history %#v", q), func(ctx context.Context) (history, error) {
 		m, _, err := h.begin(ctx)
 		if err != nil {
 			return history{}, err
@@ -42,8 +42,7 @@ func (h *handler) history(ctx context.Context, p *params) (*content, error) {
 			a.Counts[i] = count{Name: c.Name, Start: h.local(c.Start), N: c.N}
 		}
 		return a, nil
-	})(ctx)
-	return a.content(stale), err
+	})
 }
 
 func tooLong(points int) error {
@@ -79,7 +78,7 @@ type one struct {
 	N     []int64 `json:"n"`
 }
 
-func (h *handler) series(ctx context.Context, p *params) (*content, error) {
+func (h *handler) series(p *params) waiting {
 	q := p.query(defaultSeries, maxNamed, "name", "step")
 	step := p.step()
 	if q.From.IsZero() {
@@ -92,9 +91,9 @@ func (h *handler) series(ctx context.Context, p *params) (*content, error) {
 		p.fail("from must lie before to, or before now")
 	}
 	if p.err != nil {
-		return nil, p.err
+		return refused(p.err)
 	}
-	a, stale, err := askJSON(h, fmt.Sprintf("series %d %#v", step, q), func(ctx context.Context) (series, error) {
+	return askJSON(h, fmt.Sprintf("series %d %#v", step, q), func(ctx context.Context) (series, error) {
 		m, _, err := h.begin(ctx)
 		if err != nil {
 			return series{}, err
@@ -102,8 +101,7 @@ func (h *handler) series(ctx context.Context, p *params) (*content, error) {
 		a, err := h.readSeries(ctx, q, step)
 		a.meta = m
 		return a, err
-	})(ctx)
-	return a.content(stale), err
+	})
 }
 
 // readSeries reads what q selects, in the step, or when that is 0 in the finest that

@@ -86,7 +86,7 @@ type pageRows struct {
 	routes, models []row
 }
 
-func (h *handler) askPageRows() func(context.Context) (pageRows, bool, error) {
+func (h *handler) askPageRows() func(context.Context) (pageRows, standing, error) {
 	return ask(h.answers, "page", func(ctx context.Context) (pageRows, error) {
 		m, _, err := h.begin(ctx)
 		if err != nil {
@@ -103,19 +103,25 @@ func (h *handler) askPageRows() func(context.Context) (pageRows, bool, error) {
 
 func (h *handler) view(ctx context.Context) (*view, error) {
 	waitStats, waitRows := h.askStats(defaultStats), h.askPageRows() // both are read at once
-	answer, stale, err := waitStats(ctx)
+	answer, how, err := waitStats(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s := answer.stats
-	r, staleRows, err := waitRows(ctx)
+	r, howRows, err := waitRows(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if s.Stale = stale || staleRows; s.Stale && r.AsOf.Before(s.AsOf) {
+	again := how != fresh || howRows != fresh
+	if again && r.AsOf.Before(s.AsOf) {
 		s.meta = r.meta // of the older
 	}
-	v := &view{stats: s, Troubles: troubles(h.store.Stats(), time.Now())}
+	s.Stale, s.Slow = again, again && how != stale && howRows != stale
+	ofDatabase, others := troubles(h.store.Stats(), time.Now())
+	v := &view{stats: s, Troubles: others}
+	if !s.Stale || s.Slow { // which is said already
+		v.Troubles = append(ofDatabase, others...)
+	}
 	if s.Dropped > 0 {
 		v.Troubles = append(v.Troubles, "counts that were dropped, of all time, at least: "+digits(s.Dropped))
 	}

@@ -224,7 +224,7 @@ func TestNumbers(t *testing.T) {
 	if got := duration(nil); got != "–" {
 		t.Errorf("nil: %s", got)
 	}
-	for ms, want := range map[float64]string{0: "0.0 ms", 3.14: "3.1 ms", 42.4: "42 ms", 999.4: "999 ms", 999.5: "1.0 s", 2500: "2.5 s", 10000: "≥ 10 s"} {
+	for ms, want := range map[float64]string{0: "< 5 ms", 3.14: "< 5 ms", 42.4: "42 ms", 999.4: "999 ms", 999.5: "1.0 s", 2500: "2.5 s", 10000: "≥ 10 s"} {
 		if got := duration(&ms); got != want {
 			t.Errorf("%v: %s", ms, got)
 		}

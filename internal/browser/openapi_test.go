@@ -229,7 +229,7 @@ func (d *document) ask(h http.Handler, method, path string, query url.Values, he
 }
 
 // needed is what an operation asks for, beside what is tried.
-var needed = map[string]url.Values{"/series": {"range": {"7d"}}}
+var needed = map[string]url.Values{"/series": {"range": {"7d"}}, "/batch": {"q": {"stats"}}}
 
 // with is what is needed, and a parameter, in place of it where both cannot be.
 func with(path, name string, values ...string) url.Values {
@@ -274,6 +274,7 @@ var tried = map[string][]string{
 	"of":     {"totals", "rows", "history", "stats", "Rows"},
 	"format": {"csv", "json", "xml", "CSV"},
 	"bom":    {"0", "1", "2", "-1", "true"},
+	"q":      {"stats", "health", "series?range=24h", "series", "totals?limit=0", "rows?prefix=api.&limit=3", "history?step=month&name=feature.a.b", "nope", strings.Repeat("x", 16384), strings.Repeat("x", 16385), "a\nb"},
 	"limit":  {"1", "2", "100", "999", "1000", "1001", "10000", "10001", "2147483647", "2147483648", "99999999999999999999", "0", "-1", "1.5", "1e2", "all"},
 }
 
@@ -349,7 +350,7 @@ func TestOpenAPIDocument(t *testing.T) {
 				t.Errorf("%s may have more properties", p)
 			}
 			for name := range properties {
-				if name != "label" && !slices.Contains(required, any(name)) {
+				if !slices.Contains([]string{"label", "slow", "etag", "body"}, name) && !slices.Contains(required, any(name)) {
 					t.Errorf("%s: %s is not required", p, name)
 				}
 			}
@@ -457,7 +458,7 @@ func TestOpenAPIParameters(t *testing.T) {
 					t.Errorf("%s: %s %d times: %d, and the document has it be %d: %s", path, name, n, w.Code, want, w.Body)
 				}
 			}
-			if w := d.ask(h, "GET", path, with(path, name, ""), nil); w.Code != 200 && !(path == "/series" && (name == "range" || name == "from") || path == "/export" && name == "step") {
+			if w := d.ask(h, "GET", path, with(path, name, ""), nil); w.Code != 200 && !(path == "/series" && (name == "range" || name == "from") || path == "/export" && name == "step" || path == "/batch") {
 				t.Errorf("%s: %s without a value: %d %s", path, name, w.Code, w.Body)
 			}
 		}
@@ -569,8 +570,8 @@ func TestOpenAPIAnswers(t *testing.T) {
 			401: dashboard.New(st, dashboard.Config{Auth: dashboard.BasicAuth("admin", "password")}),
 			503: dashboard.New(offline, dashboard.Config{Auth: dashboard.Public}),
 		} {
-			if path == "/openapi.json" && code == 503 {
-				continue // which is always there
+			if (path == "/openapi.json" || path == "/batch") && code == 503 {
+				continue // which are always there
 			}
 			for _, method := range []string{"GET", "HEAD"} {
 				if w := d.ask(h, method, path, needed[path], nil); w.Code != code {
