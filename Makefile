@@ -4,9 +4,26 @@ GO         ?= go
 GOFILES     = $(shell git ls-files -co --exclude-standard '*.go')
 MODULES     = . internal/routers internal/pools internal/bench internal/browser
 RACING      = . internal/routers # pools runs the same cases again
-each        = for m in $(1); do echo "$(2): $$m"; (cd $$m && $(2)) || exit 1; done
 chromium    = command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null
 staticcheck = $(GO) tool -modfile="$(CURDIR)/internal/tools/go.mod" staticcheck
+
+# each runs a command in modules, in all of them whatever fails, and closes with what
+# did: of go test, the packages and their tests.
+each = (log="$$(mktemp -d)" || exit 1; trap 'rm -rf "$$log"' EXIT; \
+	for m in $(1); do \
+		echo "$(2): $$m"; \
+		{ (cd $$m && $(2)) 2>&1 || echo "FAILED in $$m: $(2)" >>"$$log/failed"; } | tee "$$log/output"; \
+		awk '$(failures)' "$$log/output" >>"$$log/failed"; \
+	done; \
+	cat "$$log/failed"; [ ! -s "$$log/failed" ])
+define failures
+/^[ \t]*--- FAIL: / { if (index($$3, test[n] "/") != 1) n++; test[n] = $$3 } \
+/^\trunning tests:/ { running = 1; next } \
+running && /^\t\t/ { test[++n] = $$1 " (running)"; next } \
+{ running = 0 } \
+/^FAIL\t/ { print "  " $$2 ($$3 ~ /^\[/ ? " " $$3 " " $$4 : ""); for (i = 1; i <= n; i++) print "    " test[i] } \
+/^(ok|FAIL)\t/ { n = 0 }
+endef
 
 .DEFAULT_GOAL := help
 .PHONY: help run test race faults bench scale fill prune lint fuzz vendor-check postgresql chromium wrk
@@ -18,10 +35,10 @@ run: ## serve the example with demo traffic on SQLite (ADDR, DB and ARGS change 
 	@$(GO) run ./example -addr '$(or $(ADDR),127.0.0.1:8080)' -db '$(or $(DB),usage.db)' -demo $(ARGS)
 
 test: postgresql chromium ## all tests, on SQLite, on a private PostgreSQL, and of the page in Chromium
-	@export USAGEKIT_PG=require; if $(chromium); then export USAGEKIT_CHROMIUM=require; fi; $(call each,$(MODULES),$(GO) test -parallel=8 -shuffle=on ./...)
+	@export USAGEKIT_PG=require; if $(chromium); then export USAGEKIT_CHROMIUM=require; fi; $(call each,$(MODULES),$(GO) test -timeout=30m -parallel=8 -shuffle=on ./...)
 
 race: postgresql ## all tests under the race detector
-	@export USAGEKIT_PG=require; $(call each,$(RACING),$(GO) test -race -parallel=4 -shuffle=on ./...)
+	@export USAGEKIT_PG=require; $(call each,$(RACING),$(GO) test -race -timeout=30m -parallel=4 -shuffle=on ./...)
 
 faults: postgresql ## the fault matrix, with real processes: up to 30 minutes
 	@USAGEKIT_PG=require USAGEKIT_FAULTS=full $(GO) test -timeout 40m -v -count=1 -parallel 6 ./internal/faults
@@ -39,10 +56,12 @@ prune: postgresql ## removing 10 M rows while others write, and a million random
 	@cd internal/bench && $(GO) run ./prune $(ARGS)
 
 lint: ## gofmt, vet, staticcheck, go mod tidy
-	@unformatted="$$(gofmt -l $(GOFILES))"; [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
-	@$(call each,$(MODULES),$(GO) vet ./...)
-	@$(call each,$(MODULES),$(staticcheck) ./...)
-	@$(call each,$(MODULES),$(GO) mod tidy -diff)
+	@status=0; \
+	unformatted="$$(gofmt -l $(GOFILES))"; [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; status=1; }; \
+	$(call each,$(MODULES),$(GO) vet ./...) || status=1; \
+	$(call each,$(MODULES),$(staticcheck) ./...) || status=1; \
+	$(call each,$(MODULES),$(GO) mod tidy -diff) || status=1; \
+	exit $$status
 
 fuzz: ## each fuzz target for 30 s
 	$(GO) test -run '^$$' -fuzz FuzzSplit -fuzztime 30s ./internal/counter
