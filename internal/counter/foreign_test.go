@@ -1,0 +1,268 @@
+//go:build linux || darwin
+
+package counter
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// album is what others keep in and around a spool: all that is seen of it, but for
+// when it was read.
+type album struct {
+	root string
+	seen map[string]string
+}
+
+// put makes a file of somebody else's, of long ago.
+func (a *album) put(t *testing.T, path string, content []byte) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	a.note(t, path)
+}
+
+// note makes what was put at path old, and remembers it.
+func (a *album) note(t *testing.T, path string) {
+	t.Helper()
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSymlink {
+		ago := time.Now().Add(-400 * 24 * time.Hour)
+		if err := os.Chtimes(path, ago, ago); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.seen[path] = seenAt(path)
+}
+
+func (a *album) link(t *testing.T, err error, path string) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.note(t, path)
+}
+
+// seenAt is what there is to see of a file without opening what blocks.
+func seenAt(path string) string {
+	var info unix.Stat_t
+	if err := unix.Lstat(path, &info); err != nil {
+		return err.Error()
+	}
+	text := fmt.Sprintf("mode %o, inode %d", info.Mode, info.Ino)
+	switch info.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		content, err := os.ReadFile(path)
+		text += fmt.Sprintf(", %d links, modified %v, %q, %v", info.Nlink, info.Mtim, content, err)
+	case unix.S_IFLNK:
+		target, err := os.Readlink(path)
+		text += fmt.Sprintf(", to %s, %v", target, err)
+	}
+	return text
+}
+
+func (a *album) check(t *testing.T) {
+	t.Helper()
+	for path, was := range a.seen {
+		if now := seenAt(path); now != was {
+			t.Errorf("%s was\n%s\nand is\n%s", strings.TrimPrefix(path, a.root), was, now)
+		}
+	}
+}
+
+// foreign fills root, and the directory of a dead writer in it, with what is not a
+// spool's.
+func foreign(t *testing.T, root, outside, dead string) *album {
+	a := &album{root, map[string]string{}}
+	hex := func(n int) string { return filepath.Join(root, fmt.Sprintf("%032x", n)) }
+	at := func(seq int64) string { return filepath.Join(dead, fileName(seq)) }
+	photo, zeros := []byte("\xff\xd8\xff photo"), make([]byte, 70_000)
+	for i := range 5 { // as a cache of pictures has them, named by MD5
+		a.put(t, filepath.Join(hex(i), "photo.jpg"), photo)
+		a.put(t, filepath.Join(hex(i), "photo.jpg.tmp"), photo)
+		a.put(t, filepath.Join(hex(i), fileName(1)), photo)
+		a.put(t, filepath.Join(hex(i), fileName(2)), zeros)
+		a.put(t, filepath.Join(hex(i), fileName(3)+".tmp"), zeros)
+	}
+	magic := append([]byte("usagekit"), make([]byte, 500)...)
+	for _, dir := range []string{hex(10), filepath.Join(root, ".new-album"), filepath.Join(root, ".new-"+strings.Repeat("a", 32)), filepath.Join(root, "album")} {
+		a.link(t, os.Mkdir(dir, 0o755), dir)
+	}
+	a.put(t, hex(11), photo)
+	a.put(t, filepath.Join(root, "notes.txt"), photo)
+	a.put(t, filepath.Join(root, "album.corrupt", "photo.jpg"), photo)
+	for i := range asideKept + 20 {
+		a.put(t, filepath.Join(root, fmt.Sprintf("photo-%d.corrupt", i)), photo)
+	}
+	a.put(t, filepath.Join(outside, "target", fileName(1)), magic)
+	a.put(t, filepath.Join(outside, "photo.jpg"), photo)
+	a.link(t, os.Symlink(filepath.Join(outside, "target"), hex(12)), hex(12))
+	a.link(t, os.Symlink(filepath.Join(outside, "nowhere"), hex(13)), hex(13))
+	a.link(t, unix.Mkfifo(hex(14), 0o600), hex(14))
+
+	a.put(t, filepath.Join(dead, "notes.txt"), photo)
+	a.put(t, filepath.Join(dead, "photo.jpg.tmp"), photo)
+	a.put(t, filepath.Join(dead, "usagekit.txt"), magic)
+	a.put(t, at(90), nil)
+	a.put(t, at(91), zeros)
+	a.put(t, at(92), append(make([]byte, headerSize), photo...))
+	a.put(t, at(93), photo)
+	a.put(t, filepath.Join(at(94), "photo.jpg"), photo)
+	a.link(t, os.Link(filepath.Join(outside, "photo.jpg"), at(95)), at(95))
+	a.note(t, filepath.Join(outside, "photo.jpg"))
+	a.link(t, os.Symlink(filepath.Join(outside, "target", fileName(1)), at(96)), at(96))
+	a.link(t, os.Symlink(filepath.Join(outside, "nowhere"), at(97)), at(97))
+	a.link(t, unix.Mkfifo(at(98), 0o600), at(98))
+	a.link(t, os.Mkdir(at(99), 0o755), at(99))
+	return a
+}
+
+// Whatever others keep in the spool's directory, and in a writer's, stays as it is,
+// and is said once; what is the spool's is counted all the same.
+func TestOnlyWhatIsOursIsTouched(t *testing.T) {
+	top := t.TempDir()
+	root := filepath.Join(top, "spool")
+	dead := openSpool(t, root)
+	for range 3 {
+		dead.Add("feature.a.used", 1)
+		dead.Seal()
+	}
+	dead.Prepare()
+	dir := filepath.Dir(files(t, root, "*/"+fileName(1))[0])
+	dead.die()
+	content, err := os.ReadFile(filepath.Join(dir, fileName(2)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	content[headerSize] ^= 1 // so that it is set aside, and the oldest of those make room
+	if err := os.WriteFile(filepath.Join(dir, fileName(2)), content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := foreign(t, root, filepath.Join(top, "outside"), dir)
+	s := openSpool(t, root)
+	for round := range 3 {
+		counts, seqs := s.adopt(t)
+		if round == 0 && (counts["feature.a.used"] != 2 || fmt.Sprint(seqs) != "[1 3]") || round > 0 && len(seqs) > 0 {
+			t.Errorf("round %d: found %v in batches %v", round, counts, seqs)
+		}
+		s.Add("feature.b.used", 1)
+		b, ok := s.Seal()
+		if !ok || !b.Spooled {
+			t.Fatalf("Seal: %+v, %s", b, s.Degraded())
+		}
+		s.spool.Remove(b.Seq)
+	}
+	s.Close()
+	s.spool.Release()
+	a.check(t)
+	if s.spool.Aside() != 1 || s.lost != 1 {
+		t.Errorf("%d set aside, %d lost", s.spool.Aside(), s.lost)
+	}
+	if why := s.spool.Stuck(); why != "" {
+		t.Errorf("what is not ours is nobody's trouble: %s", why)
+	}
+	said := 0
+	for _, text := range s.said {
+		if strings.Contains(text, "not usagekit's") {
+			said++
+		}
+	}
+	if said != 2 { // of the spool's directory, and of the writer's
+		t.Errorf("said %d times:\n%s", said, strings.Join(s.said, "\n"))
+	}
+}
+
+// A writer puts nothing in place of what others keep where its files would be.
+func TestNothingOfOthersIsReplaced(t *testing.T) {
+	root := t.TempDir()
+	s := openSpool(t, root)
+	s.Add("feature.a.used", 1)
+	dir := filepath.Dir(files(t, root, "*/"+fileName(1))[0])
+	a := &album{root, map[string]string{}}
+	outside := filepath.Join(t.TempDir(), "photo.jpg")
+	a.put(t, outside, []byte("photo"))
+	for seq := int64(2); seq < 6; seq++ {
+		path := filepath.Join(dir, fileName(seq))
+		if seq%2 == 0 {
+			a.put(t, path, []byte("photo"))
+		} else {
+			a.link(t, os.Symlink(outside, path), path)
+		}
+		a.link(t, os.Symlink(outside, path+".tmp"), path+".tmp")
+	}
+	for i := range 6 {
+		b, ok := s.Seal()
+		if !ok || b.Seq != int64(i+1) {
+			t.Fatalf("batch %d: %+v", i+1, b)
+		}
+		if free := b.Seq == 1 || b.Seq == 6; b.Spooled != free {
+			t.Errorf("batch %d: in a file: %v", b.Seq, b.Spooled)
+		}
+		s.spool.Remove(b.Seq)
+		s.Add("feature.a.used", 1)
+	}
+	s.Close()
+	s.spool.Release()
+	a.check(t)
+}
+
+// A directory of a writer that nothing is left in goes; an empty one of somebody
+// else's stays.
+func TestEmptyDirectories(t *testing.T) {
+	root := t.TempDir()
+	dead := openSpool(t, root)
+	dead.Close()
+	dead.die()
+	if left := files(t, root, "*/*"+fileSuffix); len(left) > 0 {
+		t.Fatalf("there is %v", left)
+	}
+	theirs := filepath.Join(root, strings.Repeat("ab", 16))
+	if err := os.Mkdir(theirs, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := openSpool(t, root)
+	s.adopt(t)
+	s.Close()
+	s.spool.Release()
+	if left := files(t, root, "*"); len(left) != 1 || left[0] != theirs {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// What a release before wrote, whose directories were named by the id alone, is
+// delivered.
+func TestDirectoriesNamedByTheIDAlone(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, "00112233445566778899aabbccddeeff")
+	old := NewSpool(nil, filepath.Base(dir), nil)
+	b := Sealed{Seq: 7, Batch: Batch{Opened: time.Now().UnixMilli(), Counts: []Count{{"feature.a.used", 5}}}}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, fileName(7)), old.encode(b), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := openSpool(t, root)
+	if err := s.spool.Adopt(func(writer string, b Sealed) error {
+		if writer != filepath.Base(dir) || b.Seq != 7 || b.Counts[0].N != 5 {
+			t.Errorf("batch %d of %s: %v", b.Seq, writer, b.Counts)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	if left := files(t, root, "*"); slices.Contains(left, dir) {
+		t.Errorf("left behind: %v", left)
+	}
+}
