@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"time"
 )
 
@@ -21,18 +20,20 @@ var errOld = errors.New("it is too old: whether it was counted before is not kno
 // is not sent stays for the next one. One file is in memory at a time.
 //
 // What cannot be sent is set aside as *.corrupt, or stays where it is when another
-// may be able to: files of a later release, or for another database.
+// may be able to: files of a later release, or for another database. What is not
+// usagekit's stays in any case, and is said once.
 func (s *Spool) Adopt(send func(writer string, b Sealed) error) error {
-	dirs, err := s.disk.Dirs()
+	dirs, others, err := s.disk.Dirs()
+	s.stuck.Store(nil)
 	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) { // else nobody left anything
-			s.once("the spool cannot be read", "error", err)
+		if !errors.Is(err, errNoDirectory) { // else nobody left anything
+			s.stays("the spool cannot be read", ".", err)
 		}
 		return nil
 	}
-	s.stuck.Store(nil)
+	s.notOurs(".", others)
 	for _, dir := range dirs {
-		if dir == s.writer {
+		if dir == s.dir {
 			continue
 		}
 		release, err := s.disk.Claim(dir)
@@ -53,10 +54,11 @@ func (s *Spool) Adopt(send func(writer string, b Sealed) error) error {
 func (s *Spool) adopt(dir string, release func(remove bool), send func(writer string, b Sealed) error) error {
 	done := false
 	defer func() { release(done) }()
-	files, err := s.disk.Files(dir)
+	files, others, err := s.disk.Files(dir)
 	if err != nil {
 		return nil
 	}
+	defer func() { s.notOurs(dir, others) }()
 	done = true
 	copied := false
 	for _, name := range files {
@@ -69,10 +71,13 @@ func (s *Spool) adopt(dir string, release func(remove bool), send func(writer st
 			s.setAside(dir, name, errOld)
 			continue
 		case why == nil:
-			if err := send(dir, b); err != nil {
+			if err := send(writerOf(dir), b); err != nil {
 				done = false
 				return err
 			}
+		case errors.Is(why, errNotOurs):
+			others = append(others, name)
+			continue
 		case errors.Is(why, errEmpty):
 		case errors.Is(why, errNewer), errors.Is(why, errForeign), errors.Is(why, errUnreadable):
 			s.stays("a file of the spool stays where it is, and those after it", dir+"/"+name, why)
@@ -93,7 +98,7 @@ func (s *Spool) adopt(dir string, release func(remove bool), send func(writer st
 
 func (s *Spool) load(dir, name string) (Sealed, error) {
 	f, inode, err := s.disk.Open(dir, name)
-	if errors.Is(err, errIrregular) {
+	if errors.Is(err, errNotOurs) {
 		return Sealed{}, err
 	}
 	if err != nil {
@@ -132,7 +137,14 @@ func (s *Spool) setAside(dir, name string, why error) {
 func (s *Spool) stays(message, name string, why error) {
 	text := message + ": " + name + ": " + why.Error()
 	s.stuck.Store(&text)
-	s.once(message, "file", name, "error", why)
+	s.once(text, message, "file", name, "error", why)
+}
+
+// notOurs says that there are others' files in a directory.
+func (s *Spool) notOurs(dir string, others []string) {
+	if len(others) > 0 {
+		s.once("others in "+dir, "in the spool is what is not usagekit's; it stays as it is", "directory", dir, "entries", len(others), "one of them", others[0])
+	}
 }
 
 // Stuck says why files that dead processes left stay where they are; "": none does.
@@ -153,14 +165,8 @@ func (s *Spool) Aside() int {
 	return int(s.aside.Load())
 }
 
-// once reports what every adoption would meet again.
-func (s *Spool) once(message string, args ...any) {
-	key := message
-	for _, a := range args {
-		if text, ok := a.(string); ok {
-			key += " " + text
-		}
-	}
+// once reports what every adoption would meet again, known by key.
+func (s *Spool) once(key, message string, args ...any) {
 	s.mu.Lock()
 	told := s.told[key]
 	s.told[key] = true

@@ -79,6 +79,13 @@ func (s *Set) Add(name string, n int64) {
 		return
 	}
 	for !s.add(name, n) {
+		g := s.current.Load()
+		if s.add(name, n) {
+			return
+		}
+		if g != nil && s.current.Load() == g { // closed, although it has not ended
+			g.lose(errTampered)
+		}
 	}
 }
 

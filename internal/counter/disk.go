@@ -3,25 +3,33 @@ package counter
 import (
 	"errors"
 	"io"
+	"strconv"
+	"strings"
 )
 
 // Disk is a file system as a Spool uses it: a directory of directories of files.
 // There is one for real, and one in memory for tests, which loses at a crash what
-// a real one may. Names have no slashes.
+// a real one may. Names have no slashes. Where others keep things of theirs there,
+// it neither changes nor removes them: a directory is ours by its name, or because
+// a file of ours is in it, and a file by its name and the magic that it begins with.
 type Disk interface {
 	// Own makes dir, if need be, and locks it; ErrOwned when another has it.
 	Own(dir string) (release func(remove bool), err error)
 	// Claim is Own of a directory that is there.
 	Claim(dir string) (release func(remove bool), err error)
-	// Dirs lists the directories that Own made, but for those that are gone.
-	Dirs() ([]string, error)
-	// Files lists a directory by name.
-	Files(dir string) ([]string, error)
-	// Create makes a file of size bytes, all of them allocated, and maps it.
+	// Dirs lists the directories that Own made, but for those that are gone, and
+	// what else is there.
+	Dirs() (dirs, others []string, err error)
+	// Files lists by name what has a generation's name in a directory, and what
+	// has not.
+	Files(dir string) (files, others []string, err error)
+	// Create makes a file of size bytes, all of them allocated, and maps it. Its
+	// magic is in it before it has its name.
 	Create(dir, file string, size int64) (Mapping, error)
 	// Write makes a file with this content, whole or not at all, in place of
-	// one that may be there.
+	// one of ours that may be there.
 	Write(dir, file string, content []byte) error
+	// Open reads a file; errNotOurs when it is none of ours.
 	Open(dir, file string) (r io.ReadCloser, inode uint64, err error)
 	// Inode tells a file from its copies; 0 when there is none.
 	Inode(dir, file string) uint64
@@ -44,8 +52,41 @@ type Mapping interface {
 // ErrOwned says that a directory is a living process's.
 var ErrOwned = errors.New("counter: another process has it")
 
-// errIrregular says that what has a file's name is none.
-var errIrregular = errors.New("it is no regular file")
+// errNotOurs says that somebody else put there what has the name of a file of ours,
+// or that a power loss left nothing of it.
+var errNotOurs = errors.New("it is no file of usagekit's")
 
 // errNoDirectory says that a directory is gone.
 var errNoDirectory = errors.New("the spool's directory is gone")
+
+// A directory is named by its writer, a file by its generation's number.
+const (
+	dirPrefix  = "usagekit-" // releases before 0.1 had the id alone
+	fileSuffix = ".counts"
+	seqDigits  = 19
+)
+
+// writerOf returns the id of the writer that a directory is named by; "" for a name
+// that is none.
+func writerOf(dir string) string {
+	id := strings.TrimPrefix(dir, dirPrefix)
+	if len(id) != 32 || strings.Trim(id, "0123456789abcdef") != "" {
+		return ""
+	}
+	return id
+}
+
+func fileName(seq int64) string {
+	digits := strconv.FormatInt(seq, 10)
+	return strings.Repeat("0", seqDigits-len(digits)) + digits + fileSuffix
+}
+
+// seqOf returns the number that a file is named by; 0 for a name that is none.
+func seqOf(file string) int64 {
+	digits, ok := strings.CutSuffix(file, fileSuffix)
+	seq, err := strconv.ParseInt(digits, 10, 64)
+	if !ok || err != nil || seq < 1 || len(digits) != seqDigits || digits[0] < '0' {
+		return 0
+	}
+	return seq
+}

@@ -11,7 +11,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,9 +22,8 @@ import (
 const (
 	asideSuffix = ".corrupt"
 	asideKept   = 100
-	asideAge    = 30 * 24 * time.Hour
-	newPrefix   = ".new-"
-	tmpSuffix   = ".tmp"
+	newPrefix   = ".new-"      // of a directory that is not locked yet
+	tmpPrefix   = ".usagekit-" // of a file that is not whole yet
 )
 
 // maxFile is how large a generation's file may become, 16 MiB where addresses have
@@ -36,7 +37,7 @@ func OpenDisk(root string) (Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := disk{root}
+	d := &disk{root: root, made: map[string]uint64{}}
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, fs.ErrExist) {
 			return nil, fmt.Errorf("%w: want a directory, or a path where one can be made", err)
@@ -53,15 +54,20 @@ func OpenDisk(root string) (Disk, error) {
 }
 
 // disk is a directory of the real file system.
-type disk struct{ root string }
+type disk struct {
+	root string
 
-func (d disk) path(names ...string) string {
+	mu   sync.Mutex
+	made map[string]uint64 // by its path, which file this process put there: it is ours, whatever became of what is in it
+}
+
+func (d *disk) path(names ...string) string {
 	return filepath.Join(append([]string{d.root}, names...)...)
 }
 
 // Own locks the directory before it has its name: whoever sees it there and can
 // lock it knows that its owner is dead.
-func (d disk) Own(dir string) (func(bool), error) {
+func (d *disk) Own(dir string) (func(bool), error) {
 	if err := os.MkdirAll(d.root, 0o700); err != nil {
 		return nil, explain(err)
 	}
@@ -83,7 +89,7 @@ func (d disk) Own(dir string) (func(bool), error) {
 	}
 	return func(remove bool) {
 		if remove {
-			_ = os.Remove(d.path(dir))
+			_ = unix.Rmdir(d.path(dir)) // only if it is empty
 		}
 		release(false)
 	}, nil
@@ -91,36 +97,31 @@ func (d disk) Own(dir string) (func(bool), error) {
 
 // sweep removes what a process left that died within Own: not what one that is there
 // just now has not locked yet.
-func (d disk) sweep() {
-	left, _ := filepath.Glob(d.path(newPrefix + "*")) // the pattern is well-formed
+func (d *disk) sweep() {
+	left, _ := filepath.Glob(d.path(newPrefix + dirPrefix + "*")) // the pattern is well-formed
 	for _, path := range left {
-		if info, err := os.Lstat(path); err != nil || time.Since(info.ModTime()) < time.Minute {
+		info, err := os.Lstat(path)
+		if err != nil || !info.IsDir() || !ownedBy(strings.TrimPrefix(info.Name(), newPrefix)) || time.Since(info.ModTime()) < time.Minute {
 			continue
 		}
-		if release, err := d.Claim(filepath.Base(path)); err == nil {
+		if release, err := d.Claim(info.Name()); err == nil {
 			release(true)
 		}
 	}
 }
 
+// ownedBy tells whether a directory of this name is a spool's, and nobody else's.
+func ownedBy(name string) bool { return strings.HasPrefix(name, dirPrefix) && writerOf(name) != "" }
+
 // Claim locks the directory itself, until the process ends at the latest.
-func (d disk) Claim(dir string) (func(bool), error) {
-	f, err := os.Open(d.path(dir))
+func (d *disk) Claim(dir string) (func(bool), error) {
+	f, err := os.OpenFile(d.path(dir), os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, explain(err)
 	}
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
+	if err := lock(f, unix.LOCK_EX); err != nil {
 		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, ErrOwned
-		}
-		return nil, fmt.Errorf("flock: %w", err)
+		return nil, err
 	}
 	var locked, named unix.Stat_t // another may have removed it, and its owner made it anew
 	if unix.Fstat(int(f.Fd()), &locked) != nil || unix.Stat(d.path(dir), &named) != nil || locked.Ino != named.Ino || locked.Dev != named.Dev {
@@ -129,66 +130,195 @@ func (d disk) Claim(dir string) (func(bool), error) {
 	}
 	return func(remove bool) {
 		if remove {
-			_ = os.Remove(d.path(dir)) // only if it is empty
+			_ = unix.Rmdir(d.path(dir)) // only if it is empty
 		}
 		f.Close()
 	}, nil
 }
 
-func (d disk) Dirs() ([]string, error) {
+// lock takes a lock, which ends when f is closed, or with the process; ErrOwned when
+// another has it.
+func lock(f *os.File, how int) error {
+	for {
+		switch err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); {
+		case err == nil:
+			return nil
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EWOULDBLOCK):
+			return ErrOwned
+		default:
+			return fmt.Errorf("flock: %w", err)
+		}
+	}
+}
+
+func (d *disk) Dirs() (dirs, others []string, err error) {
 	entries, err := os.ReadDir(d.root)
 	if err != nil {
-		return nil, err
+		return nil, nil, explain(err)
 	}
-	var dirs []string
 	for _, e := range entries {
-		if e.IsDir() && len(e.Name()) == 32 && strings.Trim(e.Name(), "0123456789abcdef") == "" {
-			dirs = append(dirs, e.Name())
+		name := e.Name()
+		switch {
+		case e.IsDir() && (ownedBy(name) || writerOf(name) != "" && d.holdsOurs(name)):
+			dirs = append(dirs, name)
+		case e.IsDir() && ownedBy(strings.TrimPrefix(name, newPrefix)): // Own is at it, or sweep will be
+		case e.Type().IsRegular() && strings.HasSuffix(name, fileSuffix+asideSuffix):
+		default:
+			others = append(others, name)
 		}
 	}
-	return dirs, nil
+	return dirs, others, nil
 }
 
-func (d disk) Files(dir string) ([]string, error) {
+// holdsOurs tells whether a directory that others might have named has a file of ours.
+func (d *disk) holdsOurs(dir string) bool {
+	entries, _ := os.ReadDir(d.path(dir)) // as far as it can be read
+	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
+		if seqOf(e.Name()) == 0 {
+			return false
+		}
+		f, err := d.openOurs(d.path(dir, e.Name()), os.O_RDONLY)
+		if err == nil {
+			f.Close()
+		}
+		return err == nil
+	})
+}
+
+func (d *disk) Files(dir string) (files, others []string, err error) {
 	entries, err := os.ReadDir(d.path(dir)) // sorted
 	if err != nil {
-		return nil, explain(err)
+		return nil, nil, explain(err)
 	}
-	var files []string
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), tmpSuffix) {
-			_ = os.Remove(d.path(dir, e.Name())) // of what was cut off
-			continue
+		name := e.Name()
+		switch {
+		case seqOf(name) != 0:
+			files = append(files, name)
+		case seqOf(strings.TrimPrefix(name, tmpPrefix)) != 0 && d.discard(d.path(dir, name)) == nil: // what was cut off
+		default:
+			others = append(others, name)
 		}
-		files = append(files, e.Name())
 	}
-	return files, nil
+	return files, others, nil
 }
 
-// Create gives the file its name when it has its size: what a kill leaves is no file,
-// or one of zeros.
-func (d disk) Create(dir, file string, size int64) (Mapping, error) {
-	path, tmp := d.path(dir, file), d.path(dir, file+tmpSuffix)
-	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+// openOurs opens a file that begins with our magic, or that this process made; it
+// neither follows a link nor waits for somebody at the other end of a pipe.
+func (d *disk) openOurs(path string, flag int) (*os.File, error) {
+	info, err := os.Lstat(path)
 	if err != nil {
 		return nil, explain(err)
 	}
-	m := &mapping{file: f}
-	if err = m.Grow(size); err == nil {
-		m.mem, err = unix.Mmap(int(f.Fd()), 0, int(max(size, maxFile)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if !info.Mode().IsRegular() {
+		return nil, errNotOurs
 	}
-	if err == nil {
-		var info unix.Stat_t
-		if err = unix.Fstat(int(f.Fd()), &info); err == nil {
-			m.inode = d.identity(info)
-			err = os.Rename(tmp, path)
+	f, err := os.OpenFile(path, flag|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, explain(err)
+	}
+	opened, err := f.Stat()
+	if err == nil && !os.SameFile(info, opened) {
+		err = errNotOurs // it took the place of a file meanwhile
+	}
+	if err == nil && d.identityOf(f) != d.madeAt(path) {
+		magic := make([]byte, len(fileMagic))
+		n, readErr := f.ReadAt(magic, 0)
+		switch {
+		case readErr != nil && !errors.Is(readErr, io.EOF):
+			err = explain(readErr)
+		case string(magic[:n]) != fileMagic:
+			err = errNotOurs
 		}
 	}
 	if err != nil {
-		_ = os.Remove(tmp)
-		m.Release()
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// madeAt returns which file this process put at path; 0: none.
+func (d *disk) madeAt(path string) uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.made[path]
+}
+
+// discard removes what a file of ours was being made from.
+func (d *disk) discard(tmp string) error {
+	info, err := os.Lstat(tmp)
+	if err == nil && info.Mode().IsRegular() && info.Size() == 0 { // the magic had still to come
+		return os.Remove(tmp)
+	}
+	f, err := d.openOurs(tmp, os.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	return os.Remove(tmp)
+}
+
+// place makes a file of ours by write, and gives it its name when it is whole: what
+// a kill leaves is no file, or one that begins with the magic.
+func (d *disk) place(dir, file string, write func(f *os.File) error) (f *os.File, err error) {
+	path, tmp := d.path(dir, file), d.path(dir, tmpPrefix+file)
+	_ = d.discard(tmp)
+	f, err = os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
 		return nil, explain(err)
 	}
+	if err = write(f); err == nil {
+		err = d.vacant(path)
+	}
+	if err == nil {
+		err = explain(os.Rename(tmp, path))
+	}
+	if err != nil {
+		f.Close()
+		_ = os.Remove(tmp)
+		return nil, err
+	}
+	d.mu.Lock()
+	d.made[path] = d.identityOf(f)
+	d.mu.Unlock()
+	return f, nil
+}
+
+// vacant tells whether a file of ours may have this name.
+func (d *disk) vacant(path string) error {
+	f, err := d.openOurs(path, os.O_RDONLY)
+	switch {
+	case err == nil:
+		f.Close()
+	case errors.Is(err, errNotOurs):
+		return fmt.Errorf("where the spool's next file belongs, %w", err)
+	}
+	return nil
+}
+
+func (d *disk) Create(dir, file string, size int64) (Mapping, error) {
+	m := &mapping{}
+	f, err := d.place(dir, file, func(f *os.File) error {
+		m.file = f
+		if _, err := f.WriteString(fileMagic); err != nil {
+			return explain(err)
+		}
+		if err := m.Grow(size); err != nil {
+			return err
+		}
+		mem, err := unix.Mmap(int(f.Fd()), 0, int(max(size, maxFile)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		m.mem = mem
+		return explain(err)
+	})
+	if err != nil {
+		if m.mem != nil {
+			_ = unix.Munmap(m.mem)
+		}
+		return nil, err
+	}
+	m.inode = d.identityOf(f)
 	return m, nil
 }
 
@@ -224,41 +354,37 @@ func (m *mapping) Release() {
 	m.file.Close()
 }
 
-func (d disk) Write(dir, file string, content []byte) error {
-	tmp := d.path(dir, file+tmpSuffix)
-	err := os.WriteFile(tmp, content, 0o600)
-	if err == nil {
-		err = os.Rename(tmp, d.path(dir, file))
-	}
-	if err != nil {
-		_ = os.Remove(tmp)
+func (d *disk) Write(dir, file string, content []byte) error {
+	f, err := d.place(dir, file, func(f *os.File) error {
+		_, err := f.Write(content)
 		return explain(err)
+	})
+	if err != nil {
+		return err
 	}
-	return nil
+	return f.Close()
 }
 
-func (d disk) Open(dir, file string) (io.ReadCloser, uint64, error) {
-	f, err := os.OpenFile(d.path(dir, file), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
-	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
-		return nil, 0, errIrregular
-	}
+func (d *disk) Open(dir, file string) (io.ReadCloser, uint64, error) {
+	f, err := d.openOurs(d.path(dir, file), os.O_RDONLY)
 	if err != nil {
-		return nil, 0, explain(err)
-	}
-	var info unix.Stat_t
-	if err = unix.Fstat(int(f.Fd()), &info); err == nil && info.Mode&unix.S_IFMT != unix.S_IFREG {
-		err = errIrregular
-	}
-	if err != nil {
-		f.Close()
 		return nil, 0, err
 	}
-	return f, d.identity(info), nil
+	return f, d.identityOf(f), nil
+}
+
+// identityOf is the identity of an open file.
+func (d *disk) identityOf(f *os.File) uint64 {
+	var info unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &info) != nil {
+		return 0
+	}
+	return d.identity(info)
 }
 
 // identity is the inode. File systems in memory count theirs from 1, so there the
 // device, which lasts as long as they do, belongs to it.
-func (d disk) identity(info unix.Stat_t) uint64 {
+func (d *disk) identity(info unix.Stat_t) uint64 {
 	id := uint64(info.Ino)
 	if inMemoryOnly(d.root) {
 		id ^= uint64(info.Dev) << 32
@@ -266,7 +392,7 @@ func (d disk) identity(info unix.Stat_t) uint64 {
 	return id
 }
 
-func (d disk) Inode(dir, file string) uint64 {
+func (d *disk) Inode(dir, file string) uint64 {
 	var info unix.Stat_t
 	if unix.Lstat(d.path(dir, file), &info) != nil {
 		return 0
@@ -274,50 +400,68 @@ func (d disk) Inode(dir, file string) uint64 {
 	return d.identity(info)
 }
 
-// Remove cuts the file, under a name that nobody reads any more: it may stay mapped
-// until the garbage collector has been there, and would keep its space.
-func (d disk) Remove(dir, file string) error {
-	tmp := d.path(dir, file+tmpSuffix)
-	if err := os.Rename(d.path(dir, file), tmp); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
+// Remove cuts the file: it may stay mapped until the garbage collector has been
+// there, and would keep its space.
+func (d *disk) Remove(dir, file string) error {
+	path := d.path(dir, file)
+	f, err := d.openOurs(path, os.O_RDWR)
+	if errors.Is(err, errNoDirectory) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := os.Remove(path); err != nil {
 		return explain(err)
 	}
-	_ = os.Truncate(tmp, 0)
-	_ = os.Remove(tmp) // or the next Files does
+	d.mu.Lock()
+	delete(d.made, path)
+	d.mu.Unlock()
+	_ = f.Truncate(0)
 	return nil
 }
 
-func (d disk) SetAside(dir, file string) (string, error) {
+func (d *disk) SetAside(dir, file string) (string, error) {
 	name := dir + "-" + file + asideSuffix
-	if err := os.Rename(d.path(dir, file), d.path(name)); err != nil {
-		return "", err
+	for i := 2; d.there(name); i++ {
+		name = dir + "-" + strconv.Itoa(i) + "-" + file + asideSuffix
 	}
-	now := time.Now()
-	_ = os.Chtimes(d.path(name), now, now) // it is kept from now on
+	if err := os.Rename(d.path(dir, file), d.path(name)); err != nil {
+		return "", explain(err)
+	}
 	d.trim()
 	return name, nil
 }
 
-// trim removes files that were set aside, where they are too old or too many.
-func (d disk) trim() {
+func (d *disk) there(name string) bool {
+	_, err := os.Lstat(d.path(name))
+	return err == nil
+}
+
+// trim removes the oldest of the files that were set aside, when they are too many. It
+// does not ask how old they are: the clock may be wrong.
+func (d *disk) trim() {
 	type old struct {
 		path string
-		time time.Time
+		time int64 // when it was moved here
 	}
 	var files []old
-	paths, _ := filepath.Glob(d.path("*" + asideSuffix)) // the pattern is well-formed
+	paths, _ := filepath.Glob(d.path("*" + fileSuffix + asideSuffix)) // the pattern is well-formed
 	for _, path := range paths {
-		if info, err := os.Lstat(path); err == nil {
-			files = append(files, old{path, info.ModTime()})
+		f, err := d.openOurs(path, os.O_RDONLY)
+		if err != nil {
+			continue
 		}
+		var info unix.Stat_t
+		if unix.Fstat(int(f.Fd()), &info) == nil {
+			files = append(files, old{path, unix.TimespecToNsec(info.Ctim)})
+		}
+		f.Close()
 	}
-	slices.SortFunc(files, func(a, b old) int { return cmp.Compare(b.time.UnixNano(), a.time.UnixNano()) })
-	for i, f := range files {
-		if i >= asideKept || time.Since(f.time) > asideAge {
-			_ = os.RemoveAll(f.path)
-		}
+	slices.SortFunc(files, func(a, b old) int { return cmp.Compare(b.time, a.time) })
+	for _, f := range files[min(asideKept, len(files)):] {
+		_ = os.Remove(f.path)
 	}
 }
 
@@ -335,6 +479,8 @@ func explain(err error) error {
 		err = link.Err
 	}
 	switch {
+	case err == nil:
+		return nil
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w: %w", errNoDirectory, err)
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):

@@ -11,8 +11,6 @@ import (
 	"math"
 	"runtime"
 	"runtime/debug"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,8 +20,10 @@ import (
 // A spool is a directory. Each writer has a directory in it, named by its id and
 // locked as long as it lives, with a file per generation, named by its number:
 //
-//	spool/6fe9…c1/0000000000000000007.counts
-//	spool/6fe9…c1-0000000000000000005.counts.corrupt    set aside, see adopt.go
+//	spool/usagekit-6fe9…c1/0000000000000000007.counts
+//	spool/usagekit-6fe9…c1-0000000000000000005.counts.corrupt    set aside, see adopt.go
+//
+// What does not begin with the magic is somebody else's, and stays as it is.
 //
 // A file is a header of 128 bytes and records, in the machine's byte order:
 //
@@ -51,7 +51,6 @@ import (
 const (
 	fileMagic   = "usagekit"
 	fileVersion = 1
-	fileSuffix  = ".counts"
 
 	atVersion  = 8
 	atCRC      = 12
@@ -84,6 +83,7 @@ var (
 type Spool struct {
 	disk   Disk
 	writer string // 32 hexadecimal digits
+	dir    string // its directory
 	report func(lost bool, message string, args ...any)
 	aside  atomic.Int64           // files set aside
 	mapped atomic.Int64           // files in memory, those included that the garbage collector has still to find
@@ -101,7 +101,7 @@ type Spool struct {
 // directory is made with its first file. report is told what happens to files,
 // and whether counts were lost by it.
 func NewSpool(disk Disk, writer string, report func(lost bool, message string, args ...any)) *Spool {
-	return &Spool{disk: disk, writer: writer, report: report, next: firstSize, told: map[string]bool{}}
+	return &Spool{disk: disk, writer: writer, dir: dirPrefix + writer, report: report, next: firstSize, told: map[string]bool{}}
 }
 
 // SetDatabase says which database the counts are for: 32 hexadecimal digits. Files
@@ -122,7 +122,7 @@ func binaryID(id string) (b [16]byte) {
 	return b
 }
 
-// Release removes our directory, if all in it was delivered, and gives it up.
+// Release removes our directory, if nothing is in it any more, and gives it up.
 func (s *Spool) Release() {
 	if s == nil {
 		return
@@ -130,8 +130,7 @@ func (s *Spool) Release() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.owned != nil {
-		files, err := s.disk.Files(s.writer)
-		s.owned(err == nil && len(files) == 0)
+		s.owned(true)
 		s.owned = nil
 	}
 	for _, release := range s.lost {
@@ -143,14 +142,12 @@ func (s *Spool) Release() {
 // Remove removes the file of batch seq: the database has it.
 func (s *Spool) Remove(seq int64) {
 	if s != nil {
-		_ = s.disk.Remove(s.writer, fileName(seq)) // it may be in memory only; and sending it again does no harm
+		_ = s.disk.Remove(s.dir, fileName(seq)) // it may be in memory only; and sending it again does no harm
 	}
 }
 
 // Has tells whether there is a file of batch seq.
-func (s *Spool) Has(seq int64) bool { return s.disk.Inode(s.writer, fileName(seq)) != 0 }
-
-func fileName(seq int64) string { return fmt.Sprintf("%019d%s", seq, fileSuffix) }
+func (s *Spool) Has(seq int64) bool { return s.disk.Inode(s.dir, fileName(seq)) != 0 }
 
 // file is the mapped file of a generation.
 type file struct {
@@ -172,15 +169,15 @@ func (s *Spool) create(seq int64) (f *file, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.owned == nil {
-		if s.owned, err = s.disk.Own(s.writer); err != nil {
+		if s.owned, err = s.disk.Own(s.dir); err != nil {
 			return nil, err
 		}
 	}
-	m, err := s.disk.Create(s.writer, fileName(seq), s.next)
+	m, err := s.disk.Create(s.dir, fileName(seq), s.next)
 	if errors.Is(err, errNoDirectory) { // it was removed under us
 		s.lost = append(s.lost, s.owned)
-		if s.owned, err = s.disk.Own(s.writer); err == nil {
-			m, err = s.disk.Create(s.writer, fileName(seq), s.next)
+		if s.owned, err = s.disk.Own(s.dir); err == nil {
+			m, err = s.disk.Create(s.dir, fileName(seq), s.next)
 		}
 	}
 	if err != nil {
@@ -282,7 +279,7 @@ func (f *file) stop() {
 
 // inPlace tells whether the file is where a start would look for it.
 func (f *file) inPlace() bool {
-	return f.spool.disk.Inode(f.spool.writer, fileName(f.seq)) == f.mapping.Inode()
+	return f.spool.disk.Inode(f.spool.dir, fileName(f.seq)) == f.mapping.Inode()
 }
 
 // keep makes a sealed batch durable: in its mapped file if that is whole and in its
@@ -300,7 +297,7 @@ func (s *Spool) keep(f *file, b Sealed, whole bool) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.owned != nil && s.disk.Write(s.writer, fileName(b.Seq), s.encode(b)) == nil {
+	if s.owned != nil && s.disk.Write(s.dir, fileName(b.Seq), s.encode(b)) == nil {
 		return true
 	}
 	if !whole {
@@ -352,19 +349,18 @@ type header struct {
 // file it is.
 func read(r io.Reader, dir, name string, inode uint64) (Sealed, header, error) {
 	h := make([]byte, headerSize)
-	if err := readFull(r, h); err != nil {
+	if err := readFull(r, h); errors.Is(err, errUnreadable) {
+		return Sealed{}, header{}, err
+	} else if string(h[:len(fileMagic)]) != fileMagic {
+		return Sealed{}, header{}, errNotOurs
+	} else if err != nil {
 		return Sealed{}, header{}, err
 	}
 	order := binary.NativeEndian
 	number := func(at int) int64 { return int64(order.Uint64(h[at:])) }
-	writer := binaryID(dir)
-	seq, _ := strconv.ParseInt(strings.TrimSuffix(name, fileSuffix), 10, 64)
+	writer, seq := binaryID(writerOf(dir)), seqOf(name)
 	version := order.Uint32(h[atVersion:])
 	switch {
-	case bytes.Equal(h, make([]byte, headerSize)):
-		return Sealed{}, header{}, errEmpty // it was being made
-	case string(h[:len(fileMagic)]) != fileMagic:
-		return Sealed{}, header{}, errors.New("it is no file of usagekit's")
 	case version > fileVersion:
 		return Sealed{}, header{}, errNewer
 	case number(atUsed) == 0 && number(atOpened) == 0 && number(atSealed) == 0:
@@ -373,7 +369,7 @@ func read(r io.Reader, dir, name string, inode uint64) (Sealed, header, error) {
 		return Sealed{}, header{}, errors.New("its version is 0")
 	case order.Uint32(h[atCRC:]) != crc32.ChecksumIEEE(h[atInode:atOpened]):
 		return Sealed{}, header{}, errors.New("its header's checksum is wrong")
-	case number(atSeq) != seq || fileName(seq) != name || !bytes.Equal(h[atWriter:atDatabase], writer[:]):
+	case number(atSeq) != seq || !bytes.Equal(h[atWriter:atDatabase], writer[:]):
 		return Sealed{}, header{}, errors.New("it is another writer's, or has another number")
 	}
 	head := header{sealed: number(atSealed) == 1}

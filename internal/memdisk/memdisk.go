@@ -30,6 +30,7 @@ const (
 	mapped    = 256 << 10 // of a file that is not larger
 	newPrefix = ".new-"
 	tmpSuffix = ".tmp"
+	magic     = "usagekit" // of a file
 )
 
 // ErrMissing says that there is no such file or directory.
@@ -288,14 +289,21 @@ func put(m map[string]*file, name string, f *file) {
 	}
 }
 
-// Left lists all that is there: directories, and what is in them.
+// Left lists all that is there: directories, and what is in them; but for files of
+// which a power loss left nothing, whose nobody can tell, and what they alone are in.
 func (fs *FS) Left() (all []string) {
 	for _, d := range fs.dirs {
-		if d.there {
-			all = append(all, d.name)
-			for _, name := range names(d.files, nil) {
-				all = append(all, d.name+"/"+name)
+		if !d.there {
+			continue
+		}
+		var files []string
+		for _, name := range names(d.files, nil) {
+			if f := d.files[name]; bytes.HasPrefix(f.mem[:f.size], []byte(magic)) {
+				files = append(files, d.name+"/"+name)
 			}
+		}
+		if len(files) > 0 || len(d.files) == 0 {
+			all = append(append(all, d.name), files...)
 		}
 	}
 	return all
@@ -398,7 +406,7 @@ func (p *Process) Claim(name string) (func(bool), error) {
 }
 
 // Dirs lists the directories in any order.
-func (p *Process) Dirs() (list []string, err error) {
+func (p *Process) Dirs() (list, others []string, err error) {
 	err = p.step("list directories", func() error {
 		for _, d := range p.fs.dirs {
 			if d.there && !strings.HasPrefix(d.name, newPrefix) {
@@ -408,11 +416,11 @@ func (p *Process) Dirs() (list []string, err error) {
 		p.fs.rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 		return nil
 	})
-	return list, err
+	return list, nil, err
 }
 
 // Files lists a directory by name.
-func (p *Process) Files(dir string) (list []string, err error) {
+func (p *Process) Files(dir string) (list, others []string, err error) {
 	err = p.step("list files", func() error {
 		d := p.fs.dir(dir)
 		if d == nil {
@@ -427,7 +435,7 @@ func (p *Process) Files(dir string) (list []string, err error) {
 		}
 		return nil
 	})
-	return list, err
+	return list, nil, err
 }
 
 // place makes a file of no size in place of one that may be there.
@@ -449,6 +457,7 @@ func (p *Process) Create(dir, name string, size int64) (counter.Mapping, error) 
 		return nil, err
 	}
 	f.mem = make([]byte, max(int(size), mapped))
+	copy(f.mem, magic)
 	m := mapping{f, p}
 	err := m.Grow(size)
 	if err == nil {
