@@ -12,6 +12,8 @@ import (
 // writer some time after it, and could not tell that it has the batch already.
 const MaxAge = 60 * 24 * time.Hour
 
+var errShared = errors.New("another process counts in it, through a hard link or another path: remove the copy")
+
 var errOld = errors.New("it is too old: whether it was counted before is not known any more")
 
 // Adopt sends what dead writers left: each one's files in order, under its own id,
@@ -79,7 +81,7 @@ func (s *Spool) adopt(dir string, release func(remove bool), send func(writer st
 			others = append(others, name)
 			continue
 		case errors.Is(why, errEmpty):
-		case errors.Is(why, errNewer), errors.Is(why, errForeign), errors.Is(why, errUnreadable):
+		case errors.Is(why, errNewer), errors.Is(why, errForeign), errors.Is(why, errUnreadable), errors.Is(why, errShared):
 			s.stays("a file of the spool stays where it is, and those after it", dir+"/"+name, why)
 			done = false
 			return nil
@@ -98,6 +100,9 @@ func (s *Spool) adopt(dir string, release func(remove bool), send func(writer st
 
 func (s *Spool) load(dir, name string) (Sealed, error) {
 	f, inode, err := s.disk.Open(dir, name)
+	if errors.Is(err, ErrOwned) {
+		return Sealed{}, errShared
+	}
 	if errors.Is(err, errNotOurs) {
 		return Sealed{}, err
 	}

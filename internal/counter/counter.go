@@ -216,6 +216,7 @@ func (s *Set) prepare(g *generation) {
 		}
 		if s.spare.file != nil { // it could not be used: another one, perhaps
 			s.spare.file.stop()
+			s.spare.file.mapping.Void()
 		}
 	}
 	s.spare = newGeneration(s.seed, g.seq+1, s.carry, s.spool)
@@ -229,6 +230,7 @@ func (s *Set) Close() (Sealed, bool) {
 	if s.spare != nil {
 		if s.spare.file != nil {
 			s.spare.file.stop()
+			s.spare.file.mapping.Void()
 		}
 		s.spool.Remove(s.spare.seq)
 		s.spare = nil
@@ -519,6 +521,8 @@ func (g *generation) seal() Sealed {
 	sealed := Sealed{Batch: b, Seq: g.seq, Payload: b.Encode()}
 	if g.spool != nil && len(b.Counts) > 0 {
 		sealed.Spooled = g.spool.keep(g.file, sealed, whole)
+	} else if g.file != nil {
+		g.file.mapping.Close()
 	}
 	runtime.KeepAlive(g)
 	return sealed

@@ -24,12 +24,14 @@ type Disk interface {
 	// has not.
 	Files(dir string) (files, others []string, err error)
 	// Create makes a file of size bytes, all of them allocated, and maps it. Its
-	// magic is in it before it has its name.
+	// magic is in it before it has its name. It is locked until it is closed: links
+	// may lead to it from elsewhere.
 	Create(dir, file string, size int64) (Mapping, error)
 	// Write makes a file with this content, whole or not at all, in place of
 	// one of ours that may be there.
 	Write(dir, file string, content []byte) error
-	// Open reads a file; errNotOurs when it is none of ours.
+	// Open reads a file; errNotOurs when it is none of ours, ErrOwned when it is
+	// locked.
 	Open(dir, file string) (r io.ReadCloser, inode uint64, err error)
 	// Inode tells a file from its copies; 0 when there is none.
 	Inode(dir, file string) uint64
@@ -45,7 +47,8 @@ type Mapping interface {
 	Bytes() []byte // as long as the file may become
 	Inode() uint64
 	Grow(size int64) error
-	Close()   // it does not grow any more; the memory stays
+	Close()   // whoever finds the file may read it: it does not change any more; the memory stays
+	Void()    // is Close, where another file has the counts: whoever finds it finds nothing
 	Release() // the memory is touched no more
 }
 

@@ -302,6 +302,9 @@ func (d *disk) Create(dir, file string, size int64) (Mapping, error) {
 	m := &mapping{}
 	f, err := d.place(dir, file, func(f *os.File) error {
 		m.file = f
+		if err := lock(f, unix.LOCK_EX); err != nil {
+			return err
+		}
 		if _, err := f.WriteString(fileMagic); err != nil {
 			return explain(err)
 		}
@@ -345,7 +348,26 @@ func (m *mapping) Grow(size int64) error {
 	return nil
 }
 
-func (m *mapping) Close() { m.file.Close() }
+func (m *mapping) Close() {
+	_ = unix.Flock(int(m.file.Fd()), unix.LOCK_UN) // the mapping would keep it
+	m.file.Close()
+}
+
+func (m *mapping) Void() {
+	if links(m.file) > 0 {
+		_ = m.file.Truncate(0)
+	}
+	m.Close()
+}
+
+// links is how many names a file has.
+func links(f *os.File) uint64 {
+	var info unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &info) != nil {
+		return 0
+	}
+	return uint64(info.Nlink)
+}
 
 func (m *mapping) Release() {
 	if m.mem != nil {
@@ -368,6 +390,16 @@ func (d *disk) Write(dir, file string, content []byte) error {
 func (d *disk) Open(dir, file string) (io.ReadCloser, uint64, error) {
 	f, err := d.openOurs(d.path(dir, file), os.O_RDONLY)
 	if err != nil {
+		return nil, 0, err
+	}
+	for range 20 { // a process that ends gives its locks up one after the other
+		if err = lock(f, unix.LOCK_SH); !errors.Is(err, ErrOwned) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err != nil {
+		f.Close()
 		return nil, 0, err
 	}
 	return f, d.identityOf(f), nil
@@ -418,7 +450,9 @@ func (d *disk) Remove(dir, file string) error {
 	d.mu.Lock()
 	delete(d.made, path)
 	d.mu.Unlock()
-	_ = f.Truncate(0)
+	if links(f) == 0 { // else it is somebody else's, too
+		_ = f.Truncate(0)
+	}
 	return nil
 }
 

@@ -270,7 +270,6 @@ func (f *file) grow(size int64) {
 func (f *file) stop() {
 	f.growing.Lock()
 	f.stopped = true
-	f.mapping.Close()
 	f.growing.Unlock()
 	f.spool.mu.Lock()
 	f.spool.next = min(max(minSize, (2*f.used+4095)&^4095), int64(len(f.mem)))
@@ -283,7 +282,8 @@ func (f *file) inPlace() bool {
 }
 
 // keep makes a sealed batch durable: in its mapped file if that is whole and in its
-// place, else in a file of its own. It tells whether that is certain.
+// place, else in a file of its own. It tells whether that is certain. A mapped file
+// that says something else is emptied: there may be links to it.
 func (s *Spool) keep(f *file, b Sealed, whole bool) bool {
 	if f != nil && whole {
 		err := touching(func() {
@@ -291,9 +291,12 @@ func (s *Spool) keep(f *file, b Sealed, whole bool) bool {
 			copy(f.mem[atSum:], b.digest())
 			f.at(atSealed).Store(1)
 		})
+		f.mapping.Close()
 		if err == nil && f.inPlace() {
 			return true
 		}
+	} else if f != nil {
+		defer f.mapping.Void()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

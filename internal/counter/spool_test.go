@@ -63,6 +63,11 @@ func openSpool(t testing.TB, root string) *spooled {
 
 // die gives the directory up as the end of a process does, with all in it.
 func (s *spooled) die() {
+	for _, g := range []*generation{s.current.Load(), s.spare} {
+		if g != nil && g.file != nil {
+			g.file.mapping.Close()
+		}
+	}
 	s.spool.mu.Lock()
 	defer s.spool.mu.Unlock()
 	if s.spool.owned != nil {

@@ -483,6 +483,7 @@ type mapping struct {
 func (m mapping) Bytes() []byte { return m.f.mem }
 func (m mapping) Inode() uint64 { return m.f.inode }
 func (m mapping) Close()        {}
+func (m mapping) Void()         {}
 func (m mapping) Release()      {}
 
 func (m mapping) Grow(size int64) error {
