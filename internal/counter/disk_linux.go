@@ -36,3 +36,35 @@ func inMemoryOnly(path string) bool {
 	var fs unix.Statfs_t
 	return unix.Statfs(path, &fs) == nil && uint32(fs.Type) == unix.TMPFS_MAGIC
 }
+
+func statFile(f *os.File) (fileID, error) {
+	id, err := statx(int(f.Fd()), "", unix.AT_EMPTY_PATH)
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) { // as some sandboxes have it
+		var info unix.Stat_t
+		err = unix.Fstat(int(f.Fd()), &info)
+		id = fileID{inode: info.Ino, device: uint64(info.Dev)}
+	}
+	return id, err
+}
+
+func statPath(path string) (fileID, error) {
+	id, err := statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+		var info unix.Stat_t
+		err = unix.Lstat(path, &info)
+		id = fileID{inode: info.Ino, device: uint64(info.Dev)}
+	}
+	return id, err
+}
+
+func statx(fd int, path string, flags int) (fileID, error) {
+	var info unix.Statx_t
+	if err := unix.Statx(fd, path, flags, unix.STATX_INO|unix.STATX_BTIME, &info); err != nil {
+		return fileID{}, err
+	}
+	id := fileID{inode: info.Ino, device: unix.Mkdev(info.Dev_major, info.Dev_minor)}
+	if info.Mask&unix.STATX_BTIME != 0 {
+		id.born = uint64(info.Btime.Sec)*1e9 + uint64(info.Btime.Nsec)
+	}
+	return id, nil
+}

@@ -402,34 +402,46 @@ func (d *disk) Open(dir, file string) (io.ReadCloser, uint64, error) {
 		f.Close()
 		return nil, 0, err
 	}
+	if !ownedBy(dir) { // a release before knew less of it
+		id, _ := statFile(f)
+		id.born = 0
+		return f, d.identity(id), nil
+	}
 	return f, d.identityOf(f), nil
 }
 
-// identityOf is the identity of an open file.
+// identityOf is the identity of an open file; 0 when it cannot be told.
 func (d *disk) identityOf(f *os.File) uint64 {
-	var info unix.Stat_t
-	if unix.Fstat(int(f.Fd()), &info) != nil {
+	id, err := statFile(f)
+	if err != nil {
 		return 0
 	}
-	return d.identity(info)
+	return d.identity(id)
 }
 
-// identity is the inode. File systems in memory count theirs from 1, so there the
-// device, which lasts as long as they do, belongs to it.
-func (d *disk) identity(info unix.Stat_t) uint64 {
-	id := uint64(info.Ino)
+// fileID is what tells a file from all others.
+type fileID struct {
+	inode, device uint64
+	born          uint64 // ns; 0: not known
+}
+
+// identity is the inode, and when it was made: a copy on another disk may have the
+// number, too. File systems in memory are counted by their device, which lasts as
+// long as they do.
+func (d *disk) identity(id fileID) uint64 {
+	n := id.inode ^ id.born*0x9e3779b97f4a7c15 // odd: different times stay different
 	if inMemoryOnly(d.root) {
-		id ^= uint64(info.Dev) << 32
+		n ^= id.device << 32
 	}
-	return id
+	return n
 }
 
 func (d *disk) Inode(dir, file string) uint64 {
-	var info unix.Stat_t
-	if unix.Lstat(d.path(dir, file), &info) != nil {
+	id, err := statPath(d.path(dir, file))
+	if err != nil {
 		return 0
 	}
-	return d.identity(info)
+	return d.identity(id)
 }
 
 // Remove cuts the file: it may stay mapped until the garbage collector has been

@@ -30,7 +30,7 @@ import (
 //	  0  magic      "usagekit"
 //	  8  version    uint32, 1
 //	 12  crc        uint32: CRC-32 (IEEE) of bytes 16 to 64
-//	 16  inode      uint64: of this file (see Disk.Inode); another one's is a copy's
+//	 16  inode      uint64: which file this is (see Disk.Inode); another one's is a copy's
 //	 24  seq        int64
 //	 32  writer     16 bytes
 //	 48  database   16 bytes; zeros: not known when the file was made
