@@ -22,16 +22,18 @@
 // The route is known to a middleware around the router as long as nobody in
 // between copies the request (http.TimeoutHandler, http.StripPrefix and most
 // authentication does). Where somebody does, wrap the inner handler, too:
-// count(auth(count(mux))) counts once, with the inner's route. That works through
-// every ResponseWriter that has Unwrap; http.TimeoutHandler's has none, so there
-// count only inside or only outside of it.
+// count(auth(count(mux))) counts once, with the inner's route, and what is answered
+// outside of the inner one counts as well. That works through every ResponseWriter
+// that has Unwrap or keeps the inner one in a field, as http.TimeoutHandler's does.
+// Through one that does neither, as httptest.ResponseRecorder in place of a buffer,
+// it works where both are what one New returned.
 //
 // A request costs two looks at the clock, two allocations (three with an area) and
 // four or five Adds: the names of a route are made once.
 //
 // Quota, beside it, limits how often somebody may do something.
 //
-// Read this file, then response.go, routes.go, and wrap.go; wrap_generated.go gives
+// Read this file, then response.go, routes.go, nested.go and wrap.go; wrap_generated.go gives
 // a wrapped writer the optional interfaces of the one inside. quota.go and share.go
 // stand alone.
 package middleware
@@ -59,7 +61,9 @@ type Config struct {
 	User, Route, Area func(*http.Request) string
 
 	// Skip are paths that are not counted. "/usage/" covers all below it, and
-	// "/usage"; "/healthz" covers itself.
+	// "/usage"; "/healthz" covers itself. The outermost middleware decides: what it
+	// skips none inside of it counts, whatever StripPrefix leaves of the path, and
+	// what it counts none can skip.
 	Skip []string
 }
 
@@ -72,24 +76,31 @@ func New(rec Recorder, cfg Config) func(http.Handler) http.Handler {
 	}
 	m := &middleware{rec: rec, cfg: cfg, comparable: reflect.ValueOf(rec).Comparable(), base: time.Now()}
 	m.cfg.Skip = slices.Clone(cfg.Skip)
-	return func(next http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { m.serve(next, w, r) })
-	}
+	return m.handler
 }
 
 // SetUser says which user the request is from; it wins over Config.User. It has
-// an effect until the response starts, on every middleware around w.
+// an effect until the response starts, on every middleware around w that can be
+// found from it.
 func SetUser(w http.ResponseWriter, id string) {
-	for c := range responses(w) {
-		c.user = id
+	for c, hidden := range responses(w, nil) {
+		if hidden {
+			c.tell(func(t *told) { t.user = id })
+		} else {
+			c.user = id
+		}
 	}
 }
 
 // SetRoute says which route the request took, as SetUser does the user: for
 // routers that do not set http.Request.Pattern.
 func SetRoute(w http.ResponseWriter, pattern string) {
-	for c := range responses(w) {
-		c.route = pattern
+	for c, hidden := range responses(w, nil) {
+		if hidden {
+			c.tell(func(t *told) { t.route = pattern })
+		} else {
+			c.route = pattern
+		}
 	}
 }
 
@@ -100,25 +111,44 @@ type middleware struct {
 	base       time.Time
 	kinds      kinds
 	routes     routes
+	inside     inside
 }
 
-func (m *middleware) serve(next http.Handler, w http.ResponseWriter, r *http.Request) {
-	if m.skips(r.URL.Path) {
+func (m *middleware) handler(next http.Handler) http.Handler {
+	nth := m.inside.handlers.Add(1)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { m.serve(next, nth, w, r) })
+}
+
+func (m *middleware) serve(next http.Handler, nth int32, w http.ResponseWriter, r *http.Request) {
+	skips := m.skips(r.URL.Path)
+	k := m.kinds.find(w)
+	outer, hidden := (*response)(nil), false
+	if !k.plain {
+		outer, hidden = m.outer(w)
+	}
+	if outer != nil && (skips || !hidden) {
+		if !skips {
+			outer.enter(r, m.cfg)
+		}
 		next.ServeHTTP(w, r)
 		return
 	}
-	k := m.kinds.find(w)
-	if !k.plain {
-		for outer := range responses(w) {
-			if m.same(outer.in) {
-				outer.enter(r, m.cfg)
-				next.ServeHTTP(w, r)
-				return
-			}
+	c := &response{inner: w, in: m, since: time.Since(m.base)}
+	if outer == nil && m.inside.handlers.Load() > 1 {
+		var leave func()
+		if outer, leave = m.inside.enter(c, r, nth); leave != nil {
+			defer leave()
 		}
 	}
-	c := &response{inner: w, in: m, request: r, entry: r.Pattern, since: time.Since(m.base)}
-	c.asks.user, c.asks.route, c.asks.area = m.cfg.User, m.cfg.Route, m.cfg.Area
+	if outer != nil {
+		c.tells(outer)
+	}
+	c.enter(r, m.cfg)
+	if skips { // and so does what is inside
+		c.started.Store(true)
+		next.ServeHTTP(wrap(c, k.has), r)
+		return
+	}
 	returned := false
 	defer func() {
 		if returned {
@@ -135,6 +165,16 @@ func (m *middleware) serve(next http.Handler, w http.ResponseWriter, r *http.Req
 	}()
 	next.ServeHTTP(wrap(c, k.has), r)
 	returned = true
+}
+
+// outer returns the response around w that counts for m, too; nil: none.
+func (m *middleware) outer(w http.ResponseWriter) (c *response, hidden bool) {
+	for c, hidden := range responses(w, &m.kinds) {
+		if m.same(c.in) {
+			return c, hidden
+		}
+	}
+	return nil, false
 }
 
 func (m *middleware) same(other *middleware) bool {

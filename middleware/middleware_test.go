@@ -790,10 +790,10 @@ func TestUnwrapComesToAnEnd(t *testing.T) {
 	type cycle struct{ unwrapper }
 	self := new(cycle)
 	self.ResponseWriter = self
-	for range responses(self) {
+	for range responses(self, nil) {
 		t.Error("found a response")
 	}
-	for range responses(unwrapper{nil}) {
+	for range responses(unwrapper{nil}, nil) {
 		t.Error("found a response")
 	}
 	SetUser(httptest.NewRecorder(), "7")

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -146,7 +147,9 @@ func TestSetUserBehindAWriterThatHidesIt(t *testing.T) {
 			test{name: name, build: func(count counter) http.Handler {
 				var h http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					SetRoute(w, "/{x}")
-					setUser("(7")(w, r)
+					SetUser(w, "nobody yet")
+					SetUser(w, "(7")
+					hello(w, r)
 				})
 				if innermost {
 					h = count(Config{User: panics})(h)
@@ -248,3 +251,35 @@ func TestSkipHoldsForWhatIsInside(t *testing.T) {
 }
 
 func layerless(h http.Handler) http.Handler { return h }
+
+// A middleware that stands at one place only remembers no request, and one that has
+// ended is forgotten.
+func TestRequestsAreRememberedOnlyWhereCountsAreNested(t *testing.T) {
+	m := &middleware{rec: tally{}, cfg: Config{Skip: []string{"/skipped"}}}
+	inFlight := func() (n int) {
+		for i := range m.inside.parts {
+			n += len(m.inside.parts[i].of)
+		}
+		return n
+	}
+	seen := 0
+	look := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		seen += inFlight()
+		if r.Method == "PUT" {
+			panic("boom")
+		}
+	})
+	for n, want := range []int{0, 3, 3} {
+		h := m.handler(look)
+		seen = 0
+		for _, r := range []*http.Request{httptest.NewRequest("GET", "/x", nil), httptest.NewRequest("GET", "/skipped", nil), httptest.NewRequest("PUT", "/x", nil), {URL: &url.URL{}}} {
+			func() {
+				defer func() { _ = recover() }()
+				h.ServeHTTP(httptest.NewRecorder(), r)
+			}()
+		}
+		if seen != want || inFlight() != 0 {
+			t.Errorf("with %d handlers %d requests were remembered, want %d, and %d still are", n+1, seen, want, inFlight())
+		}
+	}
+}

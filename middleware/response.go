@@ -1,7 +1,7 @@
 package middleware
 
 import (
-	"iter"
+	"cmp"
 	"net/http"
 	"path"
 	"strings"
@@ -23,43 +23,24 @@ type response struct {
 
 	in      *middleware
 	request *http.Request // the innermost one seen
-	entry   string        // its Pattern when it was seen
 	asks    struct {      // for what nobody has set; an inner middleware fills gaps
 		user, route, area func(*http.Request) string
 	}
 	since time.Duration // after in.base
+	outer *response     // hidden, which counts what this one tells; nil: this one counts
 
 	user, route string // set by the handler
+	told        atomic.Pointer[told]
 	started     atomic.Bool
+	root        bool   // request.Pattern was "/" when it was seen
 	stream      bool   // hijacked, or of events: its duration says nothing
 	counted     *route // once started
-}
-
-// responses gives the responses around w, the innermost first. It follows Unwrap
-// as http.ResponseController does.
-func responses(w http.ResponseWriter) iter.Seq[*response] {
-	return func(yield func(*response) bool) {
-		for range 100 { // a cycle is not ours to fail on
-			if c, ok := w.(interface{ counts() *response }); ok {
-				if !yield(c.counts()) {
-					return
-				}
-				w = c.counts().inner
-				continue
-			}
-			u, ok := w.(wrapper)
-			if !ok {
-				return
-			}
-			w = u.Unwrap()
-		}
-	}
 }
 
 // enter notes the request of a middleware: routers set Pattern on the request
 // that they are given, and code between two middlewares may have copied it.
 func (c *response) enter(r *http.Request, cfg Config) {
-	c.request, c.entry = r, r.Pattern
+	c.request, c.root = r, r.Pattern == "/"
 	if c.asks.user == nil {
 		c.asks.user = cfg.User
 	}
@@ -77,17 +58,45 @@ func (c *response) start(code int) {
 		return
 	}
 	defer func() { _ = recover() }() // a Recorder's: never the request's
+	n := c.names()
+	if c.outer != nil {
+		c.outer.tell(func(t *told) { t.names = &named{n.route, n.area, n.user} })
+		return
+	}
 	rec := c.in.rec
-	c.counted = c.routeOf()
+	c.counted = n.route
 	c.stream = c.stream || ofEvents(c.inner.Header())
 	c.counted.count(rec, requests)
 	c.counted.count(rec, status(code))
-	if area := c.areaOf(); area != "" {
-		rec.Add("api.requests."+area, 1)
+	if n.area != "" {
+		rec.Add("api.requests."+n.area, 1)
 	}
-	if user := c.userOf(); user != "" {
-		rec.Add("user."+user+".requests", 1)
+	if n.user != "" {
+		rec.Add("user."+n.user+".requests", 1)
 	}
+}
+
+// named is what a request counts under.
+type named struct {
+	route      *route
+	area, user string // "": none, nobody
+}
+
+func (c *response) names() named {
+	t := c.told.Load()
+	if t != nil && t.names != nil {
+		return *t.names
+	}
+	user, route := c.set(t)
+	return named{c.routeOf(route), c.areaOf(), c.userOf(user)}
+}
+
+// set returns the user and the route that were set.
+func (c *response) set(t *told) (user, route string) {
+	if t == nil {
+		return c.user, c.route
+	}
+	return cmp.Or(t.user, c.user), cmp.Or(t.route, c.route)
 }
 
 // ofEvents tells whether a response of these headers is a stream of events.
@@ -108,6 +117,9 @@ func (c *response) end(code int) {
 }
 
 func (c *response) panicked() {
+	if c.outer != nil {
+		return // it will see
+	}
 	defer func() { _ = recover() }()
 	c.in.rec.Add("error.panic", 1)
 }
@@ -125,8 +137,7 @@ func (c *response) ask(f func(*http.Request) string) (answer string, ok bool) {
 	return f(c.request), true
 }
 
-func (c *response) userOf() string {
-	user := c.user
+func (c *response) userOf(user string) string {
 	if user == "" {
 		var ok bool
 		if user, ok = c.ask(c.asks.user); !ok {
@@ -161,9 +172,8 @@ func isTaken(area string) bool {
 	return area == "total" || area == "today"
 }
 
-func (c *response) routeOf() *route {
+func (c *response) routeOf(route string) *route {
 	known := &c.in.routes
-	route := c.route
 	if route == "" {
 		var ok bool
 		if route, ok = c.ask(c.asks.route); !ok {
@@ -171,7 +181,7 @@ func (c *response) routeOf() *route {
 		}
 	}
 	host := false
-	if p := c.request.Pattern; route == "" && (p != "/" || c.entry != "/") && !isRedirect(c.request) {
+	if p := c.request.Pattern; route == "" && (p != "/" || !c.root) && !isRedirect(c.request) {
 		// A root mux leaves "/" on every request for the router behind it.
 		route, host = p, true
 	}

@@ -15,12 +15,15 @@ import (
 type kind struct {
 	of    reflect.Type
 	has   int  // its optional interfaces, as wrap wants them
-	plain bool // it is no response, nor around one
+	plain bool // it is no response, nor may it be around one
 }
 
 // kinds are those that were met: finding out takes a dozen type assertions. A
 // server has one or two.
-type kinds struct{ seen atomic.Pointer[[]kind] }
+type kinds struct {
+	seen   atomic.Pointer[[]kind]
+	fields atomic.Pointer[map[reflect.Type][]int] // of structs: which are writers
+}
 
 const maxKinds = 16
 
@@ -37,12 +40,20 @@ func (k *kinds) find(w http.ResponseWriter) kind {
 	}
 	_, response := w.(interface{ counts() *response })
 	_, around := w.(wrapper)
-	one := kind{of, optional(w), !response && !around}
+	one := kind{of, optional(w), !response && !around && !k.hides(of)}
 	if len(seen) < maxKinds {
 		all := append(seen[:len(seen):len(seen)], one)
 		k.seen.Store(&all) // one that another goroutine stored just now comes again
 	}
 	return one
+}
+
+// hides tells whether a writer of a type may be around one that it does not unwrap to.
+func (k *kinds) hides(of reflect.Type) bool {
+	if of.Kind() == reflect.Pointer {
+		of = of.Elem()
+	}
+	return of.Kind() == reflect.Struct && len(k.writersIn(of)) > 0
 }
 
 type wrapper interface{ Unwrap() http.ResponseWriter }

@@ -1,0 +1,168 @@
+package middleware
+
+import (
+	"iter"
+	"maps"
+	"net/http"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+)
+
+// A request that is inside of another middleware of the same Recorder counts there.
+// That one is found through the writer: by Unwrap, and where somebody's writer has
+// none, in the fields that he keeps the inner one in, as nearly all do. Where not even
+// those lead outwards, since the response is kept in a buffer, one middleware around
+// several handlers knows its requests by themselves.
+
+// responses gives the responses around w, the innermost first. It follows Unwrap as
+// http.ResponseController does. A response is hidden when it was not found by Unwrap
+// alone: then nobody knows whether what is inside runs at the same time (as in
+// http.TimeoutHandler), and it has to be told things. known is what is known of types of
+// writers; nil: nothing yet.
+func responses(w http.ResponseWriter, known *kinds) iter.Seq2[*response, bool] {
+	return func(yield func(c *response, hidden bool) bool) {
+		hidden := false
+		for range 100 { // a cycle is not ours to fail on
+			if of, ok := w.(interface{ counts() *response }); ok {
+				c := of.counts()
+				if !yield(c, hidden) {
+					return
+				}
+				w, known = c.inner, &c.in.kinds
+				continue
+			}
+			if u, ok := w.(wrapper); ok {
+				w = u.Unwrap()
+				continue
+			}
+			c := known.within(reflect.ValueOf(w), 8)
+			if c == nil {
+				return
+			}
+			w, hidden = c, true
+		}
+	}
+}
+
+// within returns the response that is in the fields of a writer; nil: none is.
+func (k *kinds) within(v reflect.Value, depth int) *response {
+	for v.Kind() == reflect.Interface || v.Kind() == reflect.Pointer {
+		if v.IsNil() {
+			return nil
+		}
+		if v.Type() == reflect.TypeFor[*response]() {
+			return (*response)(v.UnsafePointer()) // Interface gives nothing of fields that are not exported
+		}
+		v = v.Elem()
+	}
+	if v.Kind() != reflect.Struct || depth == 0 {
+		return nil
+	}
+	for _, i := range k.writersIn(v.Type()) {
+		if c := k.within(v.Field(i), depth-1); c != nil {
+			return c
+		}
+	}
+	return nil
+}
+
+// writersIn returns which fields of a struct are ResponseWriters.
+func (k *kinds) writersIn(t reflect.Type) (fields []int) {
+	var known map[reflect.Type][]int
+	if k != nil {
+		if p := k.fields.Load(); p != nil {
+			known = *p
+		}
+	}
+	fields, ok := known[t]
+	if ok {
+		return fields
+	}
+	writer := reflect.TypeFor[http.ResponseWriter]()
+	for i := range t.NumField() {
+		if of := t.Field(i).Type; of.Implements(writer) || of.Kind() == reflect.Struct && reflect.PointerTo(of).Implements(writer) {
+			fields = append(fields, i)
+		}
+	}
+	if k != nil && len(known) < maxKinds {
+		all := map[reflect.Type][]int{t: fields}
+		maps.Copy(all, known)
+		k.fields.Store(&all) // one that another goroutine stored just now comes again
+	}
+	return fields
+}
+
+// told is what was heard of a request from behind a writer that hides where it came
+// from. It does not change: who knows more tells it anew.
+type told struct {
+	user, route string // by SetUser and SetRoute
+	names       *named // what an inner middleware would have counted
+}
+
+// tells has c tell outer, which counts, what it would have counted itself.
+func (c *response) tells(outer *response) {
+	c.outer = outer
+	c.asks = outer.asks
+	c.user, c.route = outer.set(outer.told.Load())
+}
+
+// tell has edit change what c was told.
+func (c *response) tell(edit func(*told)) {
+	for {
+		old := c.told.Load()
+		t := new(told)
+		if old != nil {
+			*t = *old
+		}
+		edit(t)
+		if c.told.CompareAndSwap(old, t) {
+			return
+		}
+	}
+}
+
+// inside are the requests that a middleware is at work on, by the headers that they
+// and their copies share: of one that stands around several handlers.
+type inside struct {
+	handlers atomic.Int32
+	parts    [16]struct {
+		sync.Mutex
+		of map[unsafe.Pointer]entered
+	}
+}
+
+// entered is a request at the outermost handler of a middleware.
+type entered struct {
+	by  int32 // which of the handlers
+	uri string
+	c   *response
+}
+
+// enter returns the response of another handler that r has entered; nil: there is none,
+// and c is remembered until leave is called, unless that is nil.
+func (in *inside) enter(c *response, r *http.Request, by int32) (outer *response, leave func()) {
+	key := reflect.ValueOf(r.Header).UnsafePointer()
+	if key == nil {
+		return nil, nil
+	}
+	part := &in.parts[uintptr(key)/64%uintptr(len(in.parts))]
+	part.Lock()
+	defer part.Unlock()
+	if e, ok := part.of[key]; ok {
+		if e.by != by && e.uri == r.RequestURI { // else it is a request of its own, with the headers of the one that it serves
+			return e.c, nil
+		}
+		return nil, nil
+	}
+	if part.of == nil {
+		part.of = map[unsafe.Pointer]entered{}
+	}
+	part.of[key] = entered{by, r.RequestURI, c}
+	return nil, func() {
+		part.Lock()
+		defer part.Unlock()
+		delete(part.of, key)
+	}
+}
