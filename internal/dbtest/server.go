@@ -317,3 +317,31 @@ func (s *Server) Close() error {
 	}
 	return errors.Join(s.stop(syscall.SIGQUIT), os.RemoveAll(s.dir))
 }
+
+// Dump is what pg_dump says of the database at url: its schema and its rows.
+func (s *Server) Dump(t testing.TB, url string) string {
+	t.Helper()
+	program, err := exec.LookPath("pg_dump")
+	if err != nil {
+		bin, err := findPrograms()
+		if err != nil {
+			t.Fatal(err)
+		}
+		program = filepath.Join(bin, "pg_dump")
+	}
+	out, err := exec.Command(program, "--dbname", url).Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			t.Fatalf("pg_dump: %v: %s", err, exit.Stderr)
+		}
+		t.Fatal(err)
+	}
+	var dump strings.Builder
+	for line := range strings.Lines(string(out)) {
+		if !strings.HasPrefix(line, `\restrict `) && !strings.HasPrefix(line, `\unrestrict `) { // which are random
+			dump.WriteString(line)
+		}
+	}
+	return dump.String()
+}
