@@ -28,8 +28,14 @@ type Config struct {
 	// of another name in which they do not is the same.
 	Location *time.Location
 
-	// Schema qualifies every table; PostgreSQL only, and it must exist. "": the
-	// connection's search path.
+	// Schema has the tables; PostgreSQL only, and it must exist. "": where the search
+	// path leads when the store starts, to usagekit's tables or, where there are none,
+	// to the schema that new tables are made in; later changes of the path, and
+	// temporary tables, do not matter.
+	//
+	// What has the name of one of usagekit's tables or views and is not its own is an
+	// error of New, and is left as it is. One is taken over: a table usage_metrics of
+	// nothing but key, unique texts, and value, whole numbers in 0 … 2^53−1.
 	Schema string
 
 	// Interval is the time between flushes, and between folds. 0: 1 s.

@@ -18,7 +18,7 @@ import (
 type dialect struct {
 	sqlite bool
 	bind   int
-	schema string // "": the search path
+	schema string // where the tables are, once started; before: Config.Schema, "" for the search path
 	tables *regexp.Regexp
 	edit   func(string) string // tests only: changes a statement
 }
@@ -44,10 +44,11 @@ func (d dialect) text(q string) string {
 	if d.edit != nil {
 		q = d.edit(q)
 	}
-	if d.schema != "" {
+	q = sqlx.Rebind(d.bind, q)
+	if d.schema != "" { // whose name may hold a question mark
 		q = d.tables.ReplaceAllStringFunc(q, func(table string) string { return quoteIdentifier(d.schema) + "." + table })
 	}
-	return sqlx.Rebind(d.bind, q)
+	return q
 }
 
 func (d dialect) txOptions(write bool) *sql.TxOptions {
@@ -84,21 +85,6 @@ func (d dialect) lockLease() string {
 		return ""
 	}
 	return ` FOR UPDATE SKIP LOCKED`
-}
-
-// countMeta counts the tables named usage_meta. On PostgreSQL it reads the
-// catalog itself: to_regclass may answer from what this session looked up before
-// it waited for the migration lock.
-func (d dialect) countMeta() string {
-	if d.sqlite {
-		return `SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'usage_meta'`
-	}
-	schema := `ANY (current_schemas(false))`
-	if d.schema != "" {
-		schema = quoteLiteral(d.schema)
-	}
-	return `SELECT COUNT(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relname = 'usage_meta' AND n.nspname = ` + schema
 }
 
 // migrationLock waits for its turn to change tables.
@@ -317,10 +303,4 @@ func arrayOfTexts(texts []string) string {
 
 func quoteIdentifier(name string) string {
 	return `"` + strings.ReplaceAll(name, `"`, `""`) + `"`
-}
-
-// quoteLiteral is a string constant, whatever standard_conforming_strings is
-// (https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-STRINGS-ESCAPE).
-func quoteLiteral(text string) string {
-	return `E'` + strings.ReplaceAll(strings.ReplaceAll(text, `\`, `\\`), `'`, `''`) + `'`
 }

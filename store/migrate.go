@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -76,20 +77,20 @@ func (s *Store) waitStarted() bool {
 // Config.Location with other rules is an error, unless the store has to live with it.
 func (s *Store) start(ctx context.Context, anyZone bool) error {
 	for start := time.Now(); ; {
-		var found struct { // by this attempt
-			loc          *time.Location
-			id, database string
-		}
+		var found started // by this attempt
 		err := s.try(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) (err error) {
-			if found.loc, found.id, err = s.migrate(ctx, tx); err != nil {
+			if found, err = s.migrate(ctx, tx); err != nil {
 				return err
 			}
 			return tx.GetContext(ctx, &found.database, s.sql.describe())
 		})
 		if err == nil {
-			s.calendar = calendar{found.loc}
-			if s.zone != nil && s.zone.String() != found.loc.String() && !s.same(s.zone, found.loc) {
-				s.clash = fault(fmt.Sprintf("Config.Location is %s, but this database counts hours and days in %s: leave Config.Location nil, or use a database of its own", s.zone, found.loc))
+			s.calendar, s.sql = calendar{found.zone}, found.sql
+			if found.altered != "" {
+				s.log.Warn("usagekit: " + found.altered)
+			}
+			if s.zone != nil && s.zone.String() != found.zone.String() && !s.same(s.zone, found.zone) {
+				s.clash = fault(fmt.Sprintf("Config.Location is %s, but this database counts hours and days in %s: leave Config.Location nil, or use a database of its own", s.zone, found.zone))
 				if !anyZone {
 					return s.clash
 				}
@@ -130,90 +131,149 @@ func locked(err error) bool {
 	return false
 }
 
+// started is what a start learns of the database.
+type started struct {
+	sql      dialect // with the schema that has the tables
+	zone     *time.Location
+	id       string
+	database string // which, for the log
+	altered  string // what an earlier release did to another application's table; "": nothing that can be seen
+}
+
 // migrate applies the migrations that the database has not seen, in the order of
-// their names. A current database sees no DDL, and one of a later release is
-// left as it is: later tables serve this release, too.
-func (s *Store) migrate(ctx context.Context, tx *sqlx.Tx) (loc *time.Location, id string, err error) {
-	if s.sql.sqlite {
+// their names, unless they would meet what is not ours. A current database sees no
+// DDL, and one of a later release is left as it is: later tables serve this release,
+// too. The tables' schema is named in all later statements: neither a temporary
+// table nor a search path that changes leads them elsewhere.
+func (s *Store) migrate(ctx context.Context, tx *sqlx.Tx) (found started, err error) {
+	d := s.sql
+	var first string
+	if d.sqlite {
 		if _, err := tx.ExecContext(ctx, `SELECT sqlite_version()`); err != nil {
-			return nil, "", fmt.Errorf("the database is not SQLite: %w", err)
+			return found, fmt.Errorf("the database is not SQLite: %w", err)
 		}
 	}
-	if err := s.sql.begin(ctx, tx); err != nil {
-		return nil, "", err
+	if err := d.begin(ctx, tx); err != nil {
+		return found, err
 	}
-	if !s.sql.sqlite {
-		var encoding string
-		if err := tx.GetContext(ctx, &encoding, `SELECT current_setting('server_encoding')`); err != nil {
-			return nil, "", err
+	if !d.sqlite {
+		var server struct{ Encoding, Schema string }
+		if err := tx.GetContext(ctx, &server, `SELECT current_setting('server_encoding') AS encoding, COALESCE(current_schema(), '') AS schema`); err != nil {
+			return found, err
 		}
-		if encoding != "UTF8" { // it would refuse whole batches for one name
-			return nil, "", fault("the database's encoding is " + encoding + ", want UTF8: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0")
+		if server.Encoding != "UTF8" { // it would refuse whole batches for one name
+			return found, fault("the database's encoding is " + server.Encoding + ", want UTF8: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0")
 		}
+		first = server.Schema
 	}
-	version, err := s.schemaVersion(ctx, tx)
+	texts, err := d.migrations()
 	if err != nil {
-		return nil, "", err
+		return found, err
 	}
-	files, err := migrations.ReadDir("migrations/" + s.sql.name())
-	if err != nil {
-		return nil, "", err
+	var list []relation
+	var version int
+	look := func() (err error) {
+		if list, err = s.sql.relations(ctx, tx, namesGiven(texts)); err != nil {
+			return err
+		}
+		if s.sql.schema == "" && !d.sqlite {
+			if d.schema, err = home(list, first); err != nil {
+				return err
+			}
+		}
+		version, err = d.schemaVersion(ctx, tx, list)
+		return err
 	}
-	if version < len(files) {
-		if _, err := tx.ExecContext(ctx, s.sql.migrationLock()); err != nil {
-			return nil, "", err
+	if err := look(); err != nil {
+		return found, err
+	}
+	if version > 0 {
+		var stops bool
+		if found.altered, stops, err = d.altered(ctx, tx, list); err != nil {
+			return found, err
 		}
-		if version, err = s.schemaVersion(ctx, tx); err != nil { // others may have been first
-			return nil, "", err
+		if stops {
+			return found, fault(found.altered)
 		}
 	}
-	for ; version < len(files); version++ {
-		name := files[version].Name()
-		text, err := migrations.ReadFile("migrations/" + s.sql.name() + "/" + name)
-		if err != nil {
-			return nil, "", err
+	if version < len(texts) {
+		if _, err := tx.ExecContext(ctx, d.migrationLock()); err != nil {
+			return found, err
 		}
-		if _, err := tx.ExecContext(ctx, s.sql.text(string(text))); err != nil {
-			return nil, "", fmt.Errorf("migration %s: %w", name, err)
+		if err := look(); err != nil { // others may have been first
+			return found, err
 		}
-		if _, err := tx.ExecContext(ctx, s.sql.text(sqlSetMeta), "schema", strconv.Itoa(version+1)); err != nil {
-			return nil, "", err
+		if version < len(texts) {
+			if err := d.foreign(ctx, tx, list, version, namesGiven(texts[version:])); err != nil {
+				return found, err
+			}
 		}
 	}
-	if loc, id, err = s.identity(ctx, tx); err != nil {
-		return nil, "", err
+	for ; version < len(texts); version++ {
+		if _, err := tx.ExecContext(ctx, d.text(texts[version])); err != nil {
+			return found, fmt.Errorf("migration %d: %w", version+1, err)
+		}
+		if _, err := tx.ExecContext(ctx, d.text(sqlSetMeta), "schema", strconv.Itoa(version+1)); err != nil {
+			return found, err
+		}
+	}
+	found.sql = d
+	if found.zone, found.id, err = s.identity(ctx, tx, d); err != nil {
+		return found, err
 	}
 	// A file or server that cannot be written to shows it now.
-	_, err = tx.ExecContext(ctx, s.sql.text(strings.Replace(sqlRegister, "?)", s.sql.clock()+")", 1)), s.writer, []byte{})
-	return loc, id, err
+	_, err = tx.ExecContext(ctx, d.text(strings.Replace(sqlRegister, "?)", d.clock()+")", 1)), s.writer, []byte{})
+	return found, err
+}
+
+// migrations are their texts, in the order of their names.
+func (d dialect) migrations() (texts []string, err error) {
+	files, err := migrations.ReadDir("migrations/" + d.name())
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		text, err := migrations.ReadFile("migrations/" + d.name() + "/" + f.Name())
+		if err != nil {
+			return nil, err
+		}
+		texts = append(texts, string(text))
+	}
+	return texts, nil
 }
 
 // schemaVersion is how many migrations the database has seen.
-func (s *Store) schemaVersion(ctx context.Context, tx *sqlx.Tx) (version int, err error) {
-	if err := tx.GetContext(ctx, &version, s.sql.countMeta()); err != nil || version == 0 {
-		return 0, err
+func (d dialect) schemaVersion(ctx context.Context, tx *sqlx.Tx, list []relation) (version int, err error) {
+	i := slices.IndexFunc(list, func(r relation) bool {
+		return strings.ToLower(r.Name) == "usage_meta" && (d.sqlite || r.Schema == d.schema)
+	})
+	if i < 0 {
+		return 0, nil
+	}
+	if meta := list[i]; meta.Kind != "a table" || !meta.Plain {
+		return 0, d.refuse(meta, "it is "+meta.Kind+" that usagekit did not make")
 	}
 	var text string
-	switch err := tx.GetContext(ctx, &text, s.sql.text(sqlMeta), "schema"); {
+	switch err := tx.GetContext(ctx, &text, d.text(sqlMeta), "schema"); {
 	case errors.Is(err, sql.ErrNoRows):
-		return 0, fault("usage_meta has no row named schema: is this table another application's?")
+		return 0, d.refuse(list[i], "it has no row named schema, so usagekit did not make it")
 	case err != nil:
 		return 0, err
 	}
-	if version, err = strconv.Atoi(text); err != nil {
-		return 0, fault(fmt.Sprintf("usage_meta: schema is %q, want a number", text))
+	if version, err = strconv.Atoi(text); err != nil || version < 1 {
+		return 0, d.refuse(list[i], fmt.Sprintf("its row schema is %q, and no number of a release", text))
 	}
 	return version, nil
 }
 
 // identity returns the database's zone, set by the first start, and its id.
-func (s *Store) identity(ctx context.Context, tx *sqlx.Tx) (*time.Location, string, error) {
+func (s *Store) identity(ctx context.Context, tx *sqlx.Tx, d dialect) (*time.Location, string, error) {
 	zone := "UTC"
 	if s.zone != nil {
 		zone = s.zone.String()
 	}
 	var meta []struct{ Name, Value string }
-	err := tx.SelectContext(ctx, &meta, s.sql.text(`SELECT name, value FROM usage_meta WHERE name IN ('id', 'zone', 'lease', 'pruned', 'folded')`))
+	err := tx.SelectContext(ctx, &meta, d.text(`SELECT name, value FROM usage_meta WHERE name IN ('id', 'zone', 'lease', 'pruned', 'folded')`))
 	if err != nil {
 		return nil, "", err
 	}
@@ -233,7 +293,7 @@ func (s *Store) identity(ctx context.Context, tx *sqlx.Tx) (*time.Location, stri
 		if _, ok := has[m[0]]; ok {
 			continue
 		}
-		if _, err := tx.ExecContext(ctx, s.sql.text(sqlNewMeta), m[0], m[1]); err != nil {
+		if _, err := tx.ExecContext(ctx, d.text(sqlNewMeta), m[0], m[1]); err != nil {
 			return nil, "", err
 		}
 		has[m[0]] = m[1]
@@ -298,7 +358,7 @@ func advice(err error) string {
 	case state.SQLState() == "25006":
 		return ": the server is read-only: is it a standby?"
 	case state.SQLState() == "0A000":
-		return ": a standby cannot be written to; and a view on usage_metrics has to go (DROP VIEW) before that table can be taken over"
+		return ": is the server a standby, which cannot be written to?"
 	case state.SQLState() == "42501":
 		return ": the user needs CREATE on the schema at a release's first start, and SELECT, INSERT, UPDATE, DELETE on the usage_ tables (GRANT)"
 	}

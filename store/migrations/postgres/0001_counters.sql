@@ -1,17 +1,16 @@
--- usage_metrics may be there already: a table of counters with VARCHAR(64) keys
--- and INTEGER values. It is widened in place, and its rows stay.
+-- usage_metrics may be there already: a table of counters, with VARCHAR(64) keys and
+-- INTEGER values, say. It is widened in place, and its rows stay. Whatever else has
+-- the name was refused before.
 CREATE TABLE IF NOT EXISTS usage_metrics (
     key   TEXT COLLATE "C" PRIMARY KEY,
     value BIGINT NOT NULL DEFAULT 0
 );
-UPDATE usage_metrics SET value = 0 WHERE value IS NULL;
 ALTER TABLE usage_metrics
     ALTER COLUMN key TYPE TEXT COLLATE "C",
     ALTER COLUMN key SET NOT NULL,
     ALTER COLUMN value TYPE BIGINT,
     ALTER COLUMN value SET DEFAULT 0,
     ALTER COLUMN value SET NOT NULL;
-CREATE UNIQUE INDEX IF NOT EXISTS usage_metrics_pkey ON usage_metrics (key);
 ALTER TABLE usage_metrics SET (fillfactor = 70);
 
 CREATE TABLE usage_history (

@@ -1,5 +1,6 @@
--- usage_metrics may be there already: a table of counters with VARCHAR(64) keys
--- and INTEGER values. Its rows move into one of ours.
+-- usage_metrics may be there already: a table of counters, with VARCHAR(64) keys and
+-- INTEGER values, say. Its rows move into one of ours. Whatever else has the name was
+-- refused before.
 CREATE TABLE IF NOT EXISTS usage_metrics (key TEXT, value INTEGER);
 ALTER TABLE usage_metrics RENAME TO usage_metrics_before;
 CREATE TABLE usage_metrics (
@@ -7,8 +8,7 @@ CREATE TABLE usage_metrics (
     value INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 INSERT INTO usage_metrics (key, value)
-    SELECT CAST(key AS TEXT), CAST(COALESCE(SUM(value), 0) AS INTEGER)
-    FROM usage_metrics_before WHERE key IS NOT NULL GROUP BY CAST(key AS TEXT);
+    SELECT key, value FROM usage_metrics_before;
 DROP TABLE usage_metrics_before;
 
 CREATE TABLE usage_history (
