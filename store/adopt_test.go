@@ -327,8 +327,8 @@ func TestNamesLeadToOneSchema(t *testing.T) {
 			t.Error(err)
 		}
 		var n int
-		if err := one.GetContext(ctx, &n, `SELECT value FROM b.usage_metrics WHERE key = 'a.used'`); n != 1 || err != nil {
-			t.Errorf("a.used = %d, %v", n, err)
+		if err := one.GetContext(ctx, &n, `SELECT value FROM b.usage_metrics WHERE key = 'a.used' AND to_regclass('pg_temp.usage_inbox') IS NOT NULL`); n != 1 || err != nil {
+			t.Errorf("a.used = %d, %v, on the connection with the temporary tables", n, err)
 		}
 	})
 	t.Run("the path changes under the store", func(t *testing.T) {
@@ -350,6 +350,10 @@ func TestNamesLeadToOneSchema(t *testing.T) {
 		}
 		if err := s.Shutdown(ctx); err != nil {
 			t.Error(err)
+		}
+		var path string
+		if err := one.GetContext(ctx, &path, `SHOW search_path`); path != "a" || err != nil {
+			t.Errorf("the connection was given up: its path is %s, %v", path, err)
 		}
 	})
 	t.Run("a temporary schema holds none", func(t *testing.T) {

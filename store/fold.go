@@ -28,6 +28,7 @@ const (
 	foldDepth      = 64               // batches of one writer in one fold
 	sweepEvery     = time.Minute      // a fold asks for writers that were not seen for days
 	badKept        = 100
+	refusalPause   = 15 * time.Minute
 	maxTries       = 500 // to find the names of a batch that the database refuses
 )
 
@@ -65,6 +66,8 @@ type foldMemory struct {
 	sift    bool          // look for the names in it that did; else set it aside
 	newer   string        // the batch of a later release that was reported
 	swept   int64         // when a fold asked for all writers; Unix ms
+
+	refusedSince time.Time // when an operator's rule began to refuse counts
 }
 
 // waiting is a batch in the inbox, and where its writer's guard stands.
