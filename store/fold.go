@@ -28,8 +28,8 @@ const (
 	foldDepth      = 64               // batches of one writer in one fold
 	sweepEvery     = time.Minute      // a fold asks for writers that were not seen for days
 	badKept        = 100
-	refusalPause   = 15 * time.Minute
-	maxTries       = 500 // to find the names of a batch that the database refuses
+	refusalPause   = 15 * time.Minute // for which what somebody's rule refuses waits for that to be undone
+	maxTries       = 500              // to find the names of a batch that the database refuses
 )
 
 const (
@@ -63,11 +63,12 @@ type foldMemory struct {
 	size    int           // bytes of the next fold; 0: foldBytes
 	limit   time.Duration // of the next fold; 0: foldTimeout
 	suspect string        // the batch that made a fold of it alone fail
-	sift    bool          // look for the names in it that did; else set it aside
+	panics  bool          // with a panic: set it aside; else look for the names in it that did
 	newer   string        // the batch of a later release that was reported
 	swept   int64         // when a fold asked for all writers; Unix ms
 
-	refusedSince time.Time // when an operator's rule began to refuse counts
+	refusedSince time.Time // when somebody's rule began to refuse batches
+	refusedLast  time.Time // and when it did so last
 }
 
 // waiting is a batch in the inbox, and where its writer's guard stands.
@@ -183,20 +184,17 @@ func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
 			s.log.Error("usagekit: "+r.message, r.args...)
 		}
 		s.applied(f.sums, f.crossed)
-		memory = foldMemory{size: cmp.Or(f.size, min(2*memory.size, foldBytes)), newer: f.newer, swept: f.swept}
+		memory = foldMemory{size: cmp.Or(f.size, min(2*memory.size, foldBytes)), newer: f.newer, swept: f.swept, refusedSince: memory.refusedSince, refusedLast: memory.refusedLast}
 	} else if list := tried.Load(); list != nil && !errors.Is(err, errConflict) && ctx.Err() == nil {
-		again := memory.suspect
-		memory.size, memory.suspect, memory.sift = 0, "", false
+		memory.size, memory.suspect, memory.panics = 0, "", false
 		for _, w := range *list {
 			memory.size += w.Size
 		}
 		memory.size = max(1, memory.size/2)
 		switch {
 		case len(*list) > 1:
-		case poison(err), errors.Is(err, errTooMany):
-			var p panicError
-			memory.suspect = (*list)[0].name()
-			memory.sift = memory.suspect != again && !errors.As(err, &p)
+		case poison(err), ruledOut(err) && memory.stands(time.Now()):
+			memory.suspect, memory.panics = (*list)[0].name(), errors.As(err, new(panicError))
 		case timedOut(err): // it cannot be less, so it may take longer
 			memory.limit = min(2*memory.limit, maxFoldTimeout)
 		}
@@ -238,7 +236,7 @@ func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic
 		swept = memory.swept // it left some of them
 	}
 	tried.Store(&list)
-	m := merging{sums: s.newSums(time.UnixMilli(now), l.pruned), now: now, pruned: l.pruned, guards: map[string]*guard{}, suspect: memory.suspect, sift: memory.sift}
+	m := merging{sums: s.newSums(time.UnixMilli(now), l.pruned), now: now, pruned: l.pruned, guards: map[string]*guard{}, suspect: memory.suspect, panics: memory.panics}
 	f := foldResult{swept: swept, more: more}
 	for rest := list; len(rest) > 0; {
 		if len(m.sums.names) >= s.foldNames {
@@ -368,7 +366,7 @@ type merging struct {
 	pruned  removal
 	guards  map[string]*guard
 	suspect string
-	sift    bool
+	panics  bool
 	batches int
 	newer   string
 	reports []report
@@ -414,15 +412,18 @@ func (s *Store) merge(tx *sqlx.Tx, m *merging, w waiting) error {
 	m.batches++
 	dropped := int64(1) // at least
 	var refused map[string]error
-	if err == nil && w.name() == m.suspect && m.sift {
-		if refused, err = s.siftOut(tx, m, w); err != nil {
-			return err
+	if err == nil && w.name() == m.suspect {
+		why := errors.New("folding it panicked")
+		if !m.panics {
+			if refused, why, err = s.siftOut(tx, m, w); err != nil {
+				return err
+			}
 		}
-	} else if err == nil && w.name() == m.suspect {
-		err = errors.New("folding it failed")
-		dropped = 0
-		for _, n := range payload.Counts() {
-			dropped = addCapped(dropped, n)
+		if err = why; err != nil {
+			dropped = 0
+			for _, n := range payload.Counts() {
+				dropped = addCapped(dropped, n)
+			}
 		}
 	}
 	if err != nil {
@@ -435,11 +436,7 @@ func (s *Store) merge(tx *sqlx.Tx, m *merging, w waiting) error {
 		at = m.now
 	}
 	for name, n := range payload.Counts() {
-		if len(refused) > 0 && refused[counter.Kept(name)] != nil {
-			group, _, measure := counter.Split(name)
-			name = group + "." + counter.Invalid + "." + measure
-		}
-		m.sums.add(at, name, n)
+		m.sums.add(at, instead(name, refused), n)
 	}
 	return nil
 }

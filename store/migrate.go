@@ -313,8 +313,11 @@ func newID() string {
 }
 
 // needsSomebody tells whether somebody has to do something before the same attempt
-// can work: about a password, a right, a database or a table.
+// can work: about a password, a right, a database, a table or a rule.
 func needsSomebody(err error) bool {
+	if ruledOut(err) {
+		return true
+	}
 	var state sqlState
 	if !errors.As(err, &state) {
 		return false
@@ -337,6 +340,8 @@ func advice(err error) string {
 	switch {
 	case errors.As(err, &ours):
 		return ""
+	case ruledOut(err):
+		return ": a constraint, a trigger or a missing partition refuses counts: undo it; after 15 minutes, names that are refused count under (invalid)"
 	case errors.As(err, &file):
 		switch file.Code() & 0xff {
 		case 8, 14: // READONLY, CANTOPEN

@@ -22,13 +22,44 @@ func poison(err error) bool {
 	)
 	switch {
 	case errors.As(err, &state):
-		c := class(state) // data exception, constraint violation, limit exceeded
-		return c == "22" || c == "23" || c == "54"
+		c := class(state) // data exception, limit exceeded
+		return c == "22" || c == "54"
 	case errors.As(err, &code):
-		c := code.Code() & 0xff // TOOBIG, CONSTRAINT, MISMATCH
-		return c == 18 || c == 19 || c == 20
+		c := code.Code() & 0xff // TOOBIG, MISMATCH
+		return c == 18 || c == 20
 	}
 	return errors.As(err, &p)
+}
+
+// ruledOut tells whether err is due to a rule that somebody made for the tables, which
+// have none that a batch could break: a constraint, a missing partition, a trigger
+// that raises an error. It may be a mistake, and be undone.
+func ruledOut(err error) bool {
+	var (
+		state sqlState
+		code  resultCode
+	)
+	switch {
+	case errors.As(err, &state):
+		switch class(state) {
+		case "09", "23", "27", "2F", "38", "39", "44", "P0":
+			return true
+		}
+	case errors.As(err, &code):
+		return code.Code()&0xff == 19 // CONSTRAINT, which RAISE gives, too
+	}
+	return false
+}
+
+// stands takes note that a rule refuses batches now, and tells whether rules have done
+// so for refusalPause, never resting for as long: nobody leaves a mistake in place
+// for that long, so it is meant. Counts wait, whole, until it stands.
+func (m *foldMemory) stands(now time.Time) bool {
+	if now.Sub(m.refusedLast) >= refusalPause {
+		m.refusedSince = now
+	}
+	m.refusedLast = now
+	return now.Sub(m.refusedSince) >= refusalPause
 }
 
 // timedOut tells whether err says that something took too long.
@@ -43,18 +74,63 @@ func timedOut(err error) bool {
 }
 
 // siftOut finds the names of a batch that the database refuses. They count under
-// (invalid), so that the others of their batch count.
-func (s *Store) siftOut(tx *sqlx.Tx, m *merging, w waiting) (map[string]error, error) {
+// (invalid), so that the others of their batch count. why is not nil when that is
+// refused as well, and the batch cannot be counted. Where nothing at all can be
+// counted it is no matter of a batch, and an error.
+func (s *Store) siftOut(tx *sqlx.Tx, m *merging, w waiting) (refused map[string]error, why, err error) {
 	b, err := counter.Decode(w.Payload)
 	if err != nil {
-		return nil, err
+		return nil, err, nil
+	}
+	if why, err := s.tryOut(tx, m, counter.Batch{Opened: m.now, Counts: []counter.Count{{Name: "usagekit.counts.dropped", N: 1}}}); why != nil || err != nil {
+		return nil, nil, errors.Join(why, err)
 	}
 	tries := maxTries
-	refused, err := s.refusedOf(tx, m, b, &tries)
+	refused, err = s.refusedOf(tx, m, b, &tries)
+	if len(refused) > 0 && err == nil {
+		for i := range b.Counts {
+			b.Counts[i].Name = instead(b.Counts[i].Name, refused)
+		}
+		why, err = s.tryOut(tx, m, b)
+	}
+	if errors.Is(err, errTooMany) {
+		return nil, err, nil
+	}
+	if err != nil || why != nil {
+		return nil, why, err
+	}
 	for name, why := range refused {
 		m.report("the database refuses a name, which counts as (invalid)", "batch", w.name(), "name", name, "error", why)
 	}
-	return refused, err
+	return refused, nil, nil
+}
+
+// instead is the name under which one is counted: its own, unless it is refused.
+func instead(name string, refused map[string]error) string {
+	if len(refused) == 0 || refused[counter.Kept(name)] == nil {
+		return name
+	}
+	group, _, measure := counter.Split(name)
+	return group + "." + counter.Invalid + "." + measure
+}
+
+// tryOut counts a batch, and undoes it: why tells what the database has against it.
+func (s *Store) tryOut(tx *sqlx.Tx, m *merging, b counter.Batch) (why, err error) {
+	if _, err := tx.Exec(`SAVEPOINT usage_try`); err != nil {
+		return nil, err
+	}
+	sums := s.newSums(time.UnixMilli(m.now), m.pruned)
+	for _, c := range b.Counts {
+		sums.add(b.Opened, c.Name, c.N)
+	}
+	_, why = s.apply(tx, sums)
+	if _, err := tx.Exec(`ROLLBACK TO SAVEPOINT usage_try`); err != nil {
+		return nil, errors.Join(why, err)
+	}
+	if why != nil && !poison(why) && !ruledOut(why) {
+		return nil, why
+	}
+	return why, nil
 }
 
 // refusedOf finds those names by halves, each tried and undone.
@@ -62,23 +138,11 @@ func (s *Store) refusedOf(tx *sqlx.Tx, m *merging, b counter.Batch, tries *int) 
 	if *tries--; *tries < 0 {
 		return nil, errTooMany
 	}
-	if _, err := tx.Exec(`SAVEPOINT usage_try`); err != nil {
-		return nil, err
-	}
 	counts := b.Counts
-	sums := s.newSums(time.UnixMilli(m.now), m.pruned)
-	for _, c := range counts {
-		sums.add(b.Opened, c.Name, c.N)
-	}
-	_, why := s.apply(tx, sums)
-	if _, err := tx.Exec(`ROLLBACK TO SAVEPOINT usage_try`); err != nil {
-		return nil, errors.Join(why, err)
-	}
+	why, err := s.tryOut(tx, m, b)
 	switch {
-	case why == nil:
-		return nil, nil
-	case !poison(why):
-		return nil, why
+	case err != nil || why == nil:
+		return nil, err
 	case len(counts) == 1:
 		return map[string]error{counts[0].Name: why}, nil
 	}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"path/filepath"
@@ -61,9 +62,14 @@ func withRules(t *testing.T, test func(t *testing.T, s *Store, r rule)) {
 		t.Log("PostgreSQL was not tried: make test does")
 		return
 	}
-	for _, r := range rulesOfPostgres {
+	url := Server.NewDatabase(t)
+	for i, r := range rulesOfPostgres {
 		t.Run("postgres/"+r.name, func(t *testing.T) {
-			db, err := postgres.Open(Server.NewDatabase(t))
+			schema := fmt.Sprintf("s%d", i)
+			db, err := postgres.Open(url + "&search_path=" + schema) // a schema is made sooner than a database
+			if err == nil {
+				_, err = db.ExecContext(t.Context(), "CREATE SCHEMA "+schema)
+			}
 			test(t, unstarted(t, db, err), r)
 		})
 	}

@@ -148,32 +148,42 @@ func TestErrorsAreToldApart(t *testing.T) {
 		err         error
 		unavailable bool // the same call may work later
 		poison      bool // this batch never will
+		ruledOut    bool // it will when somebody's rule is undone
 	}{
-		{errors.New("EOF"), true, false},
-		{driver.ErrBadConn, true, false},
-		{context.DeadlineExceeded, true, false},
-		{&pq.Error{Code: "08006"}, true, false},
-		{&pq.Error{Code: "25006"}, true, false}, // read-only
-		{&pq.Error{Code: "40001"}, true, false},
-		{&pq.Error{Code: "40P01"}, true, false},
-		{&pq.Error{Code: "53300"}, true, false},
-		{&pq.Error{Code: "55P03"}, true, false},
-		{&pq.Error{Code: "57014"}, true, false},
-		{&pq.Error{Code: "58030"}, true, false},
-		{&pq.Error{Code: "28P01"}, false, false},
-		{&pq.Error{Code: "42501"}, false, false},
-		{&pq.Error{Code: "42P01"}, false, false},
-		{&pq.Error{Code: "22021"}, false, true},
-		{&pq.Error{Code: "23514"}, false, true},
-		{&pq.Error{Code: "54000"}, false, true},
-		{panicError{"index out of range"}, false, true},
-		{errConflict, false, false},
+		{errors.New("EOF"), true, false, false},
+		{driver.ErrBadConn, true, false, false},
+		{context.DeadlineExceeded, true, false, false},
+		{&pq.Error{Code: "08006"}, true, false, false},
+		{&pq.Error{Code: "25006"}, true, false, false}, // read-only
+		{&pq.Error{Code: "40001"}, true, false, false},
+		{&pq.Error{Code: "40P01"}, true, false, false},
+		{&pq.Error{Code: "53300"}, true, false, false},
+		{&pq.Error{Code: "55P03"}, true, false, false},
+		{&pq.Error{Code: "57014"}, true, false, false},
+		{&pq.Error{Code: "58030"}, true, false, false},
+		{&pq.Error{Code: "28P01"}, false, false, false},
+		{&pq.Error{Code: "42501"}, false, false, false},
+		{&pq.Error{Code: "42P01"}, false, false, false},
+		{&pq.Error{Code: "22021"}, false, true, false},
+		{&pq.Error{Code: "23514"}, false, false, true},
+		{&pq.Error{Code: "23502"}, false, false, true},
+		{&pq.Error{Code: "P0001"}, false, false, true}, // raised by a trigger
+		{&pq.Error{Code: "38000"}, false, false, true},
+		{&pq.Error{Code: "44000"}, false, false, true},
+		{&pq.Error{Code: "XX001"}, false, false, false}, // data_corrupted
+		{&pq.Error{Code: "42703"}, false, false, false},
+		{&pq.Error{Code: "54000"}, false, true, false},
+		{panicError{"index out of range"}, false, true, false},
+		{errConflict, false, false, false},
 	} {
 		if got := errors.Is(unavailable(c.err), ErrUnavailable); got != c.unavailable {
 			t.Errorf("%v: unavailable is %v", c.err, got)
 		}
 		if got := poison(unavailable(c.err)); got != c.poison {
 			t.Errorf("%v: poison is %v", c.err, got)
+		}
+		if got := ruledOut(unavailable(c.err)); got != c.ruledOut {
+			t.Errorf("%v: ruledOut is %v", c.err, got)
 		}
 		if !errors.Is(unavailable(c.err), c.err) {
 			t.Errorf("%v is lost", c.err)

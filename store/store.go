@@ -68,6 +68,12 @@
 // and set: of two folds that met, one is undone. That, and not the lease, is why a
 // batch counts once, however often it arrives.
 //
+// A constraint, a trigger or a missing partition that somebody gave the tables, and that
+// refuses counts, may be a mistake: what it refuses waits, whole, and Stats.Err says
+// why. Where it refuses some names for 15 minutes, those count under (invalid), and a
+// batch of which even that is refused is kept in usage_meta and counts as dropped; while
+// it refuses everything, nothing is given up.
+//
 // With a spool, each count is made in a mapped file, where the kernel keeps it
 // whatever becomes of the process (an Add takes half as long again); a file is removed
 // after the certain answer, and a repeat is nothing new: the guard knows its number.

@@ -186,10 +186,10 @@ func poisonous(t *testing.T, b *bench) {
 	s := b.store(b.config())
 	if sqlx.BindType(b.db.DriverName()) == sqlx.DOLLAR { // PostgreSQL, whatever the driver
 		b.exec(`CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-IF NEW.key LIKE '%.poison.%' OR NEW.key = 'worse.(invalid).used' THEN RAISE EXCEPTION 'poison' USING ERRCODE = '23514'; END IF; RETURN NEW; END $$;
+IF NEW.key LIKE '%.poison.%' OR NEW.key = 'worse.(invalid).used' THEN RAISE EXCEPTION 'poison' USING ERRCODE = '22000'; END IF; RETURN NEW; END $$;
 CREATE TRIGGER poison BEFORE INSERT ON usage_metrics FOR EACH ROW EXECUTE FUNCTION poison()`)
 	} else {
-		b.exec(`CREATE TRIGGER poison BEFORE INSERT ON usage_metrics WHEN NEW.key LIKE '%.poison.%' OR NEW.key = 'worse.(invalid).used' BEGIN SELECT RAISE(ABORT, 'poison'); END`)
+		b.exec(`CREATE TRIGGER poison BEFORE INSERT ON usage_metrics WHEN NEW.key LIKE '%.poison.%' OR NEW.key = 'worse.(invalid).used' BEGIN SELECT zeroblob(3000000000); END`)
 	}
 	now := time.Now()
 	for seq := range int64(9) {
