@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
+	"net/http/httputil"
 	"net/textproto"
 	"os"
 	"path/filepath"
@@ -263,7 +264,47 @@ func TestEveryKindOfResponse(t *testing.T) {
 			w.Header().Set("Content-Type", "Text/Event-Stream; charset=utf-8")
 			explode(w, r)
 		}},
-		{"ErrAbortHandler", "status_5xx latency error.panic", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }},
+		{"panic after WriteHeader", "status_5xx latency error.panic", func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(200)
+			explode(w, r)
+		}},
+		{"panic after an empty Write", "status_5xx latency error.panic", func(w http.ResponseWriter, r *http.Request) {
+			w.Write(nil)
+			io.WriteString(w, "")
+			explode(w, r)
+		}},
+		{"panic after a few bytes", "status_2xx latency error.panic", func(w http.ResponseWriter, r *http.Request) {
+			hello(w, r) // into net/http's buffer: nobody gets it
+			explode(w, r)
+		}},
+		{"Goexit after WriteHeader", "status_5xx latency", func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(200)
+			runtime.Goexit()
+		}},
+		{"empty Write, then WriteHeader", "status_2xx latency", func(w http.ResponseWriter, r *http.Request) {
+			w.Write(nil)
+			w.WriteHeader(500)
+			hello(w, r)
+		}},
+		{"recovered from a status that is none", "status_4xx latency", func(w http.ResponseWriter, r *http.Request) {
+			func() {
+				defer func() { _ = recover() }()
+				w.WriteHeader(42)
+			}()
+			http.NotFound(w, r)
+		}},
+		{"ErrAbortHandler", "status_5xx latency error.aborted", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }},
+		{"ErrAbortHandler after WriteHeader", "status_5xx latency error.aborted", func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(200)
+			panic(http.ErrAbortHandler)
+		}},
+		{"ErrAbortHandler after the first byte", "status_2xx latency error.aborted", func(w http.ResponseWriter, r *http.Request) {
+			hello(w, r)
+			flush(w)
+			panic(http.ErrAbortHandler)
+		}},
+		{"upstream that breaks", "status_2xx latency error.aborted", brokenUpstream(true)},
+		{"upstream that is down", "status_5xx latency", brokenUpstream(false)},
 		{"Goexit", "status_5xx latency", func(http.ResponseWriter, *http.Request) { runtime.Goexit() }},
 
 		{"TimeoutHandler", "status_2xx latency", http.TimeoutHandler(http.HandlerFunc(hello), time.Hour, "").ServeHTTP},
@@ -277,6 +318,36 @@ func TestEveryKindOfResponse(t *testing.T) {
 			if n, err := io.Copy(w, iotest.ErrReader(io.ErrUnexpectedEOF)); n == 0 && err != nil {
 				http.Error(w, "upstream", http.StatusBadGateway)
 			}
+		}},
+		{"copy that fails at once, of a known length", "status_5xx latency", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "1000")
+			if _, err := io.CopyN(w, iotest.ErrReader(io.ErrUnexpectedEOF), 1000); err != nil {
+				w.Header().Del("Content-Length")
+				http.Error(w, "upstream", http.StatusBadGateway)
+			}
+		}},
+		{"copy that fails later", "status_2xx latency", func(w http.ResponseWriter, r *http.Request) {
+			_, err := io.Copy(w, io.MultiReader(strings.NewReader("a"), iotest.ErrReader(io.ErrUnexpectedEOF)))
+			http.Error(w, err.Error(), http.StatusBadGateway) // too late
+		}},
+		{"copy with the last bytes and an error at once", "status_2xx latency", func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(w, iotest.DataErrReader(strings.NewReader(strings.Repeat("copied ", 100))))
+		}},
+		{"copy of a file that cannot be read", "status_5xx latency", func(w http.ResponseWriter, r *http.Request) {
+			directory, err := os.Open(".")
+			if err != nil {
+				panic(err)
+			}
+			defer directory.Close()
+			w.Header().Set("Content-Length", "3")
+			if _, err := io.Copy(w, directory); err != nil {
+				w.Header().Del("Content-Length")
+				http.Error(w, "no file", http.StatusInternalServerError)
+			}
+		}},
+		{"copy that panics", "status_5xx latency error.panic", func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(200)
+			io.Copy(w, readerFunc(func([]byte) (int, error) { panic("boom") }))
 		}},
 		{"copy of nothing", "status_4xx latency", func(w http.ResponseWriter, r *http.Request) {
 			if n, _ := io.Copy(w, io.LimitReader(r.Body, 9)); n == 0 {
@@ -309,6 +380,30 @@ func TestEveryKindOfResponse(t *testing.T) {
 	})
 	for _, tt := range []test{
 		{name: "switching protocols", build: around(Config{}, switching), only: "HTTP/1.1", want: counted("GET /x", "status_1xx latency")},
+		{name: "hijack after WriteHeader", build: around(Config{}, on("/x", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "4")
+			w.WriteHeader(200)
+			conn, rw, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				panic(err)
+			}
+			defer conn.Close()
+			rw.WriteString("mine")
+			rw.Flush()
+		})), only: "HTTP/1.1", want: counted("GET /x", "status_2xx")},
+		{name: "switching protocols, which HTTP/2 cannot", build: around(Config{}, on("/x", func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(101)
+			http.NotFound(w, r)
+		})), only: "HTTP/2.0", want: counted("GET /x", "status_4xx latency")},
+		{name: "flush, impossible", build: func(count counter) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				count(Config{})(on("/x", func(w http.ResponseWriter, r *http.Request) {
+					if err := http.NewResponseController(w).Flush(); err != nil {
+						http.Error(w, "no", http.StatusNotImplemented)
+					}
+				})).ServeHTTP(unflushable{w}, r)
+			})
+		}, want: counted("GET /x", "status_5xx latency")},
 		{name: "hijack", build: around(Config{}, hijacked), only: "HTTP/1.1", want: counted("GET /x", "status_1xx")},
 		{name: "hijack, impossible", build: around(Config{}, hijacked), only: "HTTP/2.0", want: counted("GET /x", "status_5xx latency")},
 		{name: "hijack, refused", build: func(count counter) http.Handler {
@@ -341,6 +436,39 @@ func TestEveryKindOfResponse(t *testing.T) {
 		tt.run(t)
 	}
 }
+
+// brokenUpstream is a proxy of a server that closes the connection, in the middle of its
+// answer or before it.
+func brokenUpstream(answers bool) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		proxy := httputil.ReverseProxy{
+			Rewrite:  func(*httputil.ProxyRequest) {},
+			ErrorLog: log.New(io.Discard, "", 0),
+			Transport: roundTripper(func(*http.Request) (*http.Response, error) {
+				if !answers {
+					return nil, io.ErrUnexpectedEOF
+				}
+				body := io.MultiReader(strings.NewReader("a"), iotest.ErrReader(io.ErrUnexpectedEOF))
+				return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"text/plain"}}, ContentLength: -1, Body: io.NopCloser(body)}, nil
+			}),
+		}
+		proxy.ServeHTTP(w, r)
+	}
+}
+
+type (
+	roundTripper func(*http.Request) (*http.Response, error)
+	readerFunc   func([]byte) (int, error)
+)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+func (f readerFunc) Read(p []byte) (int, error)                          { return f(p) }
+
+// unflushable has FlushError, which finds nothing to flush.
+type unflushable struct{ http.ResponseWriter }
+
+func (unflushable) Flush()            {}
+func (unflushable) FlushError() error { return http.ErrNotSupported }
 
 type refusing struct{ http.ResponseWriter }
 
@@ -388,6 +516,11 @@ func TestRoutes(t *testing.T) {
 		{"/x", "FOO~BAR /x", "OTHER /x", "2xx"},
 		{"/x", "FOOBAR /x", "OTHER /x", "2xx"},
 		{"PROPFIND /x", "PROPFIND /x", "PROPFIND /x", "2xx"},
+		{"VERSION-CONTROL /x", "VERSION-CONTROL /x", "VERSION-CONTROL /x", "2xx"},
+		{"BASELINE-CONTROL\t/{x}", "BASELINE-CONTROL /x", "BASELINE-CONTROL /{x}", "2xx"},
+		{"M-SEARCH 127.0.0.1/x", "M-SEARCH /x", "M-SEARCH /x", "2xx"},
+		{"purge /x", "purge /x", "purge /x", "2xx"},
+		{"X.Y_1~!#$%&'*+^`|a /x", "X.Y_1~!#$%&'*+^`|a /x", "X.Y_1~!#$%&'*+^`|a /x", "2xx"},
 		{"127.0.0.1/x", "GET /x", "GET /x", "2xx"},
 		{"GET 127.0.0.1/x", "GET /x", "GET /x", "2xx"},
 		{"/", "GET /x", "GET /", "2xx"},
@@ -621,30 +754,6 @@ func TestOpenStreamIsCounted(t *testing.T) {
 	}
 }
 
-func TestClientGoneIsCounted(t *testing.T) {
-	for _, protocol := range protocols {
-		t.Run(protocol, func(t *testing.T) {
-			rec := new(counts)
-			ctx, leave := context.WithCancel(t.Context())
-			h := New(rec, Config{})(on("/x", func(w http.ResponseWriter, r *http.Request) {
-				leave()
-				<-r.Context().Done()
-				hello(w, r)
-			}))
-			srv, serving := serve(t, protocol, io.Discard, h)
-			r, err := http.NewRequestWithContext(ctx, "GET", srv.URL+"/x", nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := srv.Client().Do(r); !errors.Is(err, context.Canceled) {
-				t.Error(err)
-			}
-			serving.Wait()
-			rec.check(t, counted("GET /x", "status_2xx latency"))
-		})
-	}
-}
-
 // A panic is not raised again from somewhere else: its stack is still there.
 func TestPanicKeepsItsStack(t *testing.T) {
 	var logged bytes.Buffer
@@ -711,6 +820,113 @@ func TestFilesCanBeSentByTheKernel(t *testing.T) {
 				if _, ok := src.(syscall.Conn); !ok {
 					t.Errorf("the file became a %T", src)
 				}
+			}
+			rec.check(t, counted("GET /x", "status_2xx latency"))
+		})
+	}
+}
+
+// connections are a listener whose connections note what they are given to send.
+type connections struct {
+	net.Listener
+	sent chan io.Reader
+}
+
+type connection struct {
+	*net.TCPConn
+	sent chan io.Reader
+}
+
+func (l connections) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return connection{c.(*net.TCPConn), l.sent}, nil
+}
+
+func (c connection) ReadFrom(src io.Reader) (int64, error) {
+	c.sent <- src
+	return c.TCPConn.ReadFrom(src)
+}
+
+// Through the middleware a connection of net/http is given the file itself, where it was
+// without: first bytes that were looked at do not keep the kernel from sending the rest.
+func TestConnectionsAreGivenFiles(t *testing.T) {
+	const size = 1 << 20
+	name := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(name, bytes.Repeat([]byte("0123456789abcdef"), size/16), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open := func() *os.File {
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	for how, send := range map[string]http.HandlerFunc{
+		"ServeFile": func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, name) },
+		"range": func(w http.ResponseWriter, r *http.Request) {
+			r.Header.Set("Range", "bytes=1000-")
+			http.ServeFile(w, r, name)
+		},
+		"Copy": func(w http.ResponseWriter, r *http.Request) {
+			f := open()
+			defer f.Close()
+			w.Header().Set("Content-Length", fmt.Sprint(size))
+			io.Copy(w, f)
+		},
+		"CopyN": func(w http.ResponseWriter, r *http.Request) {
+			f := open()
+			defer f.Close()
+			f.Seek(7, io.SeekStart)
+			w.Header().Set("Content-Length", "5000")
+			io.CopyN(w, f, 5000)
+			if at, err := f.Seek(0, io.SeekCurrent); at != 5007 || err != nil {
+				t.Errorf("the file is at %d, %v, want 5007", at, err)
+			}
+		},
+		"after a byte": func(w http.ResponseWriter, r *http.Request) {
+			f := open()
+			defer f.Close()
+			w.Header().Set("Content-Length", fmt.Sprint(size+1))
+			io.WriteString(w, ">")
+			io.Copy(w, f)
+		},
+	} {
+		t.Run(how, func(t *testing.T) {
+			rec := new(counts)
+			var bodies [2]string
+			for i, h := range []http.Handler{on("/x", send), New(rec, Config{})(on("/x", send))} {
+				sent := make(chan io.Reader, 10)
+				srv := httptest.NewUnstartedServer(h)
+				srv.Listener = connections{srv.Listener, sent}
+				srv.Start()
+				resp, err := srv.Client().Get(srv.URL + "/x")
+				if err != nil {
+					t.Fatal(err)
+				}
+				body, err := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				srv.Close()
+				if err != nil {
+					t.Error(err)
+				}
+				bodies[i] = string(body)
+				if len(sent) != 1 {
+					t.Fatalf("with the middleware %t: the connection was given %d things to send, want one", i == 1, len(sent))
+				}
+				src := <-sent
+				if limited, ok := src.(*io.LimitedReader); ok {
+					src = limited.R
+				}
+				if _, ok := src.(syscall.Conn); !ok {
+					t.Errorf("with the middleware %t: the file became a %T", i == 1, src)
+				}
+			}
+			if bodies[0] != bodies[1] {
+				t.Error("the answer differs")
 			}
 			rec.check(t, counted("GET /x", "status_2xx latency"))
 		})

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 )
 
@@ -160,7 +161,7 @@ func TestWriterHasExactlyTheInterfacesOfTheInnerOne(t *testing.T) {
 				t.Fatalf("%v: %+v", want, k)
 			}
 		}
-		c := &response{}
+		c, r := &response{}, httptest.NewRequest("GET", "/", nil)
 		w := wrap(c, optional(inner))
 		if got := methods(w); !slices.Equal(got, want) {
 			t.Errorf("has   %v\nneeds %v", got, want)
@@ -171,7 +172,7 @@ func TestWriterHasExactlyTheInterfacesOfTheInnerOne(t *testing.T) {
 
 		// What it has it also does, on a writer that can do everything.
 		direct, through := new(full), new(full)
-		c.inner, c.in, c.request = through, &middleware{rec: tally{}}, httptest.NewRequest("GET", "/", nil)
+		c.inner, c.in, c.request = through, &middleware{rec: tally{}}, r
 		if met.find(w).plain {
 			t.Errorf("%v: a response is none", want)
 		}
@@ -186,35 +187,33 @@ func TestWriterHasExactlyTheInterfacesOfTheInnerOne(t *testing.T) {
 }
 
 // Counted first, answered then: a crash in between may count what nobody saw, but
-// no answer is missing. A hijack counts when it has happened, a copy when there is
-// something to copy: after one that fails at once the status is still open.
+// no answer is missing. WriteHeader, and whatever hands on nothing, answers nothing. A
+// hijack counts when it has happened, and so does a flush that might be refused.
 func TestAnsweredIsCounted(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		call func(w fullWriter)
 		want string
 	}{
-		{"WriteHeader", func(w fullWriter) { w.WriteHeader(404) }, "status_4xx, WriteHeader 404"},
-		{"WriteHeader twice", func(w fullWriter) { w.WriteHeader(404); w.WriteHeader(500) }, "status_4xx, WriteHeader 404, WriteHeader 500"},
-		{"WriteHeader 103", func(w fullWriter) { w.WriteHeader(103) }, "WriteHeader 103"},
-		{"WriteHeader 101", func(w fullWriter) { w.WriteHeader(101) }, "status_1xx, WriteHeader 101"},
-		{"Write", func(w fullWriter) { w.Write(nil) }, "status_2xx, Write "},
-		{"WriteString", func(w fullWriter) { w.WriteString("") }, "status_2xx, WriteString "},
-		{"Flush", func(w fullWriter) { w.Flush() }, "status_2xx, Flush"},
-		{"FlushError", func(w fullWriter) { w.FlushError() }, "status_2xx, FlushError"},
+		{"WriteHeader", func(w fullWriter) { w.WriteHeader(404) }, "WriteHeader 404"},
+		{"WriteHeader twice", func(w fullWriter) { w.WriteHeader(404); w.WriteHeader(500); w.Write([]byte("a")) },
+			"WriteHeader 404, WriteHeader 500, status_4xx, Write a"},
+		{"WriteHeader 103", func(w fullWriter) { w.WriteHeader(103); w.Write([]byte("a")) }, "WriteHeader 103, status_2xx, Write a"},
+		{"WriteHeader 101", func(w fullWriter) { w.WriteHeader(101); w.Flush() }, "WriteHeader 101, status_1xx, Flush"},
+		{"Write", func(w fullWriter) { w.Write([]byte("a")); w.Write([]byte("b")) }, "status_2xx, Write a, Write b"},
+		{"Write nothing", func(w fullWriter) { w.Write(nil) }, "Write "},
+		{"Write nothing, then WriteHeader", func(w fullWriter) { w.Write(nil); w.WriteHeader(500); w.Flush() },
+			"Write , WriteHeader 500, status_2xx, Flush"},
+		{"WriteString", func(w fullWriter) { w.WriteString("a") }, "status_2xx, WriteString a"},
+		{"WriteString of nothing", func(w fullWriter) { w.WriteString("") }, "WriteString "},
+		{"Flush", func(w fullWriter) { w.WriteHeader(500); w.Flush() }, "WriteHeader 500, status_5xx, Flush"},
+		{"FlushError", func(w fullWriter) { w.FlushError() }, "FlushError, status_2xx"},
 		{"Hijack", func(w fullWriter) { w.Hijack() }, "Hijack, status_1xx"},
-		{"ReadFrom", func(w fullWriter) { w.ReadFrom(strings.NewReader("a")) }, "status_2xx, ReadFrom a"},
-		{"ReadFrom nothing", func(w fullWriter) { w.ReadFrom(strings.NewReader("")) }, "ReadFrom "},
+		{"Hijack after WriteHeader", func(w fullWriter) { w.WriteHeader(200); w.Hijack() }, "WriteHeader 200, Hijack, status_2xx"},
+		{"ReadFrom", func(w fullWriter) { w.WriteHeader(500); w.ReadFrom(strings.NewReader("a")) }, "WriteHeader 500, status_5xx, ReadFrom a"},
+		{"ReadFrom nothing", func(w fullWriter) { w.ReadFrom(strings.NewReader("")); w.ReadFrom(iotest.ErrReader(errFull)) }, ""},
 		{"CloseNotify", func(w fullWriter) { w.CloseNotify() }, "CloseNotify"},
 		{"Push", func(w fullWriter) { w.Push("/", nil) }, "Push / <nil>"},
-		{"ResponseController", func(w fullWriter) {
-			c := http.NewResponseController(w)
-			c.SetReadDeadline(time.Unix(1, 0))
-			c.SetWriteDeadline(time.Unix(2, 0))
-			c.EnableFullDuplex()
-			c.Flush()
-			c.Hijack()
-		}, "SetReadDeadline 1, SetWriteDeadline 2, EnableFullDuplex, status_2xx, FlushError, Hijack"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inner := new(full)
@@ -277,13 +276,13 @@ func TestResponseControllerIsServed(t *testing.T) {
 		name, want string
 		inner      func(*full) http.ResponseWriter
 	}{
-		{"itself", "SetReadDeadline 1, SetWriteDeadline 2, EnableFullDuplex, status_2xx, FlushError, Hijack",
+		{"itself", "SetReadDeadline 1, SetWriteDeadline 2, EnableFullDuplex, FlushError, status_2xx, Hijack",
 			func(w *full) http.ResponseWriter { return w }},
-		{"by Unwrap", "SetReadDeadline 1, SetWriteDeadline 2, EnableFullDuplex, status_2xx, FlushError, Hijack",
+		{"by Unwrap", "SetReadDeadline 1, SetWriteDeadline 2, EnableFullDuplex, FlushError, status_2xx, Hijack",
 			func(w *full) http.ResponseWriter { return unwrapper{w} }},
-		{"by Unwrap twice", "SetReadDeadline 1, SetWriteDeadline 2, EnableFullDuplex, status_2xx, FlushError, Hijack",
+		{"by Unwrap twice", "SetReadDeadline 1, SetWriteDeadline 2, EnableFullDuplex, FlushError, status_2xx, Hijack",
 			func(w *full) http.ResponseWriter { return unwrapper{unwrapper{w}} }},
-		{"FlushError alone", "status_2xx, FlushError",
+		{"FlushError alone", "FlushError, status_2xx",
 			func(w *full) http.ResponseWriter {
 				return struct {
 					http.ResponseWriter

@@ -1,0 +1,241 @@
+package middleware
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// abandon has a client leave as soon as the handler runs: h waits for it.
+func abandon(t *testing.T, protocol string, h http.Handler) {
+	t.Helper()
+	ctx, leave := context.WithCancel(t.Context())
+	srv, serving := serve(t, protocol, io.Discard, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		leave()
+		h.ServeHTTP(w, r)
+	}))
+	defer srv.Close()
+	defer serving.Wait()
+	r, err := http.NewRequestWithContext(ctx, "GET", srv.URL+"/x", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := srv.Client().Do(r)
+	if err == nil {
+		resp.Body.Close()
+	} else if !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// A client that left before anything was handed on was answered by nobody, whatever the
+// handler says then; one that left later was answered, and the answer aborted.
+func TestClientThatLeft(t *testing.T) {
+	const nobody = "status_4xx error.aborted"
+	for _, tt := range []struct {
+		name, want string
+		h          http.HandlerFunc
+	}{
+		{"no word", nobody, func(w http.ResponseWriter, r *http.Request) {}},
+		{"WriteHeader", nobody, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(500) }},
+		{"an error to nobody", nobody, func(w http.ResponseWriter, r *http.Request) { http.Error(w, "too slow", 500) }},
+		{"hello to nobody", nobody, hello},
+		{"flush to nobody", nobody, func(w http.ResponseWriter, r *http.Request) { flush(w) }},
+		{"copy to nobody", nobody, func(w http.ResponseWriter, r *http.Request) { io.Copy(w, strings.NewReader("a")) }},
+		{"ErrAbortHandler", nobody, func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) }},
+		{"panic", nobody + " error.panic", explode},
+		{"Goexit", nobody, func(http.ResponseWriter, *http.Request) { runtime.Goexit() }},
+		{"asked for CloseNotify", nobody, func(w http.ResponseWriter, r *http.Request) {
+			<-w.(notifier).CloseNotify()
+		}},
+		{"a deadline of the handler's own", nobody, func(w http.ResponseWriter, r *http.Request) {
+			ctx, cancel := context.WithTimeout(r.Context(), time.Hour)
+			defer cancel()
+			mux("/x", http.HandlerFunc(hello)).ServeHTTP(w, r.WithContext(ctx))
+		}},
+	} {
+		for _, protocol := range protocols {
+			t.Run(tt.name+" "+protocol, func(t *testing.T) {
+				rec := new(counts)
+				abandon(t, protocol, New(rec, Config{})(on("/x", func(w http.ResponseWriter, r *http.Request) {
+					<-r.Context().Done()
+					tt.h(w, r)
+				})))
+				rec.check(t, counted("GET /x", tt.want))
+			})
+		}
+	}
+	for _, protocol := range protocols {
+		t.Run("after the first byte "+protocol, func(t *testing.T) {
+			rec := new(counts)
+			abandon(t, protocol, New(rec, Config{})(on("/x", func(w http.ResponseWriter, r *http.Request) {
+				w.WriteHeader(404)
+				io.WriteString(w, "a") // the client may have left by now, or not
+				rec.mu.Lock()
+				clear(rec.n)
+				rec.mu.Unlock()
+				<-r.Context().Done()
+			})))
+			rec.mu.Lock()
+			defer rec.mu.Unlock()
+			if rec.n["error.aborted"] != 1 || rec.n["error.panic"] != 0 {
+				t.Errorf("counted %v, want error.aborted", rec.n)
+			}
+		})
+		t.Run("behind other writers "+protocol, func(t *testing.T) {
+			rec, other := new(counts), new(counts)
+			inside := New(rec, Config{})(on("/x", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+			abandon(t, protocol, New(other, Config{})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				inside.ServeHTTP(unwrapper{unwrapper{w}}, r)
+			})))
+			rec.check(t, counted("GET /x", nobody))
+			other.check(t, counted("GET /x", nobody))
+		})
+		t.Run("TimeoutHandler outside "+protocol, func(t *testing.T) {
+			rec := new(counts)
+			inside := New(rec, Config{})(on("/x", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+			var returned sync.WaitGroup
+			returned.Add(1)
+			abandon(t, protocol, http.TimeoutHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				defer returned.Done()
+				inside.ServeHTTP(w, r)
+			}), time.Hour, ""))
+			returned.Wait()
+			rec.check(t, counted("GET /x", nobody))
+		})
+		t.Run("TimeoutHandler inside "+protocol, func(t *testing.T) {
+			rec := new(counts)
+			abandon(t, protocol, New(rec, Config{})(http.TimeoutHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				<-r.Context().Done()
+			}), time.Hour, "")))
+			rec.check(t, counted("(unmatched)", nobody))
+		})
+	}
+}
+
+// A context that the application cancels itself, or that ends in time, is no client that
+// left: the client is there, and gets its answer.
+func TestCancelledByTheApplicationIsNoClientThatLeft(t *testing.T) {
+	for _, protocol := range protocols {
+		for name, derive := range map[string]func(context.Context) (context.Context, context.CancelFunc){
+			"cancelled": context.WithCancel,
+			"with a cause": func(ctx context.Context) (context.Context, context.CancelFunc) {
+				ctx, cancel := context.WithCancelCause(ctx)
+				return ctx, func() { cancel(errors.New("enough")) }
+			},
+			"a deadline": func(ctx context.Context) (context.Context, context.CancelFunc) {
+				ctx, stop := context.WithTimeout(ctx, time.Nanosecond)
+				return ctx, func() { <-ctx.Done(); stop() }
+			},
+		} {
+			for _, when := range []string{"before", "within"} {
+				t.Run(strings.Join([]string{protocol, name, when}, " "), func(t *testing.T) {
+					rec := new(counts)
+					var cancel context.CancelFunc
+					h := func(w http.ResponseWriter, r *http.Request) {
+						cancel()
+						<-r.Context().Done()
+						w.WriteHeader(503)
+					}
+					with := func(next http.Handler) http.Handler {
+						return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+							var ctx context.Context
+							ctx, cancel = derive(r.Context())
+							defer cancel()
+							if when == "before" {
+								cancel()
+							}
+							next.ServeHTTP(w, r.WithContext(ctx))
+						})
+					}
+					a := exchange(t, protocol, with(New(rec, Config{})(on("/x", h))), "GET /x", nil)
+					if a.Err != "" || !strings.HasPrefix(a.Status, "503") {
+						t.Errorf("the client got %+v", a)
+					}
+					rec.check(t, counted("GET /x", "status_5xx latency"))
+				})
+			}
+		}
+
+		t.Run(protocol+" inside", func(t *testing.T) {
+			rec := new(counts)
+			exchange(t, protocol, New(rec, Config{})(on("/x", func(w http.ResponseWriter, r *http.Request) {
+				ctx, cancel := context.WithCancel(r.Context())
+				cancel()
+				New(rec, Config{})(on("/x", http.NotFound)).ServeHTTP(w, r.WithContext(ctx))
+			})), "GET /x", nil)
+			rec.check(t, counted("GET /x", "status_4xx latency"))
+		})
+
+		t.Run(protocol+" the server's base context", func(t *testing.T) {
+			rec := new(counts)
+			base, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			srv := httptest.NewUnstartedServer(New(rec, Config{})(on("/x", func(w http.ResponseWriter, r *http.Request) {
+				cancel()
+				<-r.Context().Done()
+			})))
+			srv.Config.BaseContext = func(net.Listener) context.Context { return base }
+			srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+			if srv.EnableHTTP2 = protocol == "HTTP/2.0"; srv.EnableHTTP2 {
+				srv.StartTLS()
+			} else {
+				srv.Start()
+			}
+			resp, err := srv.Client().Get(srv.URL + "/x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			srv.Close()
+			rec.check(t, counted("GET /x", "status_2xx latency"))
+		})
+	}
+}
+
+// net/http says in its log who calls WriteHeader when it is too late. That is the
+// handler, not this package.
+func TestLateWriteHeaderIsBlamedOnTheHandler(t *testing.T) {
+	for name, tt := range map[string]struct {
+		h    http.HandlerFunc
+		want string
+	}{
+		"superfluous":   {func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(200); lateWriteHeader(w) }, "superfluous"},
+		"after a byte":  {func(w http.ResponseWriter, r *http.Request) { hello(w, r); lateWriteHeader(w) }, "superfluous"},
+		"after no byte": {func(w http.ResponseWriter, r *http.Request) { w.Write(nil); lateWriteHeader(w) }, "superfluous"},
+		"after a flush": {func(w http.ResponseWriter, r *http.Request) { flush(w); lateWriteHeader(w) }, "superfluous"},
+		"after a hijack": {func(w http.ResponseWriter, r *http.Request) {
+			if conn, _, err := w.(http.Hijacker).Hijack(); err == nil {
+				conn.Close()
+			}
+			lateWriteHeader(w)
+		}, "hijacked"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var logged bytes.Buffer
+			rec := new(counts)
+			srv, serving := serve(t, "HTTP/1.1", &logged, New(rec, Config{})(New(new(counts), Config{})(tt.h)))
+			if resp, err := srv.Client().Get(srv.URL); err == nil {
+				resp.Body.Close()
+			}
+			serving.Wait()
+			srv.Close()
+			if text := logged.String(); !strings.Contains(text, tt.want) || !strings.Contains(text, "middleware.lateWriteHeader (left_test.go:") {
+				t.Errorf("the log says %q", text)
+			}
+		})
+	}
+}
+
+//go:noinline
+func lateWriteHeader(w http.ResponseWriter) { w.WriteHeader(500) }
