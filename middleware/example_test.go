@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"time"
 
 	"github.com/usagekit/usagekit/middleware"
 )
@@ -47,4 +48,22 @@ func ExampleNew() {
 	// api.(unmatched).requests 1
 	// api.(unmatched).status_4xx 1
 	// user.42.requests 3
+}
+
+// What http.TimeoutHandler answers is seen outside of it alone. It hides the request
+// that the router sees, so the route is asked of the router.
+func ExampleNew_timeout() {
+	usage := tally{}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /report", func(w http.ResponseWriter, r *http.Request) {
+		<-r.Context().Done() // too slow
+	})
+	count := middleware.New(usage, middleware.Config{
+		Route: func(r *http.Request) string { _, pattern := mux.Handler(r); return pattern },
+	})
+	handler := count(http.TimeoutHandler(mux, time.Millisecond, "too slow"))
+
+	handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/report", nil))
+	fmt.Println(usage["api.GET /report.status_5xx"])
+	// Output: 1
 }

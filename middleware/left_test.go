@@ -92,6 +92,33 @@ func TestClientThatLeft(t *testing.T) {
 				t.Errorf("counted %v, want error.aborted", rec.n)
 			}
 		})
+		t.Run("after the last byte "+protocol, func(t *testing.T) {
+			rec := new(counts)
+			srv, serving := serve(t, protocol, io.Discard, New(rec, Config{})(on("/x", func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Length", "5")
+				hello(w, r)
+				flush(w)
+				<-r.Context().Done() // an answer of this length is whole
+			})))
+			ctx, leave := context.WithCancel(t.Context())
+			defer leave()
+			r, err := http.NewRequestWithContext(ctx, "GET", srv.URL+"/x", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := srv.Client().Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(resp.Body, make([]byte, 5)); err != nil {
+				t.Error(err)
+			}
+			leave()
+			resp.Body.Close()
+			srv.CloseClientConnections()
+			serving.Wait()
+			rec.check(t, counted("GET /x", "status_2xx latency"))
+		})
 		t.Run("behind other writers "+protocol, func(t *testing.T) {
 			rec, other := new(counts), new(counts)
 			inside := New(rec, Config{})(on("/x", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))

@@ -3,8 +3,7 @@
 //	count := middleware.New(usage, middleware.Config{User: userID})
 //	http.ListenAndServe(addr, count(mux))
 //
-// Each request is counted once, when its response starts, so what was answered
-// was counted:
+// Each request is counted once, when its response starts:
 //
 //	api.<route>.requests       the route is "GET /novels/{id}": method and pattern, never the path
 //	api.<route>.status_2xx     by class, 1xx … 5xx
@@ -12,6 +11,42 @@
 //	api.requests.<area>        when Config.Area names one
 //	user.<id>.requests         when the user is known
 //	error.panic                of handlers
+//	error.aborted              answers cut short: by http.ErrAbortHandler, or a client that left
+//
+// What was answered was counted, and what was counted is what was answered. WriteHeader
+// alone decides nothing. A request counts, under the first final status that was set
+// by then, or else 200: before the first byte of the body is handed to the inner
+// ResponseWriter; before a flush; after a hijack (as 1xx where no status was set); or when
+// the handler returns. Copying from a reader that fails, or is empty, hands on nothing.
+// A FlushError of other writers than net/http's may answer http.ErrNotSupported, so a
+// request counts after that: a process that is killed in between has flushed, and not
+// counted, one.
+//
+// A handler that panics before that counts as 5xx, whatever status it set: net/http
+// sends no answer. So does one that aborts. Later ones leave the class as it is. As
+// net/http keeps up to 2 kB (HTTP/2: 4 kB) of a body until the handler returns, a panic
+// after a few bytes counts as 2xx, and in error.panic, though the client got nothing.
+//
+// Where the client has left before anything was handed on, whatever the handler then
+// answers to nobody counts as 4xx, in error.aborted, and has no latency. One that leaves
+// later, before it had what Content-Length promises, or without one before the handler
+// returned, only adds to error.aborted: so does whoever closes a stream of events. A
+// context that the application cancelled, the server's base context among them, is
+// no client that left; nor is one who closed half of the connection told from one who
+// closed all of it, since net/http does not tell. Behind a writer that has neither
+// Unwrap nor CloseNotify a context that is cancelled without a cause is taken for a
+// client that left.
+//
+// Streams have no latency, however they end: they last as long as somebody listens. Those
+// are hijacked connections and responses of a type that is sent in pieces:
+// text/event-stream, NDJSON and JSON lines under their names, application/stream+json,
+// JSON and CBOR sequences, multipart/x-mixed-replace, AWS event streams, all of gRPC,
+// gRPC-Web, and Connect's streams, GraphQL's subscriptions, watches of Kubernetes. An
+// early flush alone makes no stream.
+//
+// http.TimeoutHandler answers for a handler that is too slow, which a middleware inside of
+// it cannot see: that counts what the handler said, though nobody heard. Count outside
+// of it: count(http.TimeoutHandler(mux, time.Second, "")), as the example shows.
 //
 // It knows net/http and a Recorder, nothing of a store. A Recorder in trouble, or a
 // callback that panics, never delays, fails or changes a response. The one thing
@@ -33,7 +68,8 @@
 //
 // Quota, beside it, limits how often somebody may do something.
 //
-// Read this file, then response.go, routes.go, nested.go and wrap.go; wrap_generated.go gives
+// Read this file, then response.go, left.go, stream.go, routes.go, nested.go and
+// wrap.go; wrap_generated.go gives
 // a wrapped writer the optional interfaces of the one inside. quota.go and share.go
 // stand alone.
 package middleware
@@ -133,7 +169,8 @@ func (m *middleware) serve(next http.Handler, nth int32, w http.ResponseWriter, 
 		next.ServeHTTP(w, r)
 		return
 	}
-	c := &response{inner: w, in: m, since: time.Since(m.base)}
+	c := &response{inner: target{w}, in: m, since: time.Since(m.base)}
+	c.open(r)
 	if outer == nil && m.inside.handlers.Load() > 1 {
 		var leave func()
 		if outer, leave = m.inside.enter(c, r, nth); leave != nil {
@@ -152,14 +189,12 @@ func (m *middleware) serve(next http.Handler, nth int32, w http.ResponseWriter, 
 	returned := false
 	defer func() {
 		if returned {
-			c.end(http.StatusOK)
+			c.end(true, nil)
 			return
 		}
-		// A panic, or runtime.Goexit, on which net/http sends no answer.
-		v := recover()
-		c.end(http.StatusInternalServerError)
+		v := recover() // nil: runtime.Goexit
+		c.end(false, v)
 		if v != nil {
-			c.panicked()
 			panic(v)
 		}
 	}()

@@ -24,13 +24,13 @@ import (
 func responses(w http.ResponseWriter, known *kinds) iter.Seq2[*response, bool] {
 	return func(yield func(c *response, hidden bool) bool) {
 		hidden := false
-		for range 100 { // a cycle is not ours to fail on
+		for range maxWrapped {
 			if of, ok := w.(interface{ counts() *response }); ok {
 				c := of.counts()
 				if !yield(c, hidden) {
 					return
 				}
-				w, known = c.inner, &c.in.kinds
+				w, known = c.inner.ResponseWriter, &c.in.kinds
 				continue
 			}
 			if u, ok := w.(wrapper); ok {

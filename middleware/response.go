@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/http"
 	"path"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -19,9 +20,11 @@ const (
 // response counts one request. It is the ResponseWriter of what is inside: see
 // wrap.go.
 type response struct {
-	inner http.ResponseWriter
+	*target        // of WriteHeader: opening until the status is known, then inner
+	opening, inner target
 
 	in      *middleware
+	came    *http.Request // as it came: its context is next to the connection's
 	request *http.Request // the innermost one seen
 	asks    struct {      // for what nobody has set; an inner middleware fills gaps
 		user, route, area func(*http.Request) string
@@ -31,9 +34,14 @@ type response struct {
 
 	user, route string // set by the handler
 	told        atomic.Pointer[told]
+	status      int // the first final one; 0: none yet
 	started     atomic.Bool
 	root        bool   // request.Pattern was "/" when it was seen
-	stream      bool   // hijacked, or of events: its duration says nothing
+	stream      bool   // hijacked, or of a type that is: its duration says nothing
+	late        bool   // the context of came was cancelled when it came
+	gone        bool   // there was nobody to answer when it started
+	notifies    bool   // the handler has asked for CloseNotify
+	written     int64  // bytes of the body
 	counted     *route // once started
 }
 
@@ -53,10 +61,14 @@ func (c *response) enter(r *http.Request, cfg Config) {
 }
 
 // start counts the request, the first time it is called.
-func (c *response) start(code int) {
+func (c *response) start() {
 	if c.started.Load() || !c.started.CompareAndSwap(false, true) {
 		return
 	}
+	if c.outer == nil && c.left() {
+		c.gone, c.stream, c.status = true, true, statusGone
+	}
+	c.know(http.StatusOK)
 	defer func() { _ = recover() }() // a Recorder's: never the request's
 	n := c.names()
 	if c.outer != nil {
@@ -65,14 +77,22 @@ func (c *response) start(code int) {
 	}
 	rec := c.in.rec
 	c.counted = n.route
-	c.stream = c.stream || ofEvents(c.inner.Header())
+	c.stream = c.stream || isStream(c.inner.Header())
 	c.counted.count(rec, requests)
-	c.counted.count(rec, status(code))
+	c.counted.count(rec, status(c.status))
 	if n.area != "" {
 		rec.Add("api.requests."+n.area, 1)
 	}
 	if n.user != "" {
 		rec.Add("user."+n.user+".requests", 1)
+	}
+}
+
+// know remembers a final status, the first one.
+func (c *response) know(status int) {
+	if c.status == 0 {
+		c.status = status
+		c.target = &c.inner
 	}
 }
 
@@ -99,29 +119,43 @@ func (c *response) set(t *told) (user, route string) {
 	return cmp.Or(t.user, c.user), cmp.Or(t.route, c.route)
 }
 
-// ofEvents tells whether a response of these headers is a stream of events.
-func ofEvents(h http.Header) bool {
-	const events = "text/event-stream"
-	types := h["Content-Type"]
-	return len(types) > 0 && len(types[0]) >= len(events) && strings.EqualFold(types[0][:len(events)], events)
-}
-
-// end counts a request that has not started, and how long it took.
-func (c *response) end(code int) {
-	c.start(code)
-	if c.stream || c.counted == nil {
-		return
+// end counts a request that has not started, how long it took, and how it ended: v is
+// what the handler panicked with, if it did not return.
+func (c *response) end(returned bool, v any) {
+	if !c.started.Load() {
+		if !returned { // net/http sends no answer, whatever is remembered
+			c.status = http.StatusInternalServerError
+		}
+		c.start()
 	}
-	defer func() { _ = recover() }()
-	c.counted.count(c.in.rec, latency(time.Since(c.in.base)-c.since))
-}
-
-func (c *response) panicked() {
 	if c.outer != nil {
 		return // it will see
 	}
 	defer func() { _ = recover() }()
-	c.in.rec.Add("error.panic", 1)
+	gone := c.gone || !c.whole() && c.left()
+	rec := c.in.rec
+	if !c.stream && c.counted != nil {
+		c.counted.count(rec, latency(time.Since(c.in.base)-c.since))
+	}
+	if gone || v == http.ErrAbortHandler {
+		rec.Add("error.aborted", 1)
+	}
+	if v != nil && v != http.ErrAbortHandler {
+		rec.Add("error.panic", 1)
+	}
+}
+
+// whole tells whether the client may have had all there was to have before the handler
+// returned: without a length it has not.
+func (c *response) whole() bool {
+	if c.came.Context().Err() == nil {
+		return false // nobody minds
+	}
+	if c.came.Method == http.MethodHead || c.status == http.StatusNoContent || c.status == http.StatusNotModified {
+		return true
+	}
+	n, err := strconv.ParseInt(c.inner.Header().Get("Content-Length"), 10, 64)
+	return err == nil && c.written >= n
 }
 
 // ask calls one of Config's functions.

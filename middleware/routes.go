@@ -98,15 +98,32 @@ func newRoute(pattern, method string, host bool) *route {
 		r.prefix = "api." + pattern + "."
 		return r
 	}
-	if i := strings.IndexAny(pattern, " \t"); i > 0 && strings.Trim(pattern[:i], "ABCDEFGHIJKLMNOPQRSTUVWXYZ") == "" {
+	if own, rest, ok := cutMethod(pattern, host); ok {
 		r.any = true
-		method, pattern = pattern[:i], strings.TrimLeft(pattern[i:], " \t")
+		method, pattern = own, rest
 	}
 	if i := strings.IndexByte(pattern, '/'); host && i > 0 {
 		pattern = pattern[i:] // ServeMux has patterns of a host: [METHOD ][HOST]/[PATH]
 	}
 	r.prefix = "api." + method + " " + pattern + "."
 	return r
+}
+
+// cutMethod cuts a pattern's own method from it, which may be any token: VERSION-CONTROL,
+// purge. What is no pattern of ServeMux has to go on with a path, or else begin
+// with a word in capital letters, so that "list users" is one name.
+func cutMethod(pattern string, host bool) (method, rest string, ok bool) {
+	i := strings.IndexAny(pattern, " \t")
+	if i <= 0 {
+		return "", pattern, false
+	}
+	method, rest = pattern[:i], strings.TrimLeft(pattern[i:], " \t")
+	const upper = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	if strings.Trim(method, upper) == "" {
+		return method, rest, true
+	}
+	const token = upper + "abcdefghijklmnopqrstuvwxyz0123456789!#$%&'*+-.^_`|~" // RFC 9110, 5.6.2
+	return method, rest, strings.Trim(method, token) == "" && (host || strings.HasPrefix(rest, "/"))
 }
 
 // count counts 1 for a measure.

@@ -67,3 +67,16 @@ func TestStreamsOfAnyTypeLeaveNoLatency(t *testing.T) {
 		rec.mu.Unlock()
 	}
 }
+
+func BenchmarkIsStream(b *testing.B) {
+	for _, contentType := range []string{"application/json; charset=utf-8", "text/html; charset=utf-8", "image/png"} {
+		h := http.Header{"Content-Type": {contentType}}
+		b.Run(contentType, func(b *testing.B) {
+			for b.Loop() {
+				if isStream(h) {
+					b.Fatal("a stream")
+				}
+			}
+		})
+	}
+}

@@ -2,11 +2,15 @@ package middleware
 
 import (
 	"bufio"
+	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"reflect"
+	"strings"
 	"sync/atomic"
+	"syscall"
 )
 
 //go:generate go run generate.go
@@ -56,6 +60,9 @@ func (k *kinds) hides(of reflect.Type) bool {
 	return of.Kind() == reflect.Struct && len(k.writersIn(of)) > 0
 }
 
+// maxWrapped is how deep writers are looked into: a cycle is not ours to fail on.
+const maxWrapped = 100
+
 type wrapper interface{ Unwrap() http.ResponseWriter }
 
 // What follows are the methods of a response as an http.ResponseWriter.
@@ -66,92 +73,199 @@ func (c *response) Header() http.Header { return c.inner.Header() }
 // Unwrap returns the inner writer, for http.ResponseController. Where that can be
 // flushed or hijacked by a controller only, a controller comes by here.
 func (c *response) Unwrap() http.ResponseWriter {
-	_, flusher := c.inner.(http.Flusher)
-	_, hijacker := c.inner.(http.Hijacker)
-	_, around := c.inner.(wrapper)
-	_, flushes := c.inner.(flushError)
+	w := c.inner.ResponseWriter
+	_, flusher := w.(http.Flusher)
+	_, hijacker := w.(http.Hijacker)
+	_, around := w.(wrapper)
+	_, flushes := w.(flushError)
 	if flushes && !flusher || around && !(flusher && hijacker) {
 		return controlled{c}
 	}
-	return c.inner
+	return w
 }
 
-// WriteHeader counts a final status; an informational one (1xx, but for 101,
-// which ends HTTP) passes.
-func (c *response) WriteHeader(status int) {
-	if status/100 != 1 || status == http.StatusSwitchingProtocols {
-		c.start(status)
+// target is where WriteHeader goes: with the methods of a struct that is embedded there
+// is no frame of ours in the way, so net/http names the caller in its log.
+type target struct{ http.ResponseWriter }
+
+// opening is the target until the status is known.
+type opening struct{ *response }
+
+func (c *response) open(r *http.Request) {
+	c.came, c.late = r, r.Context().Err() != nil
+	c.opening.ResponseWriter = opening{c}
+	c.target = &c.opening
+}
+
+// WriteHeader remembers a final status, once the inner writer has taken it. An
+// informational one (1xx, but for 101, which ends HTTP/1) passes.
+func (o opening) WriteHeader(status int) {
+	o.inner.WriteHeader(status)
+	if status/100 != 1 || status == http.StatusSwitchingProtocols && o.request.ProtoMajor < 2 {
+		o.know(status)
 	}
-	c.inner.WriteHeader(status)
 }
 
 func (c *response) Write(p []byte) (int, error) {
-	c.start(http.StatusOK)
-	return c.inner.Write(p)
+	c.write(len(p))
+	n, err := c.inner.Write(p)
+	c.written += int64(n)
+	return n, err
+}
+
+// write tells that n bytes are going to be handed on. None do not answer anything, but
+// decide that the status is 200, if there is none.
+func (c *response) write(n int) {
+	if n > 0 {
+		c.start()
+	} else {
+		c.know(http.StatusOK)
+	}
 }
 
 // And the optional ones: wrap gives a writer those that the inner one has, and
 // each is used only where the inner one has it, too.
 
 func (c *response) flush() {
-	c.start(http.StatusOK)
-	c.inner.(http.Flusher).Flush()
+	c.start()
+	c.inner.ResponseWriter.(http.Flusher).Flush()
 }
 
 type flushError interface{ FlushError() error }
 
+// flushError counts before the bytes go on, or where that may answer that there is no
+// flush, and so nothing has gone on, after it.
 func (c *response) flushError() error {
-	c.start(http.StatusOK)
-	return http.NewResponseController(c.inner).Flush()
+	if !c.started.Load() && flushes(c.inner.ResponseWriter) {
+		c.start()
+	}
+	err := http.NewResponseController(c.inner.ResponseWriter).Flush()
+	if !errors.Is(err, http.ErrNotSupported) {
+		c.start()
+	}
+	return err
 }
 
-type notifier interface{ CloseNotify() <-chan bool } // http.CloseNotifier, deprecated
-
-func (c *response) closeNotify() <-chan bool { return c.inner.(notifier).CloseNotify() }
+// flushes tells whether a ResponseController of w surely flushes: http.Flusher cannot
+// say no, and the FlushError of net/http's own writers does not.
+func flushes(w http.ResponseWriter) bool {
+	for range maxWrapped {
+		switch t := w.(type) {
+		case interface{ counts() *response }:
+			w = t.counts().inner.ResponseWriter
+		case flushError:
+			of := reflect.TypeOf(w)
+			if of.Kind() == reflect.Pointer {
+				of = of.Elem()
+			}
+			return of.PkgPath() == "net/http" || strings.HasPrefix(of.PkgPath(), "net/http/internal/")
+		case http.Flusher:
+			return true
+		case wrapper:
+			w = t.Unwrap()
+		default:
+			return false
+		}
+	}
+	return false
+}
 
 func (c *response) hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, rw, err := http.NewResponseController(c.inner).Hijack()
+	conn, rw, err := http.NewResponseController(c.inner.ResponseWriter).Hijack()
 	if err == nil {
 		c.stream = true
-		c.start(http.StatusSwitchingProtocols)
+		c.know(http.StatusSwitchingProtocols)
+		c.start()
 	}
 	return conn, rw, err
 }
 
-// readFrom counts when there is something to send: a source that is empty, or
-// fails at once, leaves the status open. With a Content-Length net/http may have
-// the kernel send a file, and has to see it.
 func (c *response) readFrom(src io.Reader) (int64, error) {
-	if c.inner.Header().Get("Content-Length") != "" {
-		c.start(http.StatusOK)
-	}
 	if !c.started.Load() {
-		src = startingReader{src, c}
+		first, err := peek(src)
+		if first == nil {
+			return 0, err
+		}
+		src = first
+		c.start()
 	}
-	return c.inner.(io.ReaderFrom).ReadFrom(src)
-}
-
-// startingReader starts a response with its first byte.
-type startingReader struct {
-	io.Reader
-	c *response
-}
-
-func (s startingReader) Read(p []byte) (int, error) {
-	n, err := s.Reader.Read(p)
-	if n > 0 {
-		s.c.start(http.StatusOK)
-	}
+	n, err := c.inner.ResponseWriter.(io.ReaderFrom).ReadFrom(src)
+	c.written += n
 	return n, err
 }
 
+// peek reads the first bytes of src. It returns what is to be read instead of src, or
+// nil where src has ended (then err is nil), or failed, without any.
+//
+// A file it puts back to where it was: the kernel can send it as long as it is seen
+// to be one, alone or in an io.LimitedReader.
+func peek(src io.Reader) (first io.Reader, err error) {
+	p := make([]byte, 512) // as many as net/http reads first
+	n := 0
+	for n == 0 && err == nil {
+		n, err = src.Read(p)
+	}
+	if n == 0 {
+		if err == io.EOF {
+			err = nil
+		}
+		return nil, err
+	}
+	file := src
+	limited, ok := src.(*io.LimitedReader)
+	if ok {
+		file = limited.R
+	}
+	if f, ok := file.(interface {
+		fs.File
+		io.Seeker
+		syscall.Conn
+	}); ok {
+		if _, err := f.Seek(int64(-n), io.SeekCurrent); err == nil {
+			if limited != nil {
+				limited.N += int64(n)
+			}
+			return src, nil
+		}
+	}
+	return &peeked{p[:n], err, src}, nil
+}
+
+// peeked reads what was read before, and then on.
+type peeked struct {
+	first []byte
+	err   error // of reading them
+	rest  io.Reader
+}
+
+func (r *peeked) Read(p []byte) (n int, err error) {
+	if len(r.first) > 0 {
+		n = copy(p, r.first)
+		r.first = r.first[n:]
+		return n, nil
+	}
+	if r.err != nil {
+		return 0, r.err
+	}
+	return r.rest.Read(p)
+}
+
+type notifier interface{ CloseNotify() <-chan bool } // http.CloseNotifier, deprecated
+
+func (c *response) closeNotify() <-chan bool {
+	c.notifies = true
+	return c.inner.ResponseWriter.(notifier).CloseNotify()
+}
+
 func (c *response) push(target string, opts *http.PushOptions) error {
-	return c.inner.(http.Pusher).Push(target, opts)
+	return c.inner.ResponseWriter.(http.Pusher).Push(target, opts)
 }
 
 func (c *response) writeString(s string) (int, error) {
-	c.start(http.StatusOK)
-	return c.inner.(io.StringWriter).WriteString(s)
+	c.write(len(s))
+	n, err := c.inner.ResponseWriter.(io.StringWriter).WriteString(s)
+	c.written += int64(n)
+	return n, err
 }
 
 // controlled is an inner writer for http.ResponseController, which finds by it what
@@ -161,4 +275,4 @@ type controlled struct{ *response }
 
 func (c controlled) FlushError() error                            { return c.flushError() }
 func (c controlled) Hijack() (net.Conn, *bufio.ReadWriter, error) { return c.hijack() }
-func (c controlled) Unwrap() http.ResponseWriter                  { return c.inner }
+func (c controlled) Unwrap() http.ResponseWriter                  { return c.inner.ResponseWriter }

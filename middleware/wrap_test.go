@@ -172,7 +172,8 @@ func TestWriterHasExactlyTheInterfacesOfTheInnerOne(t *testing.T) {
 
 		// What it has it also does, on a writer that can do everything.
 		direct, through := new(full), new(full)
-		c.inner, c.in, c.request = through, &middleware{rec: tally{}}, r
+		c.inner, c.in, c.request = target{through}, &middleware{rec: tally{}}, r
+		c.open(r)
 		if met.find(w).plain {
 			t.Errorf("%v: a response is none", want)
 		}
