@@ -131,6 +131,7 @@ func Run(t *testing.T, d Database) {
 		{"Thresholds", thresholds},
 		{"Takes", takes},
 		{"Erase", erase},
+		{"NamesThatDiffer", differ},
 		{"Views", views},
 	} {
 		t.Run(c.name, func(t *testing.T) {

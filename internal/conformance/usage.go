@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -121,14 +122,25 @@ func llmCalls(t *testing.T, b *bench) {
 	s.AddLLM(store.LLMCall{Model: "zero"})                                                          // an explicit 0
 	s.AddLLM(store.LLMCall{Failed: "api.connection.refused"})
 	s.AddLLM(store.LLMCall{Model: "(other)", Input: 1})
+	// Gemini: {"promptTokenCount":50000,"toolUsePromptTokenCount":5021,"candidatesTokenCount":923,"thoughtsTokenCount":785,"totalTokenCount":56729}
+	s.AddLLM(store.LLMCall{Model: "gemini-2.5-pro", Input: 50000 + 5021, Output: 923 + 785, Reasoning: 785})
+	// xAI: {"prompt_tokens":10120,"completion_tokens":1499,"total_tokens":14428,
+	// "prompt_tokens_details":{"cached_tokens":128},"completion_tokens_details":{"reasoning_tokens":2809}}
+	s.AddLLM(store.LLMCall{Model: "grok-4", Input: 10120, Output: 1499 + 2809, Cached: 128, Reasoning: 2809})
+	s.AddLLM(store.LLMCall{Model: "grok-3", Input: 10120, Output: 1499, Cached: 128, Reasoning: 2809}) // as it is reported
 	for _, c := range []store.LLMCall{
-		{Input: -1}, {Output: -1}, {Cached: -1}, {Reasoning: -1},
-		{Input: 10, Cached: 11}, {Output: 10, Reasoning: 11},
-		{Input: counter.Max, Output: 1}, {Input: 1<<63 - 1, Output: 1<<63 - 1},
+		{Input: -1}, {Output: -1, Input: 3}, {Input: 2, Cached: -1}, {Output: 5, Reasoning: -1},
+		{Input: 10, Cached: 11}, {Input: -1, Output: 4, Cached: 1},
 	} {
 		c.Model = "bad"
 		s.AddLLM(c)
 	}
+	s.AddLLM(store.LLMCall{Model: "huge", Input: counter.Max, Output: 1})
+	s.AddLLM(store.LLMCall{Model: "huger", Input: 1<<63 - 1, Output: 7})
+	s.AddLLM(store.LLMCall{Model: "fails", Failed: "Post \"https://api.example.com/v1/chat/completions\": context deadline exceeded (Client.Timeout exceeded)"})
+	s.AddLLM(store.LLMCall{Model: "fails", Failed: strings.Repeat("é", 33)})
+	s.AddLLM(store.LLMCall{Model: "fails", Failed: ": " + strings.Repeat("x.", 40)})
+	s.AddLLM(store.LLMCall{Model: "fails", Failed: strings.Repeat("a", 64)})
 	b.flush(s)
 	want := map[string]int64{
 		"llm.gpt-5.1.calls": 1, "llm.gpt-5.1.tokens": 1563, "llm.gpt-5.1.input_tokens": 1117, "llm.gpt-5.1.output_tokens": 446,
@@ -138,15 +150,83 @@ func llmCalls(t *testing.T, b *bench) {
 		"error.llm.aborted": 1, "error.llm.max_tokens": 1, "error.llm.api_connection_refused": 1,
 		"llm.zero.calls": 1, "llm.unknown.calls": 1, "llm.unknown.failed": 1,
 		"llm.((other).calls": 1, "llm.((other).tokens": 1, "llm.((other).input_tokens": 1,
-		"llm.bad.calls": 8,
+		"llm.gemini-2.5-pro.calls": 1, "llm.gemini-2.5-pro.tokens": 56729, "llm.gemini-2.5-pro.input_tokens": 55021, "llm.gemini-2.5-pro.output_tokens": 1708, "llm.gemini-2.5-pro.reasoning_tokens": 785,
+		"llm.grok-4.calls": 1, "llm.grok-4.tokens": 14428, "llm.grok-4.input_tokens": 10120, "llm.grok-4.output_tokens": 4308, "llm.grok-4.cached_tokens": 128, "llm.grok-4.reasoning_tokens": 2809,
+		"llm.grok-3.calls": 1, "llm.grok-3.tokens": 11619, "llm.grok-3.input_tokens": 10120, "llm.grok-3.output_tokens": 1499, "llm.grok-3.cached_tokens": 128,
+		"llm.bad.calls": 6, "llm.bad.tokens": 3 + 2 + 5 + 10 + 4, "llm.bad.input_tokens": 3 + 2 + 10, "llm.bad.output_tokens": 5 + 4,
+		"llm.huge.calls": 1, "llm.huge.tokens": counter.Max, "llm.huge.input_tokens": counter.Max, "llm.huge.output_tokens": 1,
+		"llm.huger.calls": 1, "llm.huger.tokens": 7, "llm.huger.output_tokens": 7,
+		"llm.fails.calls": 4, "llm.fails.failed": 4, "error.llm.Post \"https": 1, "error.llm." + strings.Repeat("é", 32): 1,
+		"error.llm." + (": " + strings.Repeat("x_", 31)): 1, "error.llm." + strings.Repeat("a", 64): 1,
 	}
 	got := b.totals(s, store.Query{Prefix: "llm."})
 	maps.Copy(got, b.totals(s, store.Query{Prefix: "error."}))
 	if !maps.Equal(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)
 	}
-	if st := s.Stats(); st.Invalid != 8 {
-		t.Errorf("Invalid = %d, want 8", st.Invalid)
+	if st := s.Stats(); st.Invalid != 9 { // a part each, and a cached one that is of no input
+		t.Errorf("Invalid = %d, want 9", st.Invalid)
+	}
+	if n := strings.Count(b.logs.String(), "reasoning"); n != 1 {
+		t.Errorf("the log says it %d times:\n%s", n, b.logs)
+	}
+}
+
+// Ids that differ are different users, with quotas of their own, and who is erased is
+// one of them: whatever cleaning makes of an id.
+func differ(t *testing.T, b *bench) {
+	cfg := b.config()
+	s := b.store(cfg)
+	long := strings.Repeat("né", 400)
+	ids := []string{"jos\xe9", "jos\xe8", "jos\uFFFD", "jos\x00", "jos\x01", "jos\u202e", "jos", "\xed\xa0\x80", "\xc0\x80", long, long + "2", "a~0123456789abcdef"}
+	for _, id := range ids[:len(ids):len(ids)] { // and who calls himself what another became
+		for range 2 {
+			_, id, _ = store.SplitName(counter.Clean("user." + id + ".requests"))
+			if !slices.Contains(ids, id) {
+				ids = append(ids, id)
+			}
+		}
+	}
+	for i, id := range ids {
+		n := int64(i + 1)
+		s.Add("user."+id+".requests", n)
+		if _, err := s.AddNow(b.ctx, "user."+id+".requests", 100*n); err != nil {
+			t.Fatal(err)
+		}
+		for want := range 2 {
+			left, _, ok, err := s.Take(b.ctx, "quota."+id+".daily", 1, 2, 24*time.Hour)
+			if err != nil || !ok || left != int64(1-want) {
+				t.Errorf("Take for %.40q: %d, %t, %v", id, left, ok, err)
+			}
+		}
+	}
+	b.flush(s)
+	users := func() map[string]int64 { return b.totals(s, store.Query{Prefix: "user.", Measure: "requests"}) }
+	want := map[string]int64{"user.active.daily": int64(len(ids)), "user.active.monthly": int64(len(ids))}
+	for i, id := range ids {
+		want[counter.Clean("user."+id+".requests")] = int64(101 * (i + 1))
+	}
+	for name := range want {
+		if n, err := s.Get(b.ctx, name); err != nil || n != want[name] {
+			t.Errorf("Get(%.60q) = %d, %v, want %d", name, n, err, want[name])
+		}
+	}
+	delete(want, "user.active.daily")
+	delete(want, "user.active.monthly")
+	if got := users(); !maps.Equal(got, want) {
+		t.Fatalf("counted %v\nwant    %v", got, want)
+	}
+	for _, id := range ids {
+		if err := s.Erase(b.ctx, id); err != nil {
+			t.Fatal(err)
+		}
+		delete(want, counter.Clean("user."+id+".requests"))
+		if got := users(); !maps.Equal(got, want) {
+			t.Fatalf("without %.40q: %d left, want %d", id, len(got), len(want))
+		}
+		if n := b.number(`SELECT COUNT(*) FROM usage_history WHERE key LIKE 'quota.%' AND step = 2`); n != int64(len(want)) {
+			t.Fatalf("without %.40q: %d quotas left, want %d", id, n, len(want))
+		}
 	}
 }
 

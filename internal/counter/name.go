@@ -111,6 +111,14 @@ func Clean(name string) string {
 	return group + "." + subject + "." + measure
 }
 
+// Known is Clean.
+func Known(name string) string { return Clean(name) }
+
+// Named is Clean of a subject.
+func Named(group, subject, measure string) string {
+	return Clean(group + "." + subject + "." + measure)
+}
+
 // plain tells whether s is printable ASCII, as nearly every name is.
 func plain(s string) bool {
 	for i := range len(s) {

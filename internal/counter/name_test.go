@@ -1,0 +1,147 @@
+package counter
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// lookalikes are names that something might take for one another: what cannot be kept,
+// what it becomes, and what that would become.
+func lookalikes() []string {
+	long := strings.Repeat("x", 600)
+	parts := []string{
+		"jos\xe9", "jos\xe8", "jos\uFFFD", "jos\xed\xa0\x80", "jos\xed\xa0\x81", "jos\xc0\x80", "jos\x00", "jos\x01", "jos\x7f", "jos\u0085", "jos\u202e", "jos\u202d", "jos",
+		"a\r\nb", "a\n\rb", "a\uFFFD\uFFFDb", "\x00", "\x01", "\uFFFD", "~0123456789abcdef", "a~0123456789abcdef", "a~0123456789abcdeF",
+	}
+	var names []string
+	for _, p := range parts {
+		names = append(names, "user."+p+".requests", "user.."+p+".requests", "quota."+p+".refused", "error."+p, p, "api.requests."+p, "feature.a."+p, "feature."+p+"."+p)
+	}
+	for _, p := range parts[:6] { // a generation has 64 groups
+		names = append(names, p+".a.b", p+".b")
+	}
+	for _, p := range []string{long + "1", long + "2", strings.Repeat("é", 300) + "1", strings.Repeat("é", 300) + "2", strings.Repeat("\xff", 600), strings.Repeat("\xfe", 600), strings.Repeat("\uFFFD", 300)} {
+		names = append(names, "user."+p+".requests", "user."+p+".logins", "feature."+p+".used")
+	}
+	for range 3 { // an id may be what another's was cut to, and so on
+		for _, name := range names[:len(names):len(names)] {
+			names = append(names, Clean(name))
+		}
+		names = distinct(names)
+	}
+	return names
+}
+
+func distinct(list []string) (once []string) {
+	seen := map[string]bool{}
+	for _, s := range list {
+		if !seen[s] {
+			once, seen[s] = append(once, s), true
+		}
+	}
+	return once
+}
+
+// Names that differ never share a counter, in whichever order they come, in memory, in
+// a file, in what is carried over to the next generation, and by Counter as by Add.
+func TestNamesThatDifferNeverShareACounter(t *testing.T) {
+	names := lookalikes()
+	if len(names) < 200 {
+		t.Fatalf("%d names", len(names))
+	}
+	backwards := make([]string, len(names))
+	for i, name := range names {
+		backwards[len(names)-1-i] = name
+	}
+	for _, order := range [][]string{names, backwards} {
+		s := New(100_000, func(string) {}, nil)
+		kept := map[string]int64{}
+		for generation := range 3 {
+			for i, name := range order {
+				if generation == 1 {
+					s.Counter(name)(int64(i + 1))
+				} else {
+					s.Add(name, int64(i+1))
+				}
+			}
+			for i, name := range order {
+				s.Add(name, int64(1000*(i+1)))
+			}
+			sealed, _ := s.Seal()
+			b, err := Decode(sealed.Payload)
+			if err != nil || len(b.Counts) != len(order) {
+				t.Fatalf("generation %d: %d counters of %d names, %v", generation, len(b.Counts), len(order), err)
+			}
+			for _, c := range b.Counts {
+				kept[c.Name] += c.N
+			}
+			s.Prepare()
+		}
+		for i, name := range order {
+			if n := kept[Clean(name)]; n != int64(3*1001*(i+1)) {
+				t.Errorf("%q, kept as %q: counted %d, want %d", name, Clean(name), n, 3*1001*(i+1))
+			}
+		}
+	}
+}
+
+// What a name is kept under is kept as it is, from wherever it comes back.
+func TestKeptNamesStay(t *testing.T) {
+	for _, name := range lookalikes() {
+		kept := Clean(name)
+		if Known(kept) != kept || Kept(kept) != kept || len(kept) > maxName {
+			t.Errorf("%q is kept as %q, and that as %q, %q", name, kept, Known(kept), Kept(kept))
+		}
+		if group, subject, measure := Split(kept); subject != "" && Named(group, subject, measure) == kept && Clean(kept) != kept {
+			t.Errorf("the id %q is not told from what another id became", subject)
+		}
+	}
+}
+
+// A subject is kept under the same name by itself as within its name.
+func TestNamed(t *testing.T) {
+	for _, id := range []string{"42", "a.b", "jos\xe9", "\x00", "a~0123456789abcdef", strings.Repeat("né", 400), strings.Repeat("\xff", 600)} {
+		for _, name := range []string{"user.%s.requests", "quota.%s.refused"} {
+			name = fmt.Sprintf(name, id)
+			group, _, measure := Split(name)
+			if got := Named(group, id, measure); got != Clean(name) {
+				t.Errorf("Named(%q) = %q, want %q", name, got, Clean(name))
+			}
+		}
+	}
+}
+
+// summed tells whether a name is one of those that the doc of Clean has sums for.
+func summed(kept string) bool { return strings.Contains(kept, Invalid) }
+
+func FuzzNamesThatDiffer(f *testing.F) {
+	names := lookalikes()
+	for i := range names {
+		f.Add(names[i], names[(i+1)%len(names)])
+		f.Add(names[i], Clean(names[i]))
+	}
+	f.Fuzz(func(t *testing.T, a, b string) {
+		x, y := Clean(a), Clean(b)
+		if a != b && x == y && !summed(x) {
+			t.Errorf("%q and %q are both %q", a, b, x)
+		}
+		if z := Clean(x); x != a && z == x && !summed(x) {
+			t.Errorf("%q and %q are both %q", a, x, x)
+		}
+		if Known(x) != x {
+			t.Errorf("%q comes back as %q", x, Known(x))
+		}
+		s := New(10, func(string) {}, nil)
+		s.Add(a, 1)
+		s.Add(b, 2)
+		s.Add(a, 4)
+		if sealed, ok := s.Seal(); ok {
+			for _, c := range sealed.Counts {
+				if a != b && c.N != 5 && c.N != 2 && !summed(c.Name) {
+					t.Errorf("of %q and %q: %v", a, b, sealed.Counts)
+				}
+			}
+		}
+	})
+}
