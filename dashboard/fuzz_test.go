@@ -215,7 +215,7 @@ func hostileParameters(t *testing.T, st *store.Store) {
 func checkSelection(t *testing.T, w *httptest.ResponseRecorder, all []store.Count, parameter, value string) {
 	t.Helper()
 	selects := map[string]func(name string) bool{
-		"name":     func(name string) bool { return name == counter.Clean(value) },
+		"name":     func(name string) bool { return name == counter.Known(value) },
 		"prefix":   func(name string) bool { return strings.HasPrefix(name, value) },
 		"measure":  func(name string) bool { return strings.HasSuffix(name, "."+value) },
 		"contains": func(name string) bool { return strings.Contains(asciiLower(name), asciiLower(value)) },
@@ -258,7 +258,7 @@ func TestHostileNames(t *testing.T) {
 	names, shown := map[string]int64{}, map[string]bool{}
 	for _, v := range hostileNames {
 		for _, name := range []string{"api.GET /%.requests", "user.%.requests", "feature.%.n", "llm.%.tokens"} {
-			name = counter.Clean(strings.Replace(name, "%", v, 1))
+			name = counter.Known(strings.Replace(name, "%", v, 1))
 			names[name] = most
 			name = strings.TrimPrefix(name, name[:strings.Index(name, ".")+1])
 			shown[visible(strings.TrimSuffix(strings.TrimSuffix(name, ".requests"), ".tokens"))] = true

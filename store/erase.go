@@ -65,11 +65,11 @@ func subjectsOf(user string) []string {
 	return subjects
 }
 
-// isOf tells whether a name is a user's. Clean is asked, for it cuts a long id.
+// isOf tells whether a kept name is a user's.
 func isOf(name, user string) bool {
 	group, _, measure := counter.Split(name)
 	return (group == "user" || group == "quota") && name != activeDaily && name != activeMonthly &&
-		slices.ContainsFunc(subjectsOf(user), func(subject string) bool { return name == counter.Clean(group+"."+subject+"."+measure) })
+		slices.ContainsFunc(subjectsOf(user), func(subject string) bool { return name == counter.Named(group, subject, measure) })
 }
 
 // eraseWaiting takes a user out of the batches that wait, while no fold has them. A
@@ -149,7 +149,7 @@ func (s *Store) eraseRows(ctx context.Context, tx *sqlx.Tx, user string) error {
 		for _, subject := range subjectsOf(user) {
 			for _, sp := range spans {
 				// A long id is cut, and its hash depends on the measure: what they begin with does not.
-				begin := stem(counter.Clean(group + "." + subject + ".x"))
+				begin := stem(counter.Named(group, subject, "x"))
 				if len(begin) > 300 {
 					begin = strings.ToValidUTF8(begin[:300], "")
 				}

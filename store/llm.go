@@ -2,6 +2,7 @@ package store
 
 import (
 	"strings"
+	"unicode/utf8"
 
 	"github.com/usagekit/usagekit/internal/counter"
 )
@@ -16,10 +17,17 @@ import (
 //	Reasoning   completion_tokens_details.reasoning_tokens;       not told apart
 //	            output_tokens_details.reasoning_tokens
 //
-// OpenAI's input holds the cached tokens, Anthropic's does not: there, add them. A
-// stream tells its usage at the end (OpenAI: with stream_options.include_usage); one
-// that was aborted before is a call without tokens, or with those that the
-// application has counted itself.
+//	            Gemini                                            xAI (chat completions)
+//	Input       promptTokenCount + toolUsePromptTokenCount        prompt_tokens
+//	Output      candidatesTokenCount + thoughtsTokenCount         completion_tokens + completion_tokens_details.reasoning_tokens
+//	Cached      cachedContentTokenCount                           prompt_tokens_details.cached_tokens
+//	Reasoning   thoughtsTokenCount                                completion_tokens_details.reasoning_tokens
+//
+// OpenAI's input holds the cached tokens, Anthropic's does not: there, add them. OpenAI's
+// output holds those of reasoning, Gemini's and xAI's does not: there, add those. Then
+// Input and Output are what the bill has. A stream tells its usage at the end (OpenAI:
+// with stream_options.include_usage); one that was aborted before is a call without
+// tokens, or with those that the application has counted itself.
 type LLMCall struct {
 	Model     string // "": unknown
 	Input     int64  // tokens that were sent, those from a cache among them
@@ -39,11 +47,15 @@ type LLMCall struct {
 //	llm.<model>.cached_tokens      gen_ai.usage.cache_read.input_tokens
 //	llm.<model>.reasoning_tokens   gen_ai.usage.reasoning.output_tokens
 //	llm.<model>.failed             calls that failed, and
-//	error.llm.<failed>             why (error.type); dots become _
+//	error.llm.<failed>             why (error.type)
 //
-// The model is gen_ai.request.model. Tokens of 0 make no counter. Numbers that cannot
-// be (negative, beyond 2^53−1, more cached than sent, more reasoning than came back)
-// are refused as a whole: the call counts, its tokens do not, and Stats.Invalid does.
+// The model is gen_ai.request.model. Tokens of 0 make no counter. A number that cannot
+// be (negative, beyond 2^53−1, more cached than sent, more reasoning than came back) is
+// left out alone: the others count, Stats.Invalid does, and the log says it once.
+//
+// Dots in Failed become "_", so reasons that differ in those alone are one. Of a reason
+// longer than 64 bytes, as an error's text may be, counts what stands before its first
+// colon, 64 bytes at most.
 func (s *Store) AddLLM(c LLMCall) {
 	model := c.Model
 	switch {
@@ -56,24 +68,52 @@ func (s *Store) AddLLM(c LLMCall) {
 	s.Inc(stem + "calls")
 	if c.Failed != "" {
 		s.Inc(stem + "failed")
-		s.Inc("error.llm." + strings.ReplaceAll(c.Failed, ".", "_"))
+		s.Inc("error.llm." + reason(c.Failed))
 	}
-	if min(c.Input, c.Output, c.Cached, c.Reasoning) < 0 || c.Cached > c.Input || c.Reasoning > c.Output || c.Input > counter.Max-c.Output {
-		s.Add(stem+"tokens", -1) // which is refused, and counted
-		return
+	input, output := s.part(stem, "input_tokens", c.Input, counter.Max), s.part(stem, "output_tokens", c.Output, counter.Max)
+	if sum := min(input+output, counter.Max); sum > 0 {
+		s.Add(stem+"tokens", sum)
 	}
-	for _, t := range []struct {
-		measure string
-		n       int64
-	}{
-		{"tokens", c.Input + c.Output},
-		{"input_tokens", c.Input},
-		{"output_tokens", c.Output},
-		{"cached_tokens", c.Cached},
-		{"reasoning_tokens", c.Reasoning},
-	} {
-		if t.n > 0 {
-			s.Add(stem+t.measure, t.n)
+	s.part(stem, "cached_tokens", c.Cached, input)
+	s.part(stem, "reasoning_tokens", c.Reasoning, output)
+}
+
+// part counts n tokens, of most that there can be, and returns how many it counted.
+func (s *Store) part(stem, measure string, n, most int64) int64 {
+	if n == 0 {
+		return 0
+	}
+	if n < 0 || n > most {
+		s.Add(stem+measure, -1) // which is refused, and counted
+		if s != nil {
+			s.oddOnce.Do(func() {
+				go s.survives(func() { // a request may be waiting
+					s.log.Warn("usagekit: a call of a model has a number of tokens that cannot be, which is left out: is it mapped as the doc of LLMCall says?", "counter", stem+measure, "n", n, "most", most)
+				})
+			})
 		}
+		return 0
 	}
+	s.Add(stem+measure, n)
+	return n
+}
+
+// reason is a measure made of why a call failed.
+func reason(failed string) string {
+	const most = 64 // bytes of a measure
+	failed = strings.ReplaceAll(failed, ".", "_")
+	if len(failed) <= most {
+		return failed
+	}
+	if i := strings.IndexByte(failed, ':'); i > 0 {
+		failed = failed[:i]
+	}
+	if len(failed) > most {
+		k := most
+		for k > 0 && !utf8.RuneStart(failed[k]) {
+			k--
+		}
+		failed = failed[:k]
+	}
+	return failed
 }

@@ -95,7 +95,7 @@ func (s *Store) now(ctx context.Context, tx *sqlx.Tx) (time.Time, removal, error
 func (s *Store) Reset(ctx context.Context, names ...string) error {
 	names = slices.Clone(names)
 	for i, name := range names {
-		names[i] = counter.Clean(name)
+		names[i] = counter.Known(name)
 		if current(names[i]) || counter.Derived(names[i]) && strings.HasPrefix(names[i], "quota.") {
 			return fmt.Errorf("store: Reset: %s is a number of the current hour, day or month, and has no total", names[i])
 		}

@@ -119,11 +119,11 @@ func (q *Query) check() error {
 		return queryError("From must be before To")
 	}
 	if q.Name != "" {
-		q.Name = counter.Clean(q.Name)
+		q.Name = counter.Known(q.Name)
 	}
 	q.Names = slices.Clone(q.Names)
 	for i, name := range q.Names {
-		q.Names[i] = counter.Clean(name)
+		q.Names[i] = counter.Known(name)
 	}
 	slices.Sort(q.Names)
 	if q.Names = slices.Compact(q.Names); len(q.Names) == 1 && q.Name == "" {

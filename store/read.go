@@ -85,7 +85,7 @@ func (s *Store) Get(ctx context.Context, name string) (int64, error) {
 		return 0, nil
 	}
 	var n int64
-	name = counter.Clean(name)
+	name = counter.Known(name)
 	err := s.read(ctx, func(tx *sqlx.Tx, now time.Time) error {
 		switch name {
 		case requestsToday, activeDaily, activeMonthly:

@@ -34,9 +34,12 @@
 // begins with the first release that derives it.
 //
 // Names are valid UTF-8 without control characters, at most 512 bytes, group and
-// measure 1 to 64 bytes. Others are cleaned, never refused: a subject that is too
-// long keeps its beginning and a hash; a group or measure that cannot be kept
-// counts under the subject (invalid). Numbers are 1 … 2^53−1, and sums stay there.
+// measure 1 to 64 bytes. Others are cleaned, never refused: what cannot be kept becomes
+// U+FFFD, and a subject that is too long keeps its beginning; either then ends in "~"
+// and 16 hexadecimal digits, a hash of what it was, and so does what looks like that
+// itself. So names that differ are counters that differ, but for a group or measure
+// that is empty or too long, which counts under (invalid). A method that reads takes
+// names as lists have them, too: one with such an end is the one that it names. Numbers are 1 … 2^53−1, and sums stay there.
 //
 // # Promises
 //
@@ -187,6 +190,7 @@ type Store struct {
 	leads      atomic.Bool   // this store folded last
 
 	derivedOnce   sync.Once
+	oddOnce       sync.Once    // of AddLLM
 	foldedThrough atomic.Int64 // Unix ms; 0: unknown
 	conflicts     atomic.Int64 // folds undone by the guard
 	skew          atomic.Int64 // of the database's clock, ms: what it is ahead of ours

@@ -167,8 +167,8 @@ func llmCalls(t *testing.T, b *bench) {
 	if st := s.Stats(); st.Invalid != 9 { // a part each, and a cached one that is of no input
 		t.Errorf("Invalid = %d, want 9", st.Invalid)
 	}
-	if n := strings.Count(b.logs.String(), "reasoning"); n != 1 {
-		t.Errorf("the log says it %d times:\n%s", n, b.logs)
+	if n := b.reported("number of tokens", 1); n != 1 {
+		t.Errorf("the log says it %d times", n)
 	}
 }
 

@@ -109,7 +109,7 @@ func Sum(p []byte) []byte {
 // Kept returns the name that what a payload has under name is kept under: name
 // itself, or (invalid) for one that Add would not have counted under.
 func Kept(name string) string {
-	if name = Clean(name); Derived(name) {
+	if name = Known(name); Derived(name) {
 		group, subject, measure := Split(name)
 		if group == "api" { // an area, and no route of which sums are made
 			return group + "." + subject + "." + Invalid

@@ -118,13 +118,15 @@ func (s *Set) add(name string, n int64) bool {
 // Counter returns Add for one name. It keeps where the counter is, within a
 // generation, and so takes half the time. It keeps no generation.
 func (s *Set) Counter(name string) func(n int64) {
-	name = strings.Clone(Clean(name))
+	name = strings.Clone(name)
+	clean := Clean(name)
+	hash := hashOfKept(s.seed, clean)
 	var last atomic.Uint64 // a generation's number, and that of the counter in it from 1 on; 32 bits each
 	return func(n int64) {
 		if g := s.current.Load(); g != nil && n > 0 && n <= Max {
 			v := last.Load()
 			if uint32(v>>32) != uint32(g.seq) || uint32(v) == 0 {
-				v = uint64(g.seq)<<32 | uint64(g.table.Load().number(hashOf(g.seed, name), name))
+				v = uint64(g.seq)<<32 | uint64(g.table.Load().number(hash, clean))
 				last.Store(v)
 			}
 			if i := uint32(v); i != 0 && g.count(g.table.Load().at(int(i)-1), n) {
@@ -319,7 +321,7 @@ func newGeneration(seed maphash.Seed, seq int64, carry []string, spool *Spool) *
 		}
 	}
 	for _, name := range carry {
-		g.create(name, hashOf(seed, name))
+		g.create(name, hashOfKept(seed, name))
 	}
 	return g
 }
@@ -407,7 +409,7 @@ func (g *generation) open() {
 // counter returns the counter of a clean name, made if need be; of the group's
 // (other) when maxNames are there, which over tells; nil when g is closed.
 func (g *generation) counter(name string, maxNames int) (c *counter, over bool) {
-	hash := hashOf(g.seed, name)
+	hash := hashOfKept(g.seed, name)
 	if c := g.table.Load().find(hash, name); c != nil {
 		return c, false
 	}
@@ -448,7 +450,7 @@ func (g *generation) counter(name string, maxNames int) (c *counter, over bool) 
 	default:
 		name = groupName + "." + Other + "." + Other
 	}
-	hash = hashOf(g.seed, name)
+	hash = hashOfKept(g.seed, name)
 	if c := g.table.Load().find(hash, name); c != nil {
 		return c, true
 	}

@@ -76,47 +76,99 @@ func Reserved(subject string) bool {
 	return false
 }
 
-// Clean returns the name that name is counted under: itself when it is valid
-// UTF-8 without control characters, at most 512 bytes, its group and measure 1
-// to 64 bytes. Otherwise characters that cannot be kept become U+FFFD, a group
-// or measure that cannot be kept becomes "(invalid)", and a subject that is too
-// long keeps its beginning and a hash of all of it, so that two long ones stay
-// apart. Clean(Clean(x)) == Clean(x).
-func Clean(name string) string {
-	if !plain(name) && (!utf8.ValidString(name) || strings.IndexFunc(name, unicode.IsControl) >= 0) {
-		name = strings.Map(func(r rune) rune {
-			if unicode.IsControl(r) {
-				return utf8.RuneError
-			}
-			return r // what is not UTF-8 arrives as RuneError
-		}, name)
-	}
+// Clean returns the name that an input is counted under: itself when it is valid
+// UTF-8 without control characters, at most 512 bytes, its group and measure 1 to 64
+// bytes. A part that holds what cannot be kept has U+FFFD in its place, and a subject
+// that is too long keeps its beginning; both end in a mark, "~" and 64 bits of the
+// hash of what they were. So does a part that looks so itself. Hence names that differ
+// are kept under names that differ, except those whose group or measure is empty or
+// too long, which becomes "(invalid)".
+//
+// A name is cleaned once: what it is kept under is an input of its own, and another
+// one's if it has a mark. See Known.
+func Clean(name string) string { return clean(name, false) }
+
+// Known is Clean for a name that may come back from where Clean's are kept: those stay
+// as they are.
+func Known(name string) string { return clean(name, true) }
+
+// Named is Clean for a subject of which the group and the measure are kept already.
+func Named(group, subject, measure string) string {
+	return group + "." + keep(subject, maxName-len(group)-len(measure)-2, false) + "." + measure
+}
+
+func clean(name string, known bool) string {
+	first, last := strings.IndexByte(name, '.'), strings.LastIndexByte(name, '.')
 	group, subject, measure := Split(name)
 	switch {
 	case group == "" || len(group) > maxPart:
 		group, subject = "other", Invalid
-		if !validMeasure(measure) {
+		if measure == "" || len(measure) > maxPart {
 			measure = Invalid
 		}
-	case !validMeasure(measure):
+		return group + "." + subject + "." + keep(measure, maxPart, known)
+	case measure == "" || len(measure) > maxPart:
 		if group != "api" || subject != "requests" { // there the measure is an area, and stays among them
 			subject = Invalid
 		}
-		measure = Invalid
-	case len(name) <= maxName:
-		return name
-	default:
-		subject = shorten(subject, maxName-len(group)-len(measure)-2)
+		return keep(group, maxPart, known) + "." + subject + "." + Invalid
 	}
-	return group + "." + subject + "." + measure
+	g, m := keep(group, maxPart, known), keep(measure, maxPart, known)
+	sub := keep(subject, maxName-len(g)-len(m)-2, known)
+	switch {
+	case g == group && sub == subject && m == measure:
+		return name
+	case first < 0:
+		return m
+	case first == last:
+		return g + "." + m
+	}
+	return g + "." + sub + "." + m
 }
 
-// Known is Clean.
-func Known(name string) string { return Clean(name) }
+// keep returns what a part of a name is kept as, in size bytes at most.
+func keep(s string, size int, known bool) string {
+	dirty := !plain(s) && (!utf8.ValidString(s) || strings.IndexFunc(s, unicode.IsControl) >= 0)
+	if !dirty && len(s) <= size && (known || !marked(s)) {
+		return s
+	}
+	sum := sha256.Sum256([]byte(s))
+	if dirty {
+		s = strings.Map(func(r rune) rune {
+			if unicode.IsControl(r) {
+				return utf8.RuneError
+			}
+			return r // what is not UTF-8 arrives as RuneError
+		}, s)
+	}
+	if k := size - markSize; len(s) > k {
+		for !utf8.RuneStart(s[k]) {
+			k--
+		}
+		s = s[:k]
+	}
+	return s + "~" + hex.EncodeToString(sum[:8])
+}
 
-// Named is Clean of a subject.
-func Named(group, subject, measure string) string {
-	return Clean(group + "." + subject + "." + measure)
+const markSize = 17
+
+// marked tells whether a part of a name ends as those that keep has changed do.
+func marked(s string) bool {
+	if len(s) < markSize || s[len(s)-markSize] != '~' {
+		return false
+	}
+	for _, c := range []byte(s[len(s)-markSize+1:]) {
+		if (c < '0' || '9' < c) && (c < 'a' || 'f' < c) {
+			return false
+		}
+	}
+	return true
+}
+
+// isMarked tells whether a part of a kept name is marked: then no input is it.
+func isMarked(name string) bool {
+	group, subject, measure := Split(name)
+	return marked(measure) || marked(subject) || marked(group)
 }
 
 // plain tells whether s is printable ASCII, as nearly every name is.
@@ -127,17 +179,4 @@ func plain(s string) bool {
 		}
 	}
 	return true
-}
-
-func validMeasure(m string) bool { return m != "" && len(m) <= maxPart }
-
-// shorten returns s in exactly size bytes or up to three fewer: its beginning,
-// "~", and 64 bits of its hash.
-func shorten(s string, size int) string {
-	sum := sha256.Sum256([]byte(s))
-	k := size - 17
-	for !utf8.RuneStart(s[k]) {
-		k--
-	}
-	return s[:k] + "~" + hex.EncodeToString(sum[:8])
 }

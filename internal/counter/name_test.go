@@ -93,7 +93,7 @@ func TestKeptNamesStay(t *testing.T) {
 		if Known(kept) != kept || Kept(kept) != kept || len(kept) > maxName {
 			t.Errorf("%q is kept as %q, and that as %q, %q", name, kept, Known(kept), Kept(kept))
 		}
-		if group, subject, measure := Split(kept); subject != "" && Named(group, subject, measure) == kept && Clean(kept) != kept {
+		if group, subject, measure := Split(kept); marked(subject) && Named(group, subject, measure) == kept {
 			t.Errorf("the id %q is not told from what another id became", subject)
 		}
 	}

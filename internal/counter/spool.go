@@ -400,7 +400,7 @@ func read(r io.Reader, dir, name string, inode uint64) (Sealed, header, error) {
 			return Sealed{}, head, err
 		}
 		n, name := int64(order.Uint64(record))&math.MaxInt64, string(record[recordHead:recordHead+length])
-		if n > Max || Clean(name) != name || Derived(name) || seen[name] {
+		if n > Max || Known(name) != name || Derived(name) || seen[name] {
 			return Sealed{}, head, fmt.Errorf("the record at %d is damaged", at)
 		}
 		seen[name] = true

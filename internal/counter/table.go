@@ -35,6 +35,16 @@ func newTable(names int) *table {
 
 func hashOf(seed maphash.Seed, name string) uint32 { return uint32(maphash.String(seed, name)) }
 
+// hashOfKept is the hash of a name that is kept. An input that is equal to one with a
+// mark is another name, and has another hash: Add looks up what it is given before it
+// cleans it.
+func hashOfKept(seed maphash.Seed, name string) uint32 {
+	if isMarked(name) {
+		return ^hashOf(seed, name)
+	}
+	return hashOf(seed, name)
+}
+
 // find returns the counter of name, nil when there is none.
 func (t *table) find(hash uint32, name string) *counter {
 	if n := t.number(hash, name); n > 0 {
