@@ -251,7 +251,7 @@ func (s *Store) adoptLoop() {
 	}
 	for {
 		backoff := minBackoff
-		_ = s.spool.Adopt(func(writer string, b counter.Sealed) error {
+		_ = s.spool.Adopt(func(string) error { return nil }, func(writer string, b counter.Sealed) error {
 			for {
 				err := s.sendAdopted(writer, b)
 				if err == nil {

@@ -14,6 +14,9 @@ const MaxAge = 60 * 24 * time.Hour
 
 var errShared = errors.New("another process counts in it, through a hard link or another path: remove the copy")
 
+// ErrForgotten says that the database does not know the writer of an old batch.
+var ErrForgotten = errors.New("counter: the database does not know its writer any more")
+
 var errOld = errors.New("it is too old: whether it was counted before is not known any more")
 
 // Adopt sends what dead writers left: each one's files in order, under its own id,
@@ -24,7 +27,7 @@ var errOld = errors.New("it is too old: whether it was counted before is not kno
 // What cannot be sent is set aside as *.corrupt, or stays where it is when another
 // may be able to: files of a later release, or for another database. What is not
 // usagekit's stays in any case, and is said once.
-func (s *Spool) Adopt(send func(writer string, b Sealed) error) error {
+func (s *Spool) Adopt(register func(writer string) error, send func(writer string, b Sealed) error) error {
 	dirs, others, err := s.disk.Dirs()
 	s.stuck.Store(nil)
 	if err != nil {

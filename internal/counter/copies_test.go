@@ -40,7 +40,7 @@ type arrived map[string]map[string]int64
 func (a arrived) adopt(t *testing.T, root string) *spooled {
 	t.Helper()
 	s := openSpool(t, root)
-	if err := s.spool.Adopt(func(writer string, b Sealed) error { a.take(writer, b); return nil }); err != nil {
+	if err := s.spool.Adopt(registered, func(writer string, b Sealed) error { a.take(writer, b); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()

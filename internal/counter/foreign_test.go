@@ -254,7 +254,7 @@ func TestDirectoriesNamedByTheIDAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := openSpool(t, root)
-	if err := s.spool.Adopt(func(writer string, b Sealed) error {
+	if err := s.spool.Adopt(registered, func(writer string, b Sealed) error {
 		if writer != filepath.Base(dir) || b.Seq != 7 || b.Counts[0].N != 5 {
 			t.Errorf("batch %d of %s: %v", b.Seq, writer, b.Counts)
 		}

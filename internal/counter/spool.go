@@ -146,6 +146,9 @@ func (s *Spool) Remove(seq int64) {
 	}
 }
 
+// Sent notes that batches may be in the database from now on: it knows the writer.
+func (s *Spool) Sent() {}
+
 // Has tells whether there is a file of batch seq.
 func (s *Spool) Has(seq int64) bool { return s.disk.Inode(s.dir, fileName(seq)) != 0 }
 

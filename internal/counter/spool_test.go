@@ -61,6 +61,9 @@ func openSpool(t testing.TB, root string) *spooled {
 	return s
 }
 
+// registered is a database that knows every writer.
+func registered(string) error { return nil }
+
 // die gives the directory up as the end of a process does, with all in it.
 func (s *spooled) die() {
 	for _, g := range []*generation{s.current.Load(), s.spare} {
@@ -79,7 +82,7 @@ func (s *spooled) die() {
 func (s *spooled) adopt(t *testing.T) (counts map[string]int64, seqs []int64) {
 	t.Helper()
 	counts = map[string]int64{}
-	if err := s.spool.Adopt(func(_ string, b Sealed) error {
+	if err := s.spool.Adopt(registered, func(_ string, b Sealed) error {
 		seqs = append(seqs, b.Seq)
 		sum(counts, b)
 		if again, err := Decode(b.Payload); err != nil || len(again.Counts) != len(b.Counts) {
@@ -313,24 +316,168 @@ func TestSpoolFileGrows(t *testing.T) {
 	}
 }
 
-// A batch so old that the database may have forgotten whether it has it is set aside,
-// not counted again.
-func TestSpoolOfLongAgo(t *testing.T) {
-	root := t.TempDir()
-	dead := openSpool(t, root)
-	for name, age := range map[string]time.Duration{"feature.young.used": MaxAge - time.Hour, "feature.old.used": MaxAge + time.Hour} {
-		dead.Add(name, 1)
-		b, _ := dead.Seal()
-		b.Opened = time.Now().Add(-age).UnixMilli()
-		b.Payload = b.Encode()
-		if !dead.spool.keep(nil, b, false) {
-			t.Fatal("the file is not written")
-		}
+// A batch that seems to be of long ago, by the clock of the host alone, is set aside
+// only when the database has forgotten its writer: whether it has the batch already
+// is not known then.
+func TestBatchesOfLongAgo(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		sent          bool // the writer had begun to send
+		known         bool // the database knows it
+		want, dropped int64
+	}{
+		{"never sent, so the database cannot have it", false, false, 11, 0},
+		{"the database knows what it has", true, true, 11, 0},
+		{"the database may have forgotten that it has it", true, false, 1, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := t.TempDir()
+			dead := openSpool(t, root)
+			for _, old := range []bool{true, false} {
+				dead.Add("feature.a.used", map[bool]int64{true: 10, false: 1}[old])
+				if old { // as a host says whose clock is 61 days behind
+					g := dead.current.Load()
+					g.opened.Store(time.Now().Add(-MaxAge - 24*time.Hour).UnixMilli())
+				}
+				dead.Seal()
+			}
+			if c.sent {
+				dead.spool.Sent()
+			}
+			dead.die()
+			known := map[string]bool{dead.spool.writer: c.known}
+			s, got := openSpool(t, root), map[string]int64{}
+			for range 2 {
+				if err := s.spool.Adopt(func(writer string) error {
+					known[writer] = true
+					return nil
+				}, func(writer string, b Sealed) error {
+					if b.Old && !known[writer] {
+						return ErrForgotten
+					}
+					sum(got, b)
+					return nil
+				}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got["feature.a.used"] != c.want || int64(s.lost) != c.dropped || int64(s.spool.Aside()) != c.dropped {
+				t.Errorf("counted %d, want %d; %d set aside: %q", got["feature.a.used"], c.want, s.spool.Aside(), s.said)
+			}
+		})
 	}
-	dead.die()
-	s := openSpool(t, root)
-	if got, _ := s.adopt(t); len(got) != 1 || got["feature.young.used"] != 1 || s.spool.Aside() != 1 {
-		t.Errorf("found %v, %d set aside", got, s.spool.Aside())
+}
+
+// That nothing was sent is true of the original alone, and until it is no more:
+// of no copy or link, nor after the first attempt of somebody else.
+func TestWhetherAnythingWasSent(t *testing.T) {
+	refused := errors.New("refused")
+	old := func(t *testing.T) (s *spooled, root string) {
+		root = t.TempDir()
+		s = openSpool(t, root)
+		s.Add("feature.a.used", 1)
+		s.current.Load().opened.Store(time.Now().Add(-2 * MaxAge).UnixMilli())
+		s.Seal()
+		return s, root
+	}
+	adopt := func(t *testing.T, root string, register error) (registers, sends int) {
+		s := openSpool(t, root)
+		_ = s.spool.Adopt(func(string) error { registers++; return register }, func(string, Sealed) error { sends++; return refused })
+		return registers, sends
+	}
+	t.Run("links", func(t *testing.T) {
+		s, root := old(t)
+		copied := linked(t, root)
+		s.spool.Sent()
+		s.die()
+		if registers, _ := adopt(t, copied, nil); registers > 0 {
+			t.Error("a link says that nothing was sent, and it was")
+		}
+	})
+	t.Run("copies", func(t *testing.T) {
+		s, root := old(t)
+		copied := t.TempDir()
+		if err := os.CopyFS(copied, os.DirFS(root)); err != nil {
+			t.Fatal(err)
+		}
+		s.spool.Sent()
+		s.die()
+		if registers, _ := adopt(t, copied, nil); registers > 0 {
+			t.Error("a copy says that nothing was sent, and it was")
+		}
+	})
+	t.Run("attempts", func(t *testing.T) {
+		s, root := old(t)
+		s.die()
+		for i, c := range []struct {
+			register         error
+			registers, sends int
+		}{{refused, 1, 0}, {nil, 1, 1}, {nil, 0, 1}} {
+			if registers, sends := adopt(t, root, c.register); registers != c.registers || sends != c.sends {
+				t.Errorf("attempt %d: registered %d times, sent %d", i, registers, sends)
+			}
+		}
+	})
+	t.Run("the directory made anew", func(t *testing.T) {
+		s, root := old(t)
+		s.spool.Sent()
+		if err := os.RemoveAll(root); err != nil {
+			t.Fatal(err)
+		}
+		s.Add("feature.a.used", 1)
+		s.current.Load().opened.Store(time.Now().Add(-2 * MaxAge).UnixMilli())
+		s.Prepare()
+		if b, ok := s.Seal(); !ok || !b.Spooled {
+			t.Fatalf("%+v", b)
+		}
+		s.die()
+		if registers, sends := adopt(t, root, nil); registers > 0 || sends != 1 {
+			t.Errorf("registered %d times, sent %d", registers, sends)
+		}
+	})
+}
+
+// Errors of a disk are shown to whoever may see the health of the application: they
+// do not say where it keeps its files.
+func TestErrorsOfADiskNameNoPath(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "spool")
+	disk, err := OpenDisk(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, file := dirPrefix+newWriter(), fileName(1)
+	for _, state := range []string{"empty", "removed", "a file"} {
+		if state != "empty" {
+			if err := os.RemoveAll(root); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if state == "a file" {
+			if err := os.WriteFile(root, []byte("usagekit"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		errs := map[string]error{}
+		if state == "a file" {
+			_, errs["Own"] = disk.Own(dir)
+		}
+		_, errs["Claim"] = disk.Claim(dir)
+		if state != "empty" {
+			_, _, errs["Dirs"] = disk.Dirs()
+		}
+		_, _, errs["Files"] = disk.Files(dir)
+		_, errs["Create"] = disk.Create(dir, file, minSize)
+		errs["Write"] = disk.Write(dir, file, []byte("usagekit"))
+		_, _, errs["Open"] = disk.Open(dir, file)
+		_, errs["SetAside"] = disk.SetAside(dir, file)
+		if state == "a file" {
+			errs["Remove"] = disk.Remove(dir, file)
+		}
+		for what, err := range errs {
+			if err == nil || strings.Contains(err.Error(), filepath.Dir(root)) {
+				t.Errorf("%s, the root %s: %v", what, state, err)
+			}
+		}
 	}
 }
 
@@ -472,7 +619,7 @@ func TestAdoptionGoesOn(t *testing.T) {
 	s := openSpool(t, root)
 	stop := errors.New("stop")
 	sent := 0
-	if err := s.spool.Adopt(func(string, Sealed) error {
+	if err := s.spool.Adopt(registered, func(string, Sealed) error {
 		if sent++; sent == 2 {
 			return stop
 		}
@@ -547,7 +694,7 @@ func TestOpenedIsNotInTheFile(t *testing.T) {
 		}
 		s.die()
 		other := openSpool(t, root)
-		if err := other.spool.Adopt(func(_ string, b Sealed) error {
+		if err := other.spool.Adopt(registered, func(_ string, b Sealed) error {
 			if time.Since(time.UnixMilli(b.Opened)).Abs() > time.Minute || b.Counts[0].N != 1 {
 				t.Errorf("%+v", b)
 			}

@@ -101,7 +101,7 @@ func damage(rng *rand.Rand, file string) error {
 func (r *trial) adopt(dir string, left map[int64]map[string]int64) (sent, aside int) {
 	r.Helper()
 	spool := counter.NewSpool(must1(counter.OpenDisk(dir))(r), strings.Repeat("b", 32), func(bool, string, ...any) {})
-	r.must(spool.Adopt(func(_ string, b counter.Sealed) error {
+	r.must(spool.Adopt(func(string) error { return nil }, func(_ string, b counter.Sealed) error {
 		sent++
 		for _, c := range b.Counts {
 			switch {
