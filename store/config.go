@@ -18,6 +18,12 @@ type Config struct {
 	// A path that is no directory, or that the process may not write to, is an
 	// error of New; where writing fails later, counts stay in memory and
 	// Stats.Degraded says why. Other systems than Linux and macOS have no spool.
+	// What others keep in it stays as it is, and is said once in the log. What is
+	// sent for the first time counts however old it is; what a process that had sent
+	// before left there for more than 60 days counts as long as the database knows
+	// that process, which it does for 90 days from when it saw it last, at least. After
+	// that, whether it was counted cannot be told, and it is set aside as *.corrupt
+	// (100 files are kept) and counted in usagekit.counts.dropped.
 	// "": counts are in memory only.
 	Spool string
 

@@ -446,7 +446,7 @@ func (p *process) adopt() {
 		if !s.isStarted() {
 			return
 		}
-		_ = s.spool.Adopt(func(string) error { return nil }, func(writer string, b counter.Sealed) error {
+		_ = s.spool.Adopt(s.registerAdopted, func(writer string, b counter.Sealed) error {
 			if p.m.renamed {
 				writer = newID()
 			}

@@ -21,6 +21,7 @@ type sealed struct {
 	names   int
 	payload []byte
 	spooled bool
+	old     bool // see counter.MaxAge
 }
 
 const (
@@ -39,6 +40,7 @@ const (
 COALESCE((SELECT value FROM usage_meta WHERE name = 'pruned'), '') AS pruned, %s AS now`
 	// Only when it is needed: it waits for a fold that moves this writer's guard.
 	sqlRegister = `INSERT INTO usage_writers AS w (writer, seq, sum, seen) VALUES (?, 0, ?, ?) ON CONFLICT (writer) DO UPDATE SET seen = excluded.seen`
+	sqlSeen     = `UPDATE usage_writers SET seen = ? WHERE writer = ?`
 	sqlSend     = `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING`
 )
 
@@ -80,7 +82,7 @@ func (s *Store) seal() {
 func (s *Store) enqueue(b counter.Sealed) {
 	s.mu.Lock()
 	s.seq = b.Seq
-	s.queue = append(s.queue, sealed{b.Seq, b.Opened, len(b.Counts), b.Payload, b.Spooled})
+	s.queue = append(s.queue, sealed{b.Seq, b.Opened, len(b.Counts), b.Payload, b.Spooled, false})
 	s.mu.Unlock()
 	signal(s.wake)
 }
@@ -185,6 +187,13 @@ func (s *Store) sendNext() (waits bool, err error) {
 	if !waits {
 		return false, nil
 	}
+	if s.spool.Unsent() {
+		if err := s.register(s.writer); err != nil {
+			s.report(&s.sendErr, err)
+			return true, err
+		}
+		s.spool.Sent()
+	}
 	mine := false
 	err = s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) (err error) {
 		mine, err = s.send(tx, s.writer, head)
@@ -226,21 +235,64 @@ func (s *Store) send(tx *sqlx.Tx, writer string, b sealed) (mayFold bool, err er
 	}
 	// With every batch: a database that was restored, or failed over to a replica
 	// that was behind, may have forgotten this writer, and folds what it knows.
-	var known struct {
-		Seen, Now     int64
-		Value, Pruned string
-	}
-	if err := tx.Get(&known, s.sql.text(strings.Replace(sqlKnown, "%s", s.sql.clock(), 1)), writer); err != nil {
+	known, err := s.known(tx, writer)
+	switch {
+	case err != nil:
 		return false, err
+	case b.old:
+		err = s.keepKnown(tx, writer, known)
+	case max(known.Seen-known.Now, known.Now-known.Seen) > seenAnew.Milliseconds(): // a clock may have been ahead
+		_, err = tx.Exec(s.sql.text(sqlRegister), writer, []byte{}, known.now())
 	}
-	if max(known.Seen-known.Now, known.Now-known.Seen) > seenAnew.Milliseconds() { // a clock may have been ahead
-		if _, err := tx.Exec(s.sql.text(sqlRegister), writer, []byte{}, parseRemoval(known.Pruned).since(known.Now)); err != nil {
-			return false, err
-		}
+	if err != nil {
+		return false, err
 	}
 	holder, until := s.parseLease(known.Value, known.Now)
 	_, err = tx.Exec(s.sql.text(sqlSend), writer, b.seq, b.opened, b.payload)
 	return holder == s.writer || until <= known.Now, err
+}
+
+// known is what the database says about a writer, and who folds.
+type known struct {
+	Seen, Now     int64
+	Value, Pruned string
+}
+
+// now is when a writer that is seen now was seen.
+func (k known) now() int64 { return parseRemoval(k.Pruned).since(k.Now) }
+
+func (s *Store) known(tx *sqlx.Tx, writer string) (k known, err error) {
+	err = tx.Get(&k, s.sql.text(strings.Replace(sqlKnown, "%s", s.sql.clock(), 1)), writer)
+	return k, err
+}
+
+// keepKnown keeps the database from forgetting a writer while an old batch of it is on
+// its way.
+func (s *Store) keepKnown(tx *sqlx.Tx, writer string, k known) error {
+	done, err := tx.Exec(s.sql.text(sqlSeen), k.now(), writer)
+	if err != nil {
+		return err
+	}
+	n, err := done.RowsAffected()
+	if err == nil && n == 0 {
+		err = counter.ErrForgotten
+	}
+	return err
+}
+
+// register makes the database know a writer, of which it has nothing yet.
+func (s *Store) register(writer string) error {
+	return s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
+		if err := s.sql.begin(s.run, tx); err != nil {
+			return err
+		}
+		k, err := s.known(tx, writer)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(s.sql.text(sqlRegister), writer, []byte{}, k.now())
+		return err
+	})
 }
 
 // adoptLoop sends what dead processes left in the spool, at the start and every
@@ -251,16 +303,21 @@ func (s *Store) adoptLoop() {
 	}
 	for {
 		backoff := minBackoff
-		_ = s.spool.Adopt(func(string) error { return nil }, func(writer string, b counter.Sealed) error {
+		until := func(done func() error) error {
 			for {
-				err := s.sendAdopted(writer, b)
+				err := done()
 				if err == nil {
 					backoff = minBackoff
 				}
-				if err == nil || !s.backOff(&backoff, err) {
+				if err == nil || errors.Is(err, counter.ErrForgotten) || !s.backOff(&backoff, err) {
 					return err
 				}
 			}
+		}
+		_ = s.spool.Adopt(func(writer string) error {
+			return until(func() error { return s.registerAdopted(writer) })
+		}, func(writer string, b counter.Sealed) error {
+			return until(func() error { return s.sendAdopted(writer, b) })
 		})
 		if !s.pause(adoptEvery) {
 			return
@@ -272,13 +329,24 @@ func (s *Store) adoptLoop() {
 func (s *Store) sendAdopted(writer string, b counter.Sealed) error {
 	mine := false
 	err := s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) (err error) {
-		mine, err = s.send(tx, writer, sealed{b.Seq, b.Opened, len(b.Counts), b.Payload, true})
+		mine, err = s.send(tx, writer, sealed{b.Seq, b.Opened, len(b.Counts), b.Payload, true, b.Old})
 		return err
 	})
+	if errors.Is(err, counter.ErrForgotten) {
+		s.report(&s.adoptErr, nil)
+		return err
+	}
 	s.report(&s.adoptErr, err)
 	if err == nil && mine {
 		signal(s.kick)
 	}
+	return err
+}
+
+// registerAdopted is register for a dead writer, tried once.
+func (s *Store) registerAdopted(writer string) error {
+	err := s.register(writer)
+	s.report(&s.adoptErr, err)
 	return err
 }
 

@@ -7,10 +7,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/store"
 	"github.com/usagekit/usagekit/store/postgres"
@@ -247,5 +249,62 @@ func TestSpoolThatCannotBe(t *testing.T) {
 	}
 	if err := s.Shutdown(ctx); err != nil {
 		t.Error(err)
+	}
+}
+
+// A host whose clock was years behind, killed before it could send anything: its
+// counts are in the database in the end, and once.
+func TestCountsOfAClockThatWasBehind(t *testing.T) {
+	databases := map[string]func(t *testing.T) (*sqlx.DB, error){
+		"SQLite": func(t *testing.T) (*sqlx.DB, error) { return sqlite.Open(filepath.Join(t.TempDir(), "usage.db")) },
+	}
+	if store.Server != nil {
+		databases["PostgreSQL"] = func(t *testing.T) (*sqlx.DB, error) { return postgres.Open(store.Server.NewDatabase(t)) }
+	}
+	for name, openDatabase := range databases {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "spool")
+			synctest.Test(t, func(t *testing.T) { // in the year 2000
+				disk, err := counter.OpenDisk(dir)
+				if err != nil {
+					t.Fatal(err)
+				}
+				spool := counter.NewSpool(disk, strings.Repeat("5", 32), func(bool, string, ...any) {})
+				set := counter.New(100, func(string) {}, spool)
+				set.Add("feature.a.used", 1000)
+				if b, ok := set.Close(); !ok || !b.Spooled {
+					t.Fatalf("%+v", b)
+				}
+				spool.Release()
+			})
+			db, err := openDatabase(t)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			for range 2 {
+				s, err := store.New(ctx, db, store.Config{Spool: dir, Interval: 5 * time.Millisecond})
+				if err != nil {
+					t.Fatal(err)
+				}
+				n := int64(0)
+				for ; n == 0 && ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
+					if n, err = s.Get(ctx, "feature.a.used"); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if st := s.Stats(); n != 1000 || st.Corrupt != 0 {
+					t.Errorf("counted %d; %d files set aside", n, st.Corrupt)
+				}
+				if err := s.Shutdown(ctx); err != nil {
+					t.Error(err)
+				}
+			}
+			if left, err := os.ReadDir(dir); len(left) != 0 || err != nil {
+				t.Errorf("the spool holds %v, %v", left, err)
+			}
+		})
 	}
 }

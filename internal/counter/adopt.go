@@ -8,21 +8,22 @@ import (
 	"time"
 )
 
-// MaxAge is how old a batch may be that a dead writer left. The database forgets a
-// writer some time after it, and could not tell that it has the batch already.
+// MaxAge is how old a batch may be, by the clock of the host that counted and that of
+// the one that finds it, to be sent without asking. The database forgets a writer some
+// time after it, and could not tell then that it has the batch already. What is older
+// goes to a database that knows its writer: either clock may be wrong.
 const MaxAge = 60 * 24 * time.Hour
+
+// ErrForgotten says that the database does not know the writer of an old batch.
+var ErrForgotten = errors.New("the database does not know its writer any more, so whether it was counted before cannot be told")
 
 var errShared = errors.New("another process counts in it, through a hard link or another path: remove the copy")
 
-// ErrForgotten says that the database does not know the writer of an old batch.
-var ErrForgotten = errors.New("counter: the database does not know its writer any more")
-
-var errOld = errors.New("it is too old: whether it was counted before is not known any more")
-
 // Adopt sends what dead writers left: each one's files in order, under its own id,
-// so that a batch that had arrived already does not count again. send returns when
-// the database has the batch for certain, or an error that ends the adoption; what
-// is not sent stays for the next one. One file is in memory at a time.
+// so that a batch that had arrived already does not count again. register returns when
+// the database knows a writer of which it has nothing, send when it has the batch for
+// certain, or ErrForgotten; any other error ends the adoption. What is not sent stays for
+// the next one. One file is in memory at a time.
 //
 // What cannot be sent is set aside as *.corrupt, or stays where it is when another
 // may be able to: files of a later release, or for another database. What is not
@@ -48,7 +49,7 @@ func (s *Spool) Adopt(register func(writer string) error, send func(writer strin
 			}
 			continue
 		}
-		if err := s.adopt(dir, release, send); err != nil {
+		if err := s.adopt(dir, release, register, send); err != nil {
 			return err
 		}
 	}
@@ -56,7 +57,7 @@ func (s *Spool) Adopt(register func(writer string) error, send func(writer strin
 }
 
 // adopt sends the files of one dead writer.
-func (s *Spool) adopt(dir string, release func(remove bool), send func(writer string, b Sealed) error) error {
+func (s *Spool) adopt(dir string, release func(remove bool), register func(writer string) error, send func(writer string, b Sealed) error) error {
 	done := false
 	defer func() { release(done) }()
 	files, others, err := s.disk.Files(dir)
@@ -72,11 +73,13 @@ func (s *Spool) adopt(dir string, release func(remove bool), send func(writer st
 		case why == nil && copied: // the original may have sent what the copy lacks
 			s.setAside(dir, name, errCopy)
 			continue
-		case why == nil && time.Since(time.UnixMilli(b.Opened)) > MaxAge:
-			s.setAside(dir, name, errOld)
-			continue
 		case why == nil:
-			if err := send(writerOf(dir), b); err != nil {
+			err := s.sendFrom(dir, b, register, send)
+			if errors.Is(err, ErrForgotten) {
+				s.setAside(dir, name, ErrForgotten)
+				continue
+			}
+			if err != nil {
 				done = false
 				return err
 			}
@@ -99,6 +102,22 @@ func (s *Spool) adopt(dir string, release func(remove bool), send func(writer st
 		}
 	}
 	return nil
+}
+
+// sendFrom sends a batch of a dead writer. One that had sent nothing has the database
+// know it first, whatever becomes of us meanwhile: so no batch of it is ever too old.
+func (s *Spool) sendFrom(dir string, b Sealed, register func(writer string) error, send func(writer string, b Sealed) error) error {
+	if s.disk.Unsent(dir) {
+		if err := register(writerOf(dir)); err != nil {
+			return err
+		}
+		if err := s.disk.Sent(dir); err != nil {
+			s.stays("the spool cannot be written to", dir, err)
+			return err
+		}
+	}
+	b.Old = time.Since(time.UnixMilli(b.Opened)) > MaxAge
+	return send(writerOf(dir), b)
 }
 
 func (s *Spool) load(dir, name string) (Sealed, error) {

@@ -23,7 +23,7 @@ type Sealed struct {
 	Seq     int64  // of its writer: 1, 2, 3 …
 	Payload []byte // the batch, encoded
 	Spooled bool   // it is in a file of the spool
-	Old     bool   // only a database that knows its writer can tell whether it has it
+	Old     bool   // see MaxAge: only for a database that knows its writer
 }
 
 // Count is one counter of a batch.

@@ -13,10 +13,16 @@ import (
 // it neither changes nor removes them: a directory is ours by its name, or because
 // a file of ours is in it, and a file by its name and the magic that it begins with.
 type Disk interface {
-	// Own makes dir, if need be, and locks it; ErrOwned when another has it.
+	// Own makes dir, if need be, and locks it; ErrOwned when another has it. Nothing
+	// was sent from it yet.
 	Own(dir string) (release func(remove bool), err error)
 	// Claim is Own of a directory that is there.
 	Claim(dir string) (release func(remove bool), err error)
+	// Sent notes that something may be sent from dir from now on, for as long as it is
+	// there: a power loss does not undo it.
+	Sent(dir string) error
+	// Unsent tells whether Sent was certainly not called for dir, which is not a copy.
+	Unsent(dir string) bool
 	// Dirs lists the directories that Own made, but for those that are gone, and
 	// what else is there.
 	Dirs() (dirs, others []string, err error)

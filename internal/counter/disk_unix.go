@@ -24,6 +24,7 @@ const (
 	asideKept   = 100
 	newPrefix   = ".new-"      // of a directory that is not locked yet
 	tmpPrefix   = ".usagekit-" // of a file that is not whole yet
+	unsentFile  = "unsent"     // is in a directory that nothing was sent from
 )
 
 // maxFile is how large a generation's file may become, 16 MiB where addresses have
@@ -83,16 +84,60 @@ func (d *disk) Own(dir string) (func(bool), error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Rename(d.path(fresh), d.path(dir)); err != nil {
+	unsent, err := d.place(fresh, unsentFile, func(f *os.File) error {
+		_, err := fmt.Fprintf(f, "%s %016x\n", fileMagic, d.identityOf(f))
+		return explain(err)
+	})
+	if err == nil {
+		unsent.Close()
+		err = explain(os.Rename(d.path(fresh), d.path(dir)))
+	}
+	if err != nil {
 		release(true)
-		return nil, explain(err)
+		return nil, err
 	}
 	return func(remove bool) {
 		if remove {
-			_ = unix.Rmdir(d.path(dir)) // only if it is empty
+			d.removeDir(dir)
 		}
 		release(false)
 	}, nil
+}
+
+// removeDir removes a directory in which no file is left.
+func (d *disk) removeDir(dir string) {
+	if entries, err := os.ReadDir(d.path(dir)); err == nil && len(entries) == 1 && entries[0].Name() == unsentFile {
+		_ = d.Remove(dir, unsentFile)
+	}
+	_ = unix.Rmdir(d.path(dir)) // only if it is empty
+}
+
+func (d *disk) Sent(dir string) error {
+	f, err := d.openOurs(d.path(dir, unsentFile), os.O_RDWR)
+	if errors.Is(err, errNoDirectory) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Truncate(0); err != nil { // no link to it says it any more
+		return explain(err)
+	}
+	if err := errors.Join(f.Sync(), os.Remove(f.Name())); err != nil {
+		return explain(err)
+	}
+	return nil
+}
+
+func (d *disk) Unsent(dir string) bool {
+	f, err := d.openOurs(d.path(dir, unsentFile), os.O_RDONLY)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	content, err := io.ReadAll(io.LimitReader(f, 64))
+	return err == nil && string(content) == fmt.Sprintf("%s %016x\n", fileMagic, d.identityOf(f))
 }
 
 // sweep removes what a process left that died within Own: not what one that is there
@@ -130,7 +175,7 @@ func (d *disk) Claim(dir string) (func(bool), error) {
 	}
 	return func(remove bool) {
 		if remove {
-			_ = unix.Rmdir(d.path(dir)) // only if it is empty
+			d.removeDir(dir)
 		}
 		f.Close()
 	}, nil
@@ -194,6 +239,7 @@ func (d *disk) Files(dir string) (files, others []string, err error) {
 	for _, e := range entries {
 		name := e.Name()
 		switch {
+		case name == unsentFile:
 		case seqOf(name) != 0:
 			files = append(files, name)
 		case seqOf(strings.TrimPrefix(name, tmpPrefix)) != 0 && d.discard(d.path(dir, name)) == nil: // what was cut off

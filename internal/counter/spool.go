@@ -91,7 +91,8 @@ type Spool struct {
 
 	mu       sync.Mutex
 	owned    func(remove bool) // releases our directory; nil: not made yet
-	lost     []func(bool)      // of those that were ours: what is in them is, still
+	sent     bool
+	lost     []func(bool) // of those that were ours: what is in them is, still
 	database [16]byte
 	next     int64           // size of the next file
 	told     map[string]bool // what was reported already
@@ -146,8 +147,26 @@ func (s *Spool) Remove(seq int64) {
 	}
 }
 
-// Sent notes that batches may be in the database from now on: it knows the writer.
-func (s *Spool) Sent() {}
+// Unsent tells whether nothing of ours is in the database for certain. Whoever sends
+// something has the writer registered first, and then says so with Sent.
+func (s *Spool) Unsent() bool {
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.sent
+}
+
+// Sent notes that batches may be in the database from now on, which knows their writer.
+func (s *Spool) Sent() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sent = true
+	if s.owned != nil {
+		_ = s.disk.Sent(s.dir) // where it cannot be noted, nor can a file be removed
+	}
+}
 
 // Has tells whether there is a file of batch seq.
 func (s *Spool) Has(seq int64) bool { return s.disk.Inode(s.dir, fileName(seq)) != 0 }
@@ -172,14 +191,14 @@ func (s *Spool) create(seq int64) (f *file, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.owned == nil {
-		if s.owned, err = s.disk.Own(s.dir); err != nil {
+		if err := s.own(); err != nil {
 			return nil, err
 		}
 	}
 	m, err := s.disk.Create(s.dir, fileName(seq), s.next)
 	if errors.Is(err, errNoDirectory) { // it was removed under us
 		s.lost = append(s.lost, s.owned)
-		if s.owned, err = s.disk.Own(s.dir); err == nil {
+		if err = s.own(); err == nil {
 			m, err = s.disk.Create(s.dir, fileName(seq), s.next)
 		}
 	}
@@ -198,6 +217,15 @@ func (s *Spool) create(seq int64) (f *file, err error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// own makes our directory.
+func (s *Spool) own() (err error) {
+	s.owned, err = s.disk.Own(s.dir)
+	if err == nil && s.sent {
+		_ = s.disk.Sent(s.dir)
+	}
+	return err
 }
 
 // touchPages has the kernel give the pages of new memory, of zeros: on the request

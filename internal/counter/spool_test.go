@@ -165,7 +165,7 @@ func TestSpoolKeepsNothingThatWasDelivered(t *testing.T) {
 		}
 		s.spool.Remove(b.Seq)
 		s.Prepare()
-		if n := len(files(t, root, "*/*")); n != 2 {
+		if n := len(files(t, root, "*/*"+fileSuffix)); n != 2 {
 			t.Fatalf("%d files, want this generation's and the next one's", n)
 		}
 	}

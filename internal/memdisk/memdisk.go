@@ -74,6 +74,7 @@ type dir struct {
 	onDisk    bool
 	maker     *Process
 	owner     *Process
+	unsent    bool
 	files     map[string]*file
 	filesDisk map[string]*file
 }
@@ -161,6 +162,7 @@ func (p *Process) Tear(keep int, rank func(content []byte, at int) int) (ranks i
 		order := i
 		if f.before == nil {
 			f.before, order = make([]byte, len(f.mem)), -1
+			copy(f.before, magic) // was written before it was mapped
 		}
 		for at := 0; at < f.size; at += 8 {
 			if !bytes.Equal(f.mem[at:at+8], f.before[at:at+8]) {
@@ -329,7 +331,7 @@ func (p *Process) Own(name string) (func(bool), error) {
 	fresh := newPrefix + name
 	err := p.step("mkdir", func() error {
 		if p.fs.dir(fresh) == nil {
-			p.fs.dirs = append(p.fs.dirs, &dir{name: fresh, there: true, maker: p, files: map[string]*file{}, filesDisk: map[string]*file{}})
+			p.fs.dirs = append(p.fs.dirs, &dir{name: fresh, there: true, unsent: true, maker: p, files: map[string]*file{}, filesDisk: map[string]*file{}})
 		}
 		return nil
 	})
@@ -403,6 +405,28 @@ func (p *Process) Claim(name string) (func(bool), error) {
 			return nil
 		})
 	}, nil
+}
+
+// Sent notes it at once, and for good.
+func (p *Process) Sent(name string) error {
+	return p.step("note that it sends", func() error {
+		d := p.fs.dir(name)
+		if d == nil {
+			return ErrMissing
+		}
+		d.unsent = false
+		return nil
+	})
+}
+
+// Unsent tells whether Sent was not called.
+func (p *Process) Unsent(name string) (unsent bool) {
+	_ = p.step(Stat, func() error {
+		d := p.fs.dir(name)
+		unsent = d != nil && d.unsent
+		return nil
+	})
+	return unsent
 }
 
 // Dirs lists the directories in any order.
