@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/middleware"
 	"github.com/usagekit/usagekit/store"
@@ -234,15 +236,34 @@ func TestHistoryOfAKilledDemo(t *testing.T) {
 	})
 }
 
-// The hours before now are always the same, and end where now begins.
-func TestHistoryEndsBeforeTheHour(t *testing.T) {
+// The hours before now are always the same. That of now has as much as has passed of it:
+// one with less would look like an outage.
+func TestHistoryReachesUpToNow(t *testing.T) {
 	hour := time.Date(2026, 3, 29, 17, 0, 0, 0, time.UTC)
 	hours := history(hour)
-	if n := historyDays*24 + 17; len(hours) != n || hours[n-1].Opened != hour.Add(-time.Hour).UnixMilli() {
+	n := historyDays*24 + 17
+	if len(hours) != n || hours[n-1].Opened != hour.Add(-time.Hour).UnixMilli() {
 		t.Errorf("%d hours, want %d", len(hours), n)
 	}
-	if !reflect.DeepEqual(hours, history(hour.Add(time.Hour-1).In(time.FixedZone("", 5*3600+1800)))) {
-		t.Error("it changes within the hour")
+	requests := func(b counter.Batch) (sum float64) {
+		for _, c := range b.Counts {
+			if _, subject, measure := store.SplitName(c.Name); measure == "requests" && subject != "" && strings.HasPrefix(c.Name, "api.") {
+				sum += float64(c.N)
+			}
+		}
+		return sum
+	}
+	whole := requests(history(hour.Add(time.Hour))[n])
+	for _, passed := range []time.Duration{time.Second, 7 * time.Minute, 30 * time.Minute, 53 * time.Minute, time.Hour - 1} {
+		now := history(hour.Add(passed).In(time.FixedZone("", 5*3600+1800)))
+		if len(now) != n+1 || !reflect.DeepEqual(hours, now[:n]) {
+			t.Errorf("%v later there are %d hours, and those before it are others", passed, len(now))
+			continue
+		}
+		got, want := requests(now[n]), whole*passed.Hours()
+		if now[n].Opened != hour.UnixMilli() || math.Abs(got-want) > 0.1*want+30 {
+			t.Errorf("%v of the hour has %v requests, want about %v", passed, got, want)
+		}
 	}
 	for _, b := range hours {
 		names := 0
