@@ -35,8 +35,8 @@ func runDemo(ctx context.Context, usage *store.Store, db *sqlx.DB, base string) 
 	sendTraffic(ctx, base)
 }
 
-// addHistory puts what the demo's traffic would have counted in the days before the
-// hour of now into the inbox, a batch an hour, and leaves the rest to the store's fold.
+// addHistory puts what the demo's traffic would have counted in the days before now
+// into the inbox, a batch an hour, and leaves the rest to the store's fold.
 // All of it, once, and only where no request was ever counted. It is no example to
 // follow: an application counts with Add, which dates everything now.
 func addHistory(ctx context.Context, usage *store.Store, db *sqlx.DB, now time.Time) error {
@@ -91,26 +91,26 @@ func insertHistory(tx *sqlx.Tx, now time.Time) (added bool, err error) {
 	return true, err
 }
 
-// history is every hour from the midnight (UTC) of historyDays ago to the last one
-// that is over.
+// history is every hour from the midnight (UTC) of historyDays ago to now, and of the one
+// that runs what has passed of it.
 func history(now time.Time) (hours []counter.Batch) {
 	today := now.UTC().Truncate(24 * time.Hour)
-	for hour := today.AddDate(0, 0, -historyDays); hour.Before(now.Truncate(time.Hour)); hour = hour.Add(time.Hour) {
-		hours = append(hours, pastHour(hour, int(today.Sub(hour.Truncate(24*time.Hour)).Hours()/24)))
+	for hour := today.AddDate(0, 0, -historyDays); hour.Before(now); hour = hour.Add(time.Hour) {
+		hours = append(hours, pastHour(hour, int(today.Sub(hour.Truncate(24*time.Hour)).Hours()/24), min(now.Sub(hour).Hours(), 1)))
 	}
 	return hours
 }
 
-// pastHour is what the demo's traffic would have counted in an hour, the same each
-// time.
-func pastHour(hour time.Time, daysAgo int) counter.Batch {
+// pastHour is what the demo's traffic would have counted in a share of an hour, the same
+// each time.
+func pastHour(hour time.Time, daysAgo int, share float64) counter.Batch {
 	dice := rand.New(rand.NewPCG(3, uint64(hour.Unix())))
 	counts := map[string]int64{}
 	age := max(0, float64(daysAgo)-float64(hour.Hour())/24)
 	incident := daysAgo == incidentDay && incidentHour <= hour.Hour() && hour.Hour() < incidentHour+incidentHours
 	var byWriters int64
 	for _, kind := range demoTraffic() {
-		expected := kind.perSecond * 3600 * busy(hour) * growth(age)
+		expected := kind.perSecond * 3600 * share * busy(hour) * growth(age)
 		if daysAgo == launchDay && kind.anonymous() {
 			expected *= 3
 			if kind.area == "users" {
