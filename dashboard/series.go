@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -116,6 +117,9 @@ func (h *handler) readSeries(ctx context.Context, q store.Query, step store.Step
 			q.Step = store.Day
 		}
 	}
+	if step == 0 && q.Step == store.Hour && onlyQuotas(q) {
+		q.Step = store.Day // those of a day have no hours
+	}
 	limit := q.Limit
 	if len(q.Names) > 0 {
 		q.Limit = 0 // they are limited
@@ -151,6 +155,18 @@ func (h *handler) readSeries(ctx context.Context, q store.Query, step store.Step
 	for _, name := range q.Names {
 		add(name)
 	}
+	if q.Step != store.Hour && onlyQuotas(q) {
+		hourly, err := h.hourlyQuotas(ctx, q)
+		if err != nil {
+			return series{}, err
+		}
+		for _, c := range hourly {
+			if i := sort.Search(len(a.Starts), func(i int) bool { return a.Starts[i].After(c.Start) }); i > 0 {
+				c.Start = a.Starts[i-1]
+				counts = append(counts, c)
+			}
+		}
+	}
 	for _, c := range counts {
 		if i, ok := index[c.Start.Unix()]; ok {
 			s := &a.Series[add(c.Name)]
@@ -176,6 +192,28 @@ func (h *handler) readSeries(ctx context.Context, q store.Query, step store.Step
 	}
 	h.nameUsers(ctx, a.Series)
 	return a, nil
+}
+
+// onlyQuotas tells whether q selects nothing else.
+func onlyQuotas(q store.Query) bool {
+	other := func(name string) bool { return !strings.HasPrefix(name, "quota.") }
+	return !other(q.Prefix) || len(q.Names) > 0 && !slices.ContainsFunc(q.Names, other)
+}
+
+// hourlyQuotas are the hours of what q selects: quotas by the hour have no days of their
+// own. What was refused of a quota has both, and is not among them.
+func (h *handler) hourlyQuotas(ctx context.Context, q store.Query) ([]store.Count, error) {
+	q.Step = store.Hour
+	counts, err := h.store.History(ctx, q)
+	if bad := badRequest(nil); errors.As(err, &bad) { // some are not kept any more
+		if q.From = h.now().AddDate(0, 0, -30); !q.From.Before(q.To) {
+			return nil, nil
+		}
+		if counts, err = h.store.History(ctx, q); errors.As(err, &bad) {
+			return nil, nil
+		}
+	}
+	return slices.DeleteFunc(counts, func(c store.Count) bool { return strings.HasSuffix(c.Name, ".refused") }), err
 }
 
 // nameUsers gives the users among list the names that the application has for them.

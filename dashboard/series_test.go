@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"path/filepath"
@@ -506,4 +507,35 @@ func TestSeriesLabels(t *testing.T) {
 			t.Errorf("first %q, then %q", first, again)
 		}
 	})
+}
+
+// Quotas are kept in the step of their window, and are in every range: of those by the
+// hour a day is the sum, however few are asked for.
+func TestQuotasAreInEverySeries(t *testing.T) {
+	st := filled(t, map[string]int64{"quota.42.refused": 3})
+	for name, window := range map[string]time.Duration{"quota.42.daily": 24 * time.Hour, "quota.42.hourly": time.Hour} {
+		for range 2 {
+			if _, _, ok, err := st.Take(t.Context(), name, 5, 100, window); err != nil || !ok {
+				t.Fatal(ok, err)
+			}
+		}
+	}
+	h := open(st)
+	for _, query := range []string{"prefix=quota.", "prefix=quota.42.&limit=3", "name=quota.42.daily&name=quota.42.hourly&name=quota.42.refused"} {
+		for _, r := range []string{"today", "24h", "7d", "30d", "90d", "13mo", "7d&step=month"} {
+			var a series
+			if err := json.Unmarshal(get(h, "/usage/api/series?"+query+"&range="+r).Body.Bytes(), &a); err != nil {
+				t.Fatal(err)
+			}
+			got := map[string]int64{}
+			for _, s := range a.Series {
+				for _, n := range s.N {
+					got[s.Name] += n
+				}
+			}
+			if want := map[string]int64{"quota.42.daily": 10, "quota.42.hourly": 10, "quota.42.refused": 3}; !maps.Equal(got, want) {
+				t.Errorf("%s in %s: %v", query, r, got)
+			}
+		}
+	}
 }

@@ -453,7 +453,8 @@ func (s *Store) checkKept(q *Query, finest bool) error {
 
 // names reads the q.Limit largest names of q's range.
 func (s *Store) names(ctx context.Context, tx *sqlx.Tx, q *Query) ([]string, error) {
-	each := q.matches(activeDaily) || q.matches(activeMonthly) // which have no other step to be summed in
+	// These have no other step to be summed in.
+	each := q.matches(activeDaily) || q.matches(activeMonthly) || strings.HasPrefix(q.Prefix, "quota.")
 	spans, err := s.spans(ctx, tx, q, each)
 	if err != nil {
 		return nil, err
