@@ -45,7 +45,7 @@ type meta struct {
 	AsOf            time.Time  `json:"as_of"`
 	CompleteThrough *time.Time `json:"complete_through"` // null: nothing was read yet
 	Stale           bool       `json:"stale"`            // the last answer again: there is no other in time
-	Slow            bool       `json:"slow,omitempty"`   // of a stale one: the database answers, and takes long
+	Slow            bool       `json:"slow,omitempty"`   // of a stale one: there is no other yet, and nothing refused to answer
 }
 
 // begin makes the meta of an answer whose reads follow, and reads how many
@@ -524,11 +524,14 @@ func (h *handler) encode(answer any) encoded {
 // askJSON is ask of an answer that begins with meta.
 func askJSON[T any](h *handler, key string, read func(context.Context) (T, error)) waiting {
 	wait := ask(h.answers, key, func(ctx context.Context) (encoded, error) {
+		began := time.Now()
 		answer, err := read(ctx)
 		if err != nil {
 			return encoded{}, err
 		}
-		return h.encode(answer), nil
+		e := h.encode(answer)
+		e.fresh.took = time.Since(began)
+		return e, nil
 	})
 	return func(ctx context.Context) (*content, error) {
 		e, how, err := wait(ctx)

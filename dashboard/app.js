@@ -6,8 +6,8 @@ import { el, setText, themeChanged } from "./chart.js";
 import { Detail } from "./detail.js";
 import { date, number, span as interval, theZone, time } from "./format.js";
 import { ranges, read, twice, write } from "./state.js";
-import { Table } from "./table.js";
-import { dropped, numbersOf, parts } from "./view.js";
+import { kinds, Table } from "./table.js";
+import { counting, dropped, parts, sum, total } from "./view.js";
 
 const every = 5_000; // ms between refreshes
 const share = 20; // a part that takes long comes again after so many times what it took
@@ -96,11 +96,11 @@ function refresh(force) {
 }
 
 async function reload(force) {
+  if (document.hidden) return; // nobody looks
   controller = new AbortController();
   const { signal } = controller, key = keyOf(), began = performance.now();
   const due = sections.filter((s) => wanted(s) && (force || s.key !== key || s.due <= began));
-  await Promise.all([...due.map((s) => loadOne(s, key, signal)), loadHealth(signal)]);
-  await loadEmpty(signal);
+  await Promise.all([...due.map((s) => loadOne(s, key, signal)), loadHealth(signal), loadUsed(signal), loadBegan(signal)]);
   if (signal.aborted) return; // the next round is waiting
   controller = null;
   body.dataset.refreshes = ++refreshes;
@@ -109,19 +109,19 @@ async function reload(force) {
 }
 
 async function loadOne(s, key, signal) {
-  const began = performance.now(), { asks } = s;
+  const { asks } = s;
   if (s.key !== key) busy(s, true);
   try {
     const loaded = await s.load(signal);
     if (asks !== s.asks) return; // something else is asked by now, and loaded next
-    const took = performance.now() - began;
+    const took = Math.max(...loaded.map((p) => p.took));
     const same = s.parts && s.key === key && s.shownAs === asks && !s.problem && s.parts.length === loaded.length && loaded.every((p, i) => p.answer === s.parts[i].answer);
     Object.assign(s, { parts: loaded, shown: key, shownAs: asks, key, problem: null, due: performance.now() + Math.max(every, share * took) - every / 2 });
     if (!same) show(s);
   } catch (err) {
     if (signal.aborted || asks !== s.asks) return;
     if (!(err instanceof Refused)) console.error(err);
-    s.problem = err instanceof Refused ? err : new Refused("Something is wrong with this page. Reload it; the browser's console knows more.", -1);
+    s.problem = err instanceof Refused ? err : new Refused("Something is wrong with this page. Reload it; the browser's console has the error.", -1);
     if (s.shown !== key) s.parts = null; // of another range
     Object.assign(s, { key, due: performance.now() + every / 2 });
   }
@@ -152,19 +152,54 @@ async function loadHealth(signal) {
   }
 }
 
-// loadEmpty finds out whether nothing of the kinds that matter was ever counted, until
-// something is.
-let empty = null; // nobody knows
-async function loadEmpty(signal) {
-  const totals = sections.flatMap((s) => s.parts ?? []).find((p) => p.answer.counts);
-  if (totals) counted = numbersOf(totals);
-  if (empty === false || counted.get("api.requests.total") > 0) {
-    empty = false;
-    return;
-  }
+// loadUsed finds out which kinds of counters there ever were, until there were some of
+// each: what was never used does not stand there empty.
+const used = new Map(); // kind → whether
+let totals = null, lost = 0;
+async function loadUsed(signal) {
   try {
-    const kinds = await Promise.all(["api.", "feature.", "llm.", "error."].map((prefix) => get("totals", { prefix, limit: 3 }, signal)));
-    empty = !kinds.some((k) => k.answer.counts.some((c) => c.n > 0));
+    const asked = Object.entries(kinds).filter(([kind]) => !used.get(kind));
+    let found;
+    [totals, ...found] = await Promise.all([get("totals", { name: dropped }, signal), ...asked.map(([, { ask }]) => get(ask.of ?? "totals", ask.params, signal))]);
+    lost = sum(totals.answer.counts.map((c) => c.n));
+    asked.forEach(([kind, { ask }], i) => used.set(kind, (found[i].answer.counts ?? found[i].answer.series).some((c) => (c.n > 0 || c.total > 0) && !ask.but?.has(c.name))));
+    stand();
+  } catch {
+    // It is asked again.
+  }
+}
+
+// stand shows the sections of what was used, and names the others.
+function stand() {
+  for (const e of document.querySelectorAll("[data-of]")) e.hidden = used.get(e.dataset.of) === false;
+  const lists = [...document.querySelectorAll(".list:not([hidden])")];
+  for (const e of document.querySelectorAll(".alone")) e.classList.remove("alone");
+  if (lists.length % 2) lists.at(-1).classList.add("alone");
+  for (const [chart, beside] of [["requests", "active"], ["active", "requests"], ["latency", "tokens"], ["tokens", "latency"]]) {
+    $(`[data-chart=${chart}]`).classList.toggle("alone", $(`[data-chart=${beside}]`).hidden);
+  }
+  const unused = Object.keys(kinds).filter((kind) => used.get(kind) === false);
+  $("#unused").hidden = !unused.length;
+  const now = unused.join();
+  if ($("#unused ul").dataset.of === now) return;
+  $("#unused ul").dataset.of = now;
+  const name = (kind) => $(`[data-table=${kind}] h2`).firstChild.textContent;
+  setText($("#unused summary span"), unused.map(name).join(", "));
+  $("#unused ul").replaceChildren(...unused.map((kind) => el("li", {}, el("b", {}, name(kind)), " ", ...kinds[kind].how.flatMap((part, i) => (i ? [el("code", {}, part)] : [part, " "])))));
+}
+const nothing = () => used.size > 0 && ["routes", "features", "models", "errors"].every((kind) => used.get(kind) === false);
+
+// loadBegan finds out since when there are counts, to the hour where those are kept still.
+async function loadBegan(signal) {
+  if (counting.began !== null) return;
+  try {
+    const first = async (params) => (await get("history", { name: total, ...params }, signal)).answer.counts[0]?.start;
+    const day = await first({ step: "day" });
+    if (!day) return;
+    const date = day.slice(0, 10);
+    const hour = await first({ step: "hour", from: date, to: date }).catch(() => "");
+    counting.began = Date.parse(hour || day);
+    for (const s of sections) if (s.parts) show(s);
   } catch {
     // It is asked again.
   }
@@ -174,7 +209,10 @@ function plan() {
   clearTimeout(timer);
   if (live && !document.hidden) timer = setTimeout(refresh, every);
 }
-document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : live && refresh()));
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) clearTimeout(timer);
+  else if (live || sections.some((s) => wanted(s) && s.key !== keyOf())) refresh();
+});
 document.addEventListener("usagekit:refresh", () => refresh(true)); // for who measures it
 
 // said shows how the numbers are: how old, how complete, and what is wrong.
@@ -182,26 +220,33 @@ function said() {
   const on = sections.filter(wanted);
   const answers = on.flatMap((s) => s.parts ?? []);
   const problems = on.filter((s) => s.problem);
-  if (!answers.length && !problems.length) return;
-  freshest = Math.min(...answers.map((p) => p.at), Infinity);
+  if (!answers.length && !problems.length && !used.size) return;
+  freshest = Math.min(...answers.map((p) => p.at), answers.length ? Infinity : (totals?.at ?? Infinity));
   const behind = answers.filter((p) => p.answer.complete_through && Date.parse(p.answer.as_of) - Date.parse(p.answer.complete_through) > late);
   const never = answers.length > 0 && answers.every((p) => !p.answer.complete_through);
-  const stale = answers.filter((p) => p.answer.stale && Date.now() - p.at > 2 * every).map((p) => p.answer.as_of).sort(); // less is a slow read
-  const lost = counted.get(dropped);
-  const failed = problems.length === on.length;
-  banner("error", failed && problems[0].problem.message + (answers.length ? ` These are the numbers of ${time(freshest, "second")}.` : ""));
-  banner("stale", !failed && stale.length && `The database does not answer: these are the numbers of ${time(Date.parse(stale[0]), "second")}. Counting goes on.`);
+  const stale = answers.filter((p) => p.answer.stale && Date.now() - p.at > 2 * every); // less is nothing to speak of
+  const of = (those) => time(Math.min(...those.map((p) => Date.parse(p.answer.as_of))), "second");
+  const failed = problems.length > 0 && problems.length === on.length;
+
+  // The database in one banner, whatever comes of it; all else in one of its own.
+  const { reasons = [], database = [] } = health?.answer ?? {};
+  const others = reasons.filter((r) => !database.includes(r));
+  const does = stale.some((p) => !p.answer.slow) || database.length ? "does not answer" : "takes long to answer";
+  banner("error", failed && problems[0].problem.message + (answers.length ? ` These are the numbers of ${of(answers)}.` : ""));
+  banner("stale", !failed && stale.length && `The database ${does}: these are the numbers of ${of(stale)}. Counting goes on.`);
+  const told = failed || stale.length > 0;
+  const needs = told ? others : reasons;
+  banner("trouble", needs.length && `Needs attention: ${needs.join("; ")}.`);
   const through = Math.min(...behind.map((p) => Date.parse(p.answer.complete_through)));
   const coming = behind.length && `Counts are on their way: what came after ${time(through, "second")} is not all here yet.`;
-  banner("incomplete", never ? "No count has reached the database yet." : coming);
-  banner("dropped", lost > 0 && `${number(lost)} counts were dropped, of all time, at least: they came in batches or files that could not be read. The log knows more.`);
-  banner("trouble", health?.answer.reasons?.length && `Needs attention: ${health.answer.reasons.join("; ")}.`);
+  banner("incomplete", !told && !database.length && (never ? "Counts are on their way: none is here yet." : coming));
+  banner("dropped", lost > 0 && `${number(lost)} counts were dropped, of all time, at least: they came in batches or files that could not be read. The application's log named each when it was found.`);
+  const empty = nothing();
   $("#empty").hidden = !empty;
   body.dataset.state = failed ? "error" : empty ? "empty" : "ready";
   controls();
   age();
 }
-let counted = new Map();
 
 function banner(kind, text) {
   let b = $(`.banner[data-kind=${kind}]`);
@@ -224,7 +269,9 @@ function controls() {
   if (overview && sections[0].key === keyOf()) {
     const first = overview.starts[Math.max(twice(state).split(overview.starts), 0)];
     setText($("[data-span]"), interval(Date.parse(first), Math.min(Date.parse(overview.to) - 1, Date.parse(overview.as_of))));
-  } else setText($("[data-span]"), "");
+    const since = counting.began, shown = Date.parse(state.compare ? overview.starts[0] : first);
+    setText($("[data-began]"), since > shown ? `Counting began ${time(since, Date.now() - since < 3 * 24 * 3600e3 ? "hour" : "day")}` : "");
+  } else for (const e of ["[data-span]", "[data-began]"]) setText($(e), "");
   setText($("[data-zone]"), theZone() ? `Times in ${theZone()}` : "");
   $("[name=compare]").checked = state.compare;
   $("[name=compare]").disabled = state.range === "13mo";

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Every file is sent as it stands here: nothing is built.
@@ -24,6 +25,7 @@ type content struct {
 	plain  []byte
 	etag   string
 	status int           // 0: 200
+	took   time.Duration // to read what is new in it
 	late   bool          // the last answer, in place of one that takes long
 	zip    func() []byte // nil where it is not worth it
 }

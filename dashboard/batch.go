@@ -25,6 +25,7 @@ const (
 type batchPart struct {
 	Status int             `json:"status"`
 	ETag   string          `json:"etag,omitempty"`
+	Took   int64           `json:"took_ms,omitempty"` // to read it
 	Body   json.RawMessage `json:"body,omitempty"`
 }
 
@@ -98,12 +99,12 @@ func answerPart(ctx context.Context, wait waiting, have string, room *int) batch
 		status, message := refusal(err)
 		return batchPart{Status: status, Body: errorBody(message)}
 	case c.etag != "" && matches(have, c.etag):
-		return batchPart{Status: http.StatusNotModified, ETag: c.etag}
+		return batchPart{Status: http.StatusNotModified, ETag: c.etag, Took: c.took.Milliseconds()}
 	case len(c.plain) > *room:
 		return batchPart{Status: http.StatusRequestEntityTooLarge}
 	}
 	*room -= len(c.plain)
-	return batchPart{Status: cmp.Or(c.status, http.StatusOK), ETag: c.etag, Body: c.plain}
+	return batchPart{Status: cmp.Or(c.status, http.StatusOK), ETag: c.etag, Took: c.took.Milliseconds(), Body: c.plain}
 }
 
 func errorBody(message string) json.RawMessage { return marshal(map[string]string{"error": message}) }

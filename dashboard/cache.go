@@ -58,7 +58,8 @@ type answer struct {
 
 	// Of one of the last.
 	asked     time.Time   // for again; zero: never
-	failed    time.Time   // when the last read that followed and failed began; zero: none did
+	failed    bool        // the read that followed did
+	refused   time.Time   // when that began, if it was no matter of time; else zero
 	forgotten *time.Timer // takes it out of last
 }
 
@@ -72,7 +73,7 @@ type standing int
 const (
 	fresh standing = iota // read for who asks
 	stale                 // the last one again: the database does not answer
-	slow                  // the last one again: the database answers, and this takes long
+	slow                  // the last one again: there is no other yet
 )
 
 // ask begins to read the answer for key if it is not there. What it returns
@@ -112,16 +113,24 @@ func (c *cache) wait(ctx context.Context, a, last *answer) (value any, how stand
 	return nil, fresh, err
 }
 
-// silent tells whether nothing speaks for a database that answers: a failed, or is not
-// there and the one before failed, and no read has ended well since a began.
+// silent tells whether the database does not answer: a read was refused, a or the one
+// before, and none has ended well since it began. One that only takes long tells nothing.
 func (c *cache) silent(a, last *answer) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	since := a.began
-	if !a.isDone() {
-		since = last.failed
+	since := last.refused
+	if a.isDone() {
+		since = a.began
+		if a.timedOut() {
+			return false
+		}
 	}
 	return !since.IsZero() && !c.heard.After(since)
+}
+
+// timedOut tells whether a, which failed, did for want of time.
+func (a *answer) timedOut() bool {
+	return errors.Is(a.err, errTimeout) || errors.Is(a.err, errBusy) || errors.Is(a.err, context.DeadlineExceeded)
 }
 
 // away tells whether err means that there is no answer, rather than a bad one.
@@ -157,7 +166,7 @@ func (c *cache) find(key string, read func(context.Context) (any, error)) (a, la
 		close(a.done)
 		return a, last
 	}
-	if last != nil && last.failed.IsZero() { // it may be a slow one
+	if last != nil && !last.failed { // it may be a slow one
 		a.late = now.Add(max(patience, 2*last.ended.Sub(last.began)))
 	}
 	a.gone = time.AfterFunc(timeout+time.Second, func() { c.forget(c.answers, key, a) })
@@ -225,7 +234,10 @@ func (c *cache) end(key string, a *answer) {
 		return
 	case a.err != nil:
 		if last != nil {
-			last.failed = a.began
+			last.failed, last.refused = true, time.Time{}
+			if !a.timedOut() {
+				last.refused = a.began
+			}
 		}
 		return
 	case isLarge(a.value):

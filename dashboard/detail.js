@@ -19,7 +19,7 @@ function namesOf(table, key) {
   return [key];
 }
 
-const kinds = { routes: "Route", areas: "Area", users: "User", features: "Feature", models: "Model", errors: "Error", other: "Name" };
+const kinds = { routes: "Route", areas: "Area", users: "User", quotas: "Quota", features: "Feature", models: "Model", errors: "Error", other: "Name" };
 const counts = { routes: "Requests", areas: "Requests", users: "Requests", models: "Calls" }; // what is counted of each
 
 export class Detail {
@@ -50,7 +50,7 @@ export class Detail {
       if (row !== this.row) {
         this.clear();
         Object.assign(this, { row, table, key: rest.join(":"), opener });
-        const name = { areas: this.key.slice("api.requests.".length), users: this.key.slice("user.".length, -".requests".length) }[table] ?? this.key;
+        const name = { areas: this.key.slice("api.requests.".length), quotas: this.key.slice("quota.".length), users: this.key.slice("user.".length, -".requests".length) }[table] ?? this.key;
         setText(this.kind, kinds[table]);
         setText(this.title, visible(name) || "(empty)");
         const of = counts[table] ?? "Count";
@@ -79,9 +79,12 @@ export class Detail {
 
   async load(signal) {
     const name = namesOf(this.table, this.key);
+    const month = () => get("series", { range: "30d", step: "day", name }, signal);
+    const early = this.days ? month() : null; // as the last time
+    early?.catch(() => {}); // it may be wanted no more
     const part = await get("series", { ...span(this.state()), name }, signal);
-    this.days = this.table === "users" && part.answer.starts.length < 7; // there are no hours
-    return [this.days ? await get("series", { range: "30d", step: "day", name }, signal) : part];
+    this.days = ["users", "quotas"].includes(this.table) && part.answer.starts.length < 7; // there are no hours
+    return [this.days ? await (early ?? month()) : part];
   }
 
   show([{ answer }]) {

@@ -93,14 +93,10 @@ func TestASlowReadIsNoDeadDatabase(t *testing.T) {
 		all(hang)
 		expect("nobody knows yet", "slow")
 		time.Sleep(5 * time.Second)
-		expect("nothing was answered in 5 s", "stale")
+		expect("nothing was answered in 5 s: it may be slow", "slow")
 		time.Sleep(2 * time.Second)
-		expect("nor later", "stale")
-
-		text := get(h, "/usage/tables.html").Body.String()
-		if strings.Contains(text, "answers slowly") || strings.Contains(text, `class="stale"`) && !strings.Contains(text, "does not answer") {
-			t.Errorf("the tables say %s", text)
-		}
+		expect("nor later", "slow")
+		time.Sleep(10 * time.Second)
 	})
 }
 
@@ -117,7 +113,7 @@ func TestPlainTablesSayThatTheDatabaseIsSlow(t *testing.T) {
 			}
 			return nil
 		}
-		if text := get(h, "/usage/tables.html").Body.String(); !strings.Contains(text, "The database answers slowly") || strings.Contains(text, "does not answer") {
+		if text := get(h, "/usage/tables.html").Body.String(); !strings.Contains(text, "The database takes long to answer") || strings.Contains(text, "does not answer") {
 			t.Errorf("they say %s", text)
 		}
 		time.Sleep(5 * time.Second)

@@ -76,7 +76,7 @@ func look(t *testing.T, h http.Handler, target string) answered {
 	if !strings.Contains(target, "/api/") {
 		_, a.asOf, _ = strings.Cut(a.body, "As of <time datetime=\"")
 		a.asOf, _, _ = strings.Cut(a.asOf, "\"")
-		parts := regexp.MustCompile(`(?s)^(.*)<p class="stale" role="status">The database (?:does not answer|answers slowly): these are the numbers of <time datetime="(.*?)">[^<]+</time>\.</p>(.*)$`).FindStringSubmatch(a.body)
+		parts := regexp.MustCompile(`(?s)^(.*)<p class="stale" role="status">The database (?:does not answer|takes long to answer): these are the numbers of <time datetime="(.*?)">[^<]+</time>\.</p>(.*)$`).FindStringSubmatch(a.body)
 		if a.stale = parts != nil; a.stale {
 			if a.body = parts[1] + parts[3]; parts[2] != a.asOf {
 				t.Errorf("%s says as of %s, and of %s", target, a.asOf, parts[2])

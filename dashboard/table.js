@@ -10,6 +10,7 @@ const steps = [10, 100, 1000]; // lines
 const quiet = 250; // ms after a keystroke
 
 const areas = "api.requests.";
+const sums = new Set(["total", ...statuses.map((s) => s.measure), ...latencies].map((m) => areas + m));
 const counted = [{ key: "n", label: "Count", format: number }];
 const plain = (prefix) => ({
   of: "totals",
@@ -44,7 +45,9 @@ const specs = {
     head: "Area",
     columns: [{ key: "n", label: "Requests", format: number }],
     // What all routes have together is named alike.
-    params: () => ({ prefix: areas, except: ["total", ...statuses.map((s) => s.measure), ...latencies].map((m) => areas + m) }),
+    params: () => ({ prefix: areas }),
+    but: sums,
+    exported: { except: [...sums] },
     line: (s) => ({ key: s.name, name: s.name.slice(areas.length), n: s.total }),
     none: ["No areas in this range. Tell the middleware which a request is for:", "middleware.Config{Area: area}"],
   },
@@ -60,6 +63,13 @@ const specs = {
     find: "Search by id",
     days: true, // there are no hours: a short range has the trend of 30 days
     none: ["No users in this range. Tell the middleware who asks:", "middleware.Config{User: userID}"],
+  },
+  quotas: {
+    ...plain("quota."),
+    head: "Quota",
+    days: true, // those of a day have no hours
+    exported: { of: "history", step: "day" }, // they have no totals
+    none: ["No quotas in this range. Limit what somebody may do:", "middleware.Quota(usage, middleware.QuotaConfig{…})"],
   },
   features: { ...plain("feature."), head: "Feature", none: ["No features in this range. Count one where it is used:", 'usage.Inc("feature.outline.generated")'] },
   models: {
@@ -80,10 +90,26 @@ const specs = {
   other: {
     ...plain(""),
     head: "Name",
-    params: () => ({ except: ["api.", "user.", "feature.", "llm.", "error."] }),
+    params: () => ({ except: ["api.", "user.", "feature.", "llm.", "error.", "quota."] }),
     none: ["No other names in this range. Any dotted name will do:", 'usage.Add("mail.sent", 3)'],
   },
 };
+
+// kinds are what was used, or not: ask finds out whether there ever was one, of what is no
+// other's; how says how to have some.
+const ever = (params, more) => ({ params: { limit: 1, ...params }, ...more });
+export const kinds = Object.fromEntries(
+  Object.entries({
+    routes: ever({ prefix: "api.", measure: "requests" }),
+    areas: ever({ prefix: areas, limit: sums.size + 2 }, { but: new Set([...sums, areas + "today"]) }),
+    users: ever({ prefix: "user.", measure: "requests" }),
+    quotas: ever({ prefix: "quota.", range: "30d", step: "day" }, { of: "series" }), // they have no totals
+    features: ever({ prefix: "feature." }),
+    models: ever({ prefix: "llm." }),
+    errors: ever({ prefix: "error." }),
+    other: ever({ except: ["api.", "user.", "feature.", "llm.", "error.", "quota."] }),
+  }).map(([kind, ask]) => [kind, { ask, how: [specs[kind].none[0].replace(/^.*?\. /, ""), specs[kind].none[1]] }]),
+);
 
 // setName sets text that may break behind a slash.
 function setName(e, name) {
@@ -161,14 +187,19 @@ export class Table {
   }
 
   async load(signal) {
-    const params = { ...this.params(), limit: this.wide() ? steps.at(-1) : this.limit() };
+    const params = { ...this.params(), limit: Math.min((this.wide() ? steps.at(-1) : this.limit()) + (this.spec.but?.size ?? 0), steps.at(-1)) };
+    const month = (name) => get("series", { range: "30d", step: "day", name }, signal);
     const trends = get("series", { ...params, ...this.spec.trends }, signal);
+    const days = this.names ? month(this.names) : null;
+    days?.catch(() => {}); // it may be wanted no more
     if (this.spec.of === "totals") {
       const { answer } = await trends;
       if (this.spec.days && answer.starts.length < 7 && answer.series.length) {
         const name = answer.series.slice(0, steps[0]).map((s) => s.name);
-        return [await trends, await get("series", { range: "30d", step: "day", name }, signal)];
+        // Mostly they are those of the last time, and so asked for already.
+        return [await trends, await (name.join() === this.names?.join() ? days : month((this.names = name)))];
       }
+      this.names = null;
       return [await trends];
     }
     return Promise.all([get("rows", { ...params, limit: params.limit + 1 }, signal), trends]);
@@ -178,14 +209,14 @@ export class Table {
     const state = this.state(), order = this.order(), q = state.q[this.id] ?? "";
     if (document.activeElement !== this.search) this.search.value = q;
     for (const [link, format] of [[this.csv, "csv"], [this.json, "json"]]) {
-      const { of, ...rest } = { of: this.spec.of, ...this.params() };
+      const { of, ...rest } = { of: this.spec.of, ...this.params(), ...this.spec.exported };
       const p = new URLSearchParams({ of, format, ...(format === "csv" ? { bom: 1 } : {}) });
       for (const [key, value] of Object.entries(rest)) for (const v of [value].flat()) if (v) p.append(key, v);
       link.href = `api/export?${p}`;
     }
     const columns = new Columns(parts.at(-1).answer);
     const trends = new Map(columns.series.map((s) => [s.name, columns.trend(s.n)]));
-    const rows = this.spec.of === "totals" ? parts[0].answer.series : parts[0].answer.rows;
+    const rows = this.spec.of === "totals" ? parts[0].answer.series.filter((s) => !this.spec.but?.has(s.name)) : parts[0].answer.rows;
     // The API looks into whole names: what is not shown of them is no find.
     const all = rows.map(this.spec.line).filter((l) => !q || `${l.name} ${l.id ?? ""}`.toLowerCase().includes(q.toLowerCase()));
     const more = all.length > this.limit() || Boolean(parts[0].answer.more);

@@ -32,6 +32,7 @@ type view struct {
 	Troubles []string // of the store
 	Headline []cell
 	Tables   []table
+	Unused   []table // without lines
 }
 
 type table struct {
@@ -116,10 +117,10 @@ func (h *handler) view(ctx context.Context) (*view, error) {
 	if again && r.AsOf.Before(s.AsOf) {
 		s.meta = r.meta // of the older
 	}
-	s.Stale, s.Slow = again, again && how != stale && howRows != stale
 	ofDatabase, others := troubles(h.store.Stats(), time.Now())
+	s.Stale, s.Slow = again, again && how != stale && howRows != stale && len(ofDatabase) == 0
 	v := &view{stats: s, Troubles: others}
-	if !s.Stale || s.Slow { // which is said already
+	if !s.Stale { // which is said already
 		v.Troubles = append(ofDatabase, others...)
 	}
 	if s.Dropped > 0 {
@@ -164,6 +165,13 @@ func (h *handler) view(ctx context.Context) (*view, error) {
 			Empty: "Nothing else counted yet. Any dotted name will do:", Example: `usage.Add("mail.sent", 3)`,
 		}.list(s.Other, "", ""),
 	}
+	unused := func(t table) bool { return len(t.Lines) == 0 }
+	for _, t := range v.Tables {
+		if unused(t) {
+			v.Unused = append(v.Unused, t)
+		}
+	}
+	v.Tables = slices.DeleteFunc(v.Tables, unused)
 	return v, nil
 }
 

@@ -7,7 +7,8 @@ import { bounds, change, duration, fastest, length, number, quantile, share } fr
 import { half, span, twice } from "./state.js";
 
 const day = 24 * 3600e3;
-const total = "api.requests.total", today = "api.requests.today", daily = "user.active.daily", monthly = "user.active.monthly", registrations = "user.registrations";
+export const total = "api.requests.total";
+const daily = "user.active.daily", monthly = "user.active.monthly", registrations = "user.registrations";
 export const dropped = "usagekit.counts.dropped";
 export const statuses = [1, 2, 3, 4, 5].map((n) => ({ measure: `status_${n}xx`, label: `${n}xx`, color: `status-${n}` }));
 // nameOf is the counter of a subject, which may be none.
@@ -16,14 +17,20 @@ export const latencies = [...bounds.map((b) => `latency_${b}ms`), "latency_inf"]
 export const quantiles = [[0.5, "p50", "line-1"], [0.95, "p95", "line-2"], [0.99, "p99", "line-3"]];
 const palette = 6; // colors for models
 
+// Counting began at a time, in ms: before that nothing is known. null: that is not known.
+export const counting = { began: null };
+
 // Columns are a series answer, split into the chosen range and what comes before it.
 export class Columns {
   constructor(answer, split = () => 0) {
-    const starts = answer.starts;
-    this.split = Math.max(split(starts), 0);
+    const starts = answer.starts.map((s) => Date.parse(s));
+    this.split = Math.max(split(answer.starts), 0);
     this.step = answer.step;
-    this.starts = starts.slice(this.split).map((s) => Date.parse(s));
+    this.starts = starts.slice(this.split);
     this.end = Date.parse(answer.to);
+    const known = starts.findIndex((_, i) => (starts[i + 1] ?? this.end) > counting.began);
+    this.first = Math.max(this.split - this.starts.length, 0); // of the time before
+    this.known = known < 0 ? starts.length : known; // the first bucket in which something could be counted
     const now = Date.parse(answer.as_of);
     this.begun = this.starts.filter((s) => s <= now).length; // what is to come has no numbers
     const last = this.begun - 1;
@@ -45,15 +52,28 @@ export class Columns {
     const values = this.all(name).slice(Math.max(this.split - this.starts.length, 0), this.split);
     return this.split ? this.starts.map((_, i) => values[i] ?? 0) : null;
   }
-  // shown is values without those of buckets that have not begun.
+  // shown is values without those of buckets that have not begun, or ended before
+  // counting began.
   shown(values) {
-    return values.map((v, i) => (i < this.begun ? v : null));
+    return values.map((v, i) => (i < this.begun && i + this.split >= this.known ? v : null));
+  }
+  // outline is values of the time before, without what is not known of it.
+  outline(values) {
+    return values.map((v, i) => (i + this.first >= this.known ? v : null));
+  }
+  // whole tells whether all of the time before is known.
+  whole(values) {
+    if (!this.split) return false;
+    if (counting.began !== null) return this.known <= this.first;
+    const began = values.findIndex((v) => v > 0);
+    return began >= 0 && began <= values.length / 2;
   }
   // trend is values without what is to come, and without the bucket that runs: it would
   // look like a fall.
   trend(values) {
-    const whole = values.slice(0, this.begun > 3 && this.part < 1 ? this.begun - 1 : this.begun);
-    return whole.some((v) => v) ? whole : values.slice(0, this.begun); // in the first hour it is all
+    const all = this.shown(values).slice(0, this.begun);
+    const whole = this.begun > 3 && this.part < 1 ? all.slice(0, -1) : all;
+    return whole.some((v) => v) ? whole : all; // in the first hour it is all
   }
   // frame is what a chart needs to know of it.
   get frame() {
@@ -83,8 +103,6 @@ export class Columns {
   }
 }
 
-// current are the counters that are what they are now, in no range.
-const current = (signal) => get("totals", { name: [total, today, daily, monthly, dropped] }, signal);
 export const numbersOf = (totals) => new Map(totals.answer.counts.map((c) => [c.name, c.n]));
 
 export const sum = (values) => values.reduce((a, b) => a + b, 0);
@@ -110,11 +128,8 @@ class Card {
 
 const words = { today: "yesterday", "24h": "24 h before", "7d": "7 days before", "30d": "30 days before", "90d": "90 days before", custom: "the time before" };
 
-// against says what a range is compared with: "" where counting began within that time.
-function against(range, before) {
-  const began = before ? before.findIndex((v) => v > 0) : -1;
-  return began >= 0 && began <= before.length / 2 ? words[range] : "";
-}
+// against says what a range is compared with: "" where not all of that is known.
+const against = (range, columns, before) => (columns.whole(before) ? words[range] : "");
 
 // said is a change in words, and its tone: where less is better, one of two colors, if it
 // is more than noise. write, when given, writes what it was in place of the change.
@@ -136,18 +151,18 @@ export function parts({ state, zoom }) {
   const tokens = new Chart(host("tokens"), { title: "LLM tokens by model", zoom });
   const cards = Object.fromEntries(["requests", "today", "active_day", "active_month", "error_rate", "p95", "tokens"].map((id) => [id, new Card(id)]));
 
+  const name = [total, ...[...statuses.map((s) => s.measure), ...latencies].map((m) => `api.requests.${m}`)];
+  const overview = (signal) => get("series", { ...twice(state()).params, name }, signal);
+
   return [
     {
       hosts: [card("requests"), card("error_rate"), card("p95"), host("requests"), host("latency")],
-      async load(signal) {
-        const name = [total, ...statuses.map((s) => s.measure), ...latencies].map((m) => (m === total ? m : `api.requests.${m}`));
-        return [await get("series", { ...twice(state()).params, name }, signal)];
-      },
+      load: async (signal) => [await overview(signal)],
       show([{ answer }]) {
         const { range, compare } = state();
         const c = new Columns(answer, twice(state()).split);
         const now = c.now(total), before = c.before(total);
-        const count = sum(now), than = against(range, before);
+        const count = sum(now), than = against(range, c, before);
         cards.requests.show(count, number(count), c.trend(now), said(count, c.soFar(before), than));
 
         // Of those that have a status: in older numbers not all requests do.
@@ -167,7 +182,7 @@ export function parts({ state, zoom }) {
         if (sum(rest)) classes.push({ key: "unknown", label: "No class", color: "status-1", values: c.shown(rest) });
         for (const s of classes) s.sum = sum(s.values.filter((v) => v !== null));
         const shown = classes.filter((s) => s.sum || (s.label === "2xx" && !sum(rest)));
-        if (compare && before && sum(before)) shown.push(dashed(before, Math.round(c.soFar(before))));
+        if (compare && before && sum(c.outline(before))) shown.push(dashed(c.outline(before), Math.round(c.soFar(before))));
         requests.draw({ ...c.frame, series: shown, stacked: true, none: "No requests in this range." });
         if (compare && slow) {
           const values = c.starts.map((_, i) => quantile(0.95, (m) => slow.get(m)[i]));
@@ -178,11 +193,12 @@ export function parts({ state, zoom }) {
     },
     {
       hosts: [card("today")],
-      load: async (signal) => Promise.all([current(signal), get("series", { range: "2d", name: total }, signal)]),
-      show([totals, { answer }]) {
+      // Where today is the range, its numbers are those of the range's cards.
+      load: async (signal) => [await (state().range === "today" ? overview(signal) : get("series", { range: "2d", name: total }, signal))],
+      show([{ answer }]) {
         const c = new Columns(answer, twice({ range: "today" }).split);
-        const n = numbersOf(totals).get(today) ?? 0, before = c.before(total);
-        cards.today.show(n, number(n), c.trend(c.now(total)), said(n, c.soFar(before), against("today", before)));
+        const n = sum(c.now(total)), before = c.before(total);
+        cards.today.show(n, number(n), c.trend(c.now(total)), said(n, c.soFar(before), against("today", c, before)));
       },
     },
     {
@@ -191,18 +207,18 @@ export function parts({ state, zoom }) {
         const { range } = state();
         const days = (params) => get("series", { ...params, name: [daily, registrations], step: "day" }, signal);
         const chosen = { "30d": { range: "60d" }, "90d": { range: "180d" }, "13mo": { range }, custom: span(state()) }[range];
+        // What is chosen has today, too, unless somebody chose other days.
         return Promise.all([
-          current(signal),
-          days({ range: "30d" }),
-          get("series", { range: "13mo", name: monthly, step: "month" }, signal),
           days(chosen ?? { range: "30d" }),
+          get("series", { range: "13mo", name: monthly, step: "month" }, signal),
+          ...(range === "custom" ? [days({ range: "30d" })] : []),
         ]);
       },
-      show([totals, last30, byMonth, byDay]) {
+      show([byDay, byMonth, last30 = byDay]) {
         const { range, compare } = state();
-        const now = numbersOf(totals), d = new Columns(last30.answer), m = new Columns(byMonth.answer);
+        const d = new Columns(last30.answer, (starts) => Math.max(starts.length - 30, 0)), m = new Columns(byMonth.answer);
         const days = d.now(daily), months = m.now(monthly);
-        const users = now.get(daily) ?? 0, month = now.get(monthly) ?? 0;
+        const users = days[d.begun - 1] ?? 0, month = months[m.begun - 1] ?? 0;
         const yesterday = days[d.begun - 2], last = months[m.begun - 2];
         cards.active_day.show(users, number(users), d.trend(days), [yesterday ? `${number(yesterday)} yesterday` : "", "", "In all of yesterday"]);
         const whole = months.slice(0, m.begun - 2).some((n) => n); // or counting began in that month
@@ -214,7 +230,7 @@ export function parts({ state, zoom }) {
         const joined = c.now(registrations);
         if (sum(joined)) series.push({ key: "registrations", label: "Registrations", color: "line-3", line: true, values: c.shown(joined), sum: sum(joined) });
         const before = c.before(daily);
-        if (compare && double && before && sum(before)) series.push(dashed(before));
+        if (compare && double && before && sum(before)) series.push(dashed(c.outline(before)));
         const by = ["today", "24h", "7d"].includes(range) ? "by day, 30 days" : undefined;
         active.draw({ ...c.frame, by, series, stacked: true, none: "No active users in this range." });
       },
@@ -231,13 +247,13 @@ export function parts({ state, zoom }) {
         const all = add(models.map((s) => s.values), c.none());
         const before = add(answer.series.map((s) => c.before(s.name) ?? c.none()), c.none());
         const count = sum(all);
-        cards.tokens.show(count, number(count), c.trend(all), said(count, c.soFar(before), c.split ? against(range, before) : ""));
+        cards.tokens.show(count, number(count), c.trend(all), said(count, c.soFar(before), against(range, c, before)));
         const shown = models.filter((s) => s.sum).slice(0, palette);
         const rest = models.slice(palette).filter((s) => s.sum);
         if (rest.length) shown.push({ key: "rest", label: `${rest.length} more`, values: add(rest.map((s) => s.values), c.none()), sum: sum(rest.map((s) => s.sum)) });
         const names = shown.map((s) => s.key).sort(); // a model keeps its color while others overtake it
         const series = shown.map((s) => ({ ...s, color: s.key === "rest" ? "status-1" : `model-${names.indexOf(s.key) + 1}`, values: c.shown(s.values) }));
-        if (compare && c.split && sum(before)) series.push(dashed(before, Math.round(c.soFar(before))));
+        if (compare && c.split && sum(before)) series.push(dashed(c.outline(before), Math.round(c.soFar(before))));
         tokens.draw({ ...c.frame, series, stacked: true, none: "No tokens in this range." });
       },
     },

@@ -126,6 +126,7 @@ func TestWhatWasNeverUsedDoesNotStandEmpty(t *testing.T) {
 
 	// The plain tables do the same.
 	h := s.mount("/usage/", dashboard.New(s.store, dashboard.Config{Auth: dashboard.Public, MaxAge: time.Nanosecond})) + "/usage/tables.html"
+	p = open(t)
 	p.visit(h)
 	if ids := eval[[]string](p, `[...document.querySelectorAll('main section')].map(e => e.id)`); fmt.Sprint(ids) != "[routes areas features llm other unused]" {
 		t.Errorf("the plain tables are %q", ids)
