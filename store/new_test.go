@@ -193,3 +193,36 @@ func TestPostgresErrorsGiveAdvice(t *testing.T) {
 		}
 	}
 }
+
+// What hosts write into the addresses that they give out is no setting of the server.
+func TestPostgresURLsOfHosts(t *testing.T) {
+	if store.Server == nil {
+		t.Skip("PostgreSQL was not tried: make test does")
+	}
+	address := store.Server.NewDatabase(t)
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dsn := range []string{
+		address + "&channel_binding=prefer&gssencmode=disable&keepalives=1&keepalives_idle=30&default_query_exec_mode=exec&target_session_attrs=read-write&load_balance_hosts=disable&client_encoding=UTF8",
+		"host=" + u.Hostname() + " port=" + u.Port() + " user=" + u.User.Username() + " dbname='" + strings.TrimPrefix(u.Path, "/") + "' sslmode=disable gssencmode = prefer channel_binding='disable' keepalives_count=3 client_encoding='utf-8'",
+	} {
+		db, err := postgres.Open(dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := refusal(t, db, store.Config{}); err != nil {
+			t.Errorf("New: %v", err)
+		}
+		_ = db.Close()
+	}
+	db, err := postgres.Open(address + "&no_such_setting=1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := refusal(t, db, store.Config{}); err == nil || !strings.Contains(err.Error(), "no_such_setting") || !strings.Contains(err.Error(), "remove it") || strings.Contains(err.Error(), "password") {
+		t.Errorf("New: %v, want what to do about the setting", err)
+	}
+}

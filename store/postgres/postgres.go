@@ -49,7 +49,7 @@ func Open(url string) (*sqlx.DB, error) {
 }
 
 // dialer makes connections whose reads and writes end.
-type dialer struct{}
+type dialer struct{ keepalive net.KeepAliveConfig }
 
 func (d dialer) Dial(network, address string) (net.Conn, error) {
 	return d.DialContext(context.Background(), network, address)
