@@ -354,6 +354,8 @@ func advice(err error) string {
 		return ": is the database there, and does its address lead to it?"
 	case class(state) == "28":
 		return ": check the user and the password of the database's address"
+	case state.SQLState() == "42704":
+		return ": if it is a setting in the database's address, the server does not know it: remove it"
 	case state.SQLState() == "3D000":
 		return ": make the database (CREATE DATABASE), or correct its name"
 	case state.SQLState() == "3F000":

@@ -25,9 +25,15 @@ const (
 
 // Open returns a pool on the database at url:
 // postgres://user:password@host:port/database?sslmode=verify-full, or a
-// connection string of libpq. It dials nothing yet; what is wrong with the
+// connection string of libpq (key=value, or the service of a service file), beside
+// the PG… variables of the environment. It dials nothing yet; what is wrong with the
 // address or the password is an error of store.New. Its own error never holds
 // the url, as that may hold a password.
+//
+// A setting of libpq, or of another driver, that lib/pq does not know is honoured
+// where it asks for what is so (channel_binding=prefer, gssencmode=disable,
+// default_query_exec_mode=exec, keepalives…); else it is an error that names it and
+// says what to do. Other settings are the server's, as search_path is.
 //
 // An application may use the pool, too; a statement of its own during which the
 // server says nothing for 30 s fails.
@@ -35,16 +41,16 @@ func Open(url string) (*sqlx.DB, error) {
 	if url == "" {
 		return nil, errors.New("postgres: the database's URL is empty: want postgres://user:password@host:port/database")
 	}
-	cfg, err := pq.NewConfig(url)
+	cfg, dialer, err := parse(url)
 	if err != nil {
-		return nil, errors.New("postgres: the database's URL cannot be understood: want postgres://user:password@host:port/database, with special characters in the password percent-encoded (it is not shown here, as it may hold one)")
+		return nil, err
 	}
 	cfg.BinaryParameters = true // one round trip per statement, and no named ones: PgBouncer
 	connector, err := pq.NewConnectorConfig(cfg)
 	if err != nil {
 		return nil, errors.New("postgres: the database's URL has settings that do not go together (it is not shown here, as it may hold a password)")
 	}
-	connector.Dialer(dialer{})
+	connector.Dialer(dialer)
 	return sqlx.NewDb(sql.OpenDB(connector), "postgres"), nil
 }
 
@@ -61,8 +67,8 @@ func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net
 	return d.DialContext(ctx, network, address)
 }
 
-func (dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	nd := net.Dialer{Timeout: dialTimeout}
+func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	nd := net.Dialer{Timeout: dialTimeout, KeepAliveConfig: d.keepalive}
 	c, err := nd.DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err

@@ -44,7 +44,7 @@ func TestSettingsOfLibpqAreHonouredOrRefusedByName(t *testing.T) {
 		{"requirepeer", "postgres", "requirepeer"}, {"gsslib", "gssapi", "gsslib"}, {"gssdelegation", "0", ""}, {"gssdelegation", "1", "gssdelegation"},
 		{"scram_client_key", "x", "scram_client_key"}, {"scram_server_key", "x", "scram_server_key"}, {"oauth_issuer", "x", "oauth_issuer"}, {"oauth_client_id", "x", "oauth_client_id"}, {"oauth_client_secret", "x", "oauth_client_secret"}, {"oauth_scope", "x", "oauth_scope"},
 		{"authtype", "x", ""}, {"tty", "x", ""}, {"servicefile", "/x", "PGSERVICEFILE"}, {"service", "nowhere", "service"},
-		{"pgbouncer", "true", "pgbouncer"}, {"connection_limit", "1", "SetMaxOpenConns"}, {"pool_timeout", "1", "pool_timeout"}, {"schema", "app", "Config.Schema"}, {"currentSchema", "app", "Config.Schema"}, {"prepareThreshold", "0", "prepareThreshold"},
+		{"pgbouncer", "true", ""}, {"pgbouncer", "maybe", "pgbouncer"}, {"connection_limit", "1", "SetMaxOpenConns"}, {"pool_timeout", "1", "pool_timeout"}, {"schema", "app", "Config.Schema"}, {"currentSchema", "app", "Config.Schema"}, {"prepareThreshold", "0", ""}, {"prepareThreshold", "5", "prepareThreshold"},
 		{"port", "many", "port"}, {"sslmode", "sometimes", "sslmode"}, {"connect_timeout", "soon", "connect_timeout"}, {"datestyle", "German", "datestyle"}, {"hostaddr", "here", "hostaddr"},
 		{"search_path", "app", ""}, {"application_name", "x'y\\z", ""}, {"statement_timeout", "5000", ""},
 	} {
@@ -81,7 +81,7 @@ func TestSettingsOfLibpqAreHonouredOrRefusedByName(t *testing.T) {
 func TestErrorsHoldNothingOfTheAddress(t *testing.T) {
 	for _, dsn := range []string{
 		"postgres://app:" + secret + "@[::1/x", "postgres://app:" + secret + "%zz@localhost/x", "postgres://app:x/" + secret + "@localhost/x", "postgres://app:x#" + secret + "@localhost/x",
-		"postgres://app:x?" + secret + "@localhost/x", "postgres://app:x@y:" + secret + "@localhost/x", "postgres://app:x@localhost:" + secret + "/x",
+		"postgres://app:x?" + secret + "@localhost/x", "postgres://app:x@localhost:" + secret + "/x",
 		"postgres://app:x@localhost/x?sslmode=" + secret, "postgres://app:x@localhost/x?channel_binding=" + secret, "postgres://app:x@localhost/x?keepalives_idle=" + secret,
 		"host=localhost password=x " + secret + " sslmode=disable", "host=localhost password='" + secret, "host=localhost password=" + secret + " sslmode=sometimes", "host=localhost port=" + secret,
 		"host=localhost password=x\\", "mysql://app:" + secret + "@localhost/x", secret, "=" + secret, "service=" + secret,
@@ -133,16 +133,27 @@ func TestEnvironmentIsHonouredOrRefusedByName(t *testing.T) {
 }
 
 func TestServiceFiles(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "services")
-	if err := os.WriteFile(path, []byte("[good]\nhost=localhost\nuser=app\npassword="+secret+"\n\n[odd]\nhost=localhost\nchannel_binding=require\npassword="+secret+"\n"), 0o600); err != nil {
+	home := t.TempDir()
+	t.Setenv("HOME", home)
+	text := "[good]\nhost=localhost\nuser=app\npassword=" + secret + "\n\n[odd]\nhost=localhost\nchannel_binding=require\npassword=" + secret + "\n\n[torn]\n" + secret + "\n"
+	if err := os.WriteFile(filepath.Join(home, ".pg_service.conf"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("PGSERVICEFILE", path)
 	if cfg, _, err := parse("service=good"); err != nil || cfg.User != "app" || cfg.Password != secret {
 		t.Errorf("good: user %q, %v", cfg.User, err)
 	}
-	if _, _, err := parse("service=odd"); err == nil || !strings.Contains(err.Error(), "service") || !strings.Contains(err.Error(), "channel_binding") || strings.Contains(err.Error(), secret) {
-		t.Errorf("odd: %v", err)
+	for _, service := range []string{"odd", "torn", "none"} {
+		if _, _, err := parse("service=" + service); err == nil || !strings.Contains(err.Error(), "service file") || strings.Contains(err.Error(), secret) {
+			t.Errorf("%s: %v", service, err)
+		}
+	}
+	elsewhere := filepath.Join(home, "elsewhere")
+	if err := os.WriteFile(elsewhere, []byte("[good]\nhost=localhost\nuser=other\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PGSERVICEFILE", elsewhere)
+	if cfg, _, err := parse("service=good"); err != nil || cfg.User != "other" {
+		t.Errorf("a service file elsewhere: user %q, %v", cfg.User, err)
 	}
 }
 
