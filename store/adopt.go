@@ -27,10 +27,10 @@ type difference struct {
 	Stops  bool // no fold can work with it
 }
 
-// A name that migrations give to something: what has it before is not ours.
-var given = regexp.MustCompile(`(?:CREATE (?:TABLE|VIEW)(?: IF NOT EXISTS)?|RENAME TO) (usage_\w+)`)
-
+// namesGiven are those that migrations give to something: what has one before is not
+// ours.
 func namesGiven(migrations []string) []string {
+	given := regexp.MustCompile(`(?:CREATE (?:TABLE|VIEW)(?: IF NOT EXISTS)?|RENAME TO) (usage_\w+)`)
 	var names []string
 	for _, m := range given.FindAllStringSubmatch(strings.Join(migrations, "\n"), -1) {
 		names = append(names, m[1])

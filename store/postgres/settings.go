@@ -93,11 +93,11 @@ func parse(dsn string) (pq.Config, dialer, error) {
 	if err := d.configure(cfg.Runtime); err != nil {
 		return pq.Config{}, dialer{}, err
 	}
-	known := notOfLibpq()
+	known, setting := notOfLibpq(), regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
 	for _, name := range slices.Sorted(maps.Keys(cfg.Runtime)) {
 		s, ok := known[name]
 		switch {
-		case !ok && !settingName.MatchString(name):
+		case !ok && !setting.MatchString(name):
 			return pq.Config{}, dialer{}, errUnreadable
 		case !ok: // the server's
 		case slices.Contains(s.honoured, "*") || slices.Contains(s.honoured, cfg.Runtime[name]):
@@ -108,8 +108,6 @@ func parse(dsn string) (pq.Config, dialer, error) {
 	}
 	return cfg, d, nil
 }
-
-var settingName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
 
 var errUnreadable = errors.New("postgres: the database's URL cannot be understood: want postgres://user:password@host:port/database, with special characters in the password percent-encoded (it is not shown here, as it may hold one)")
 
@@ -191,8 +189,6 @@ func blame(dsn string, cause error) error {
 	return errUnreadable
 }
 
-var keyValue = regexp.MustCompile(`([^\s=]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s\\]|\\.)*)`)
-
 // settings are what a connection string says, in either form.
 func settings(dsn string) map[string]string {
 	values := map[string]string{}
@@ -206,6 +202,7 @@ func settings(dsn string) map[string]string {
 		}
 		return values
 	}
+	keyValue := regexp.MustCompile(`([^\s=]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s\\]|\\.)*)`)
 	escaped := regexp.MustCompile(`\\(.)`)
 	for _, m := range keyValue.FindAllStringSubmatch(dsn, -1) {
 		value := m[2]
