@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // PgBouncer starts one for the length of a test, and returns the URL that leads
@@ -95,7 +94,7 @@ func (b *pgBouncer) start() (err error) {
 		return err
 	}
 	b.cmd = cmd
-	if err := answers(b.url(b.server.URL("postgres")), b.done, 10*time.Second); err != nil {
+	if err := answers(b.url(b.server.URL("postgres")), b.done, testLimit); err != nil {
 		err = errors.Join(err, b.stop())
 		b.cmd = nil
 		return err

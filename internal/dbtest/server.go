@@ -78,7 +78,7 @@ func Start() (*Server, error) {
 		if s.port, err = freePort(); err != nil {
 			break
 		}
-		if err = s.Restart(); err == nil {
+		if err = s.start(); err == nil {
 			return s, nil
 		}
 	}
@@ -170,8 +170,17 @@ func (s *Server) command(program string, args ...string) *exec.Cmd {
 }
 
 // Restart starts a stopped server again, on the same port, and waits until it
-// answers.
+// answers. Who was killed may live for a moment yet, and keep the server's memory;
+// and another may have its port, until that one connects elsewhere.
 func (s *Server) Restart() error {
+	for until := time.Now().Add(testLimit); ; time.Sleep(100 * time.Millisecond) {
+		if err := s.start(); err == nil || time.Now().After(until) {
+			return err
+		}
+	}
+}
+
+func (s *Server) start() error {
 	path := filepath.Join(s.dir, "log")
 	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -185,7 +194,7 @@ func (s *Server) Restart() error {
 		return err
 	}
 	s.cmd = cmd
-	if err := answers(s.URL("postgres"), s.done, 60*time.Second); err != nil {
+	if err := answers(s.URL("postgres"), s.done, testLimit); err != nil {
 		tail, _ := os.ReadFile(path)
 		return fmt.Errorf("PostgreSQL does not answer: %w\n%s", errors.Join(err, s.stop(syscall.SIGKILL)), tail[max(0, len(tail)-2000):])
 	}
@@ -245,14 +254,14 @@ func (s *Server) NewDatabase(t testing.TB, options ...string) string {
 		t.Fatal(err)
 	}
 	name := "test_" + strings.ToLower(rand.Text())
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
 	defer cancel()
 	if _, err := db.ExecContext(ctx, "CREATE DATABASE "+pq.QuoteIdentifier(name)+" "+strings.Join(options, " ")); err != nil {
 		t.Fatalf("a database for the test: %v", err)
 	}
 	t.Cleanup(func() {
 		defer db.Close()
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), testLimit)
 		defer cancel()
 		if _, err := db.ExecContext(ctx, "DROP DATABASE "+pq.QuoteIdentifier(name)+" WITH (FORCE)"); err != nil {
 			t.Logf("the test's database stays: %v", err)
@@ -276,8 +285,8 @@ func (s *Server) stop(sig syscall.Signal) error {
 	case <-s.done:
 		s.cmd = nil
 		return nil
-	case <-time.After(30 * time.Second):
-		return fmt.Errorf("PostgreSQL, process %d, did not end within 30 s of %v", s.cmd.Process.Pid, sig)
+	case <-time.After(testLimit):
+		return fmt.Errorf("PostgreSQL, process %d, did not end within %v of %v", s.cmd.Process.Pid, testLimit, sig)
 	}
 }
 

@@ -91,15 +91,11 @@ type sample struct {
 	took time.Duration
 }
 
-// requestTimeout is beyond every fault: a client that waits for a program that
-// stands still gets its answer.
-const requestTimeout = 90 * time.Second
-
 // start lets the clients ask until stop.
 func (l *load) start(ctx context.Context) {
 	l.attempted, l.answered, l.failures = tally{}, tally{}, map[string]int{}
 	l.http = http.Client{
-		Timeout:       requestTimeout,
+		Timeout:       hangs, // beyond every fault: a client that waits for a program that stands still gets its answer
 		Transport:     &http.Transport{DisableKeepAlives: !l.keepAlive, MaxIdleConnsPerHost: l.clients},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
@@ -214,4 +210,16 @@ func (l *load) quantile(q float64, from, until time.Time) time.Duration {
 	}
 	slices.Sort(took)
 	return took[min(int(q*float64(len(took))), len(took)-1)]
+}
+
+// within is how many requests were sent from then on, and answered until then.
+func (l *load) within(from, until time.Time) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.took {
+		if !s.at.Before(from) && s.at.Add(s.took).Before(until) {
+			n++
+		}
+	}
+	return n
 }

@@ -49,9 +49,6 @@ type program struct {
 
 var serving = regexp.MustCompile(`(?m)^serving (\S+)\n`)
 
-// startTimeout is how long a start may take.
-const startTimeout = 30 * time.Second
-
 // start starts the program, and returns when it serves.
 func (p *program) start() error {
 	p.mu.Lock()
@@ -75,7 +72,7 @@ func (p *program) start() error {
 		return err
 	}
 	p.cmd, p.done = cmd, done
-	for deadline := time.Now().Add(startTimeout); ; {
+	for deadline := time.Now().Add(hangs); ; {
 		text, err := os.ReadFile(p.outputFile(p.runs))
 		if err != nil {
 			return err
@@ -91,7 +88,7 @@ func (p *program) start() error {
 		case <-time.After(5 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("the program does not serve after %v\n%s", startTimeout, text)
+			return fmt.Errorf("the program does not serve after %v\n%s", hangs, text)
 		}
 	}
 }
@@ -130,7 +127,7 @@ func (p *program) kill() error {
 	if err := p.signal(syscall.SIGKILL); err != nil {
 		return err
 	}
-	_, err := p.wait(startTimeout)
+	_, err := p.wait(hangs)
 	return err
 }
 
@@ -139,7 +136,7 @@ func (p *program) stop() (int, error) {
 	if err := p.signal(syscall.SIGTERM); err != nil {
 		return 0, err
 	}
-	return p.wait(startTimeout)
+	return p.wait(hangs)
 }
 
 // wait waits for the program's end, and returns its exit status.

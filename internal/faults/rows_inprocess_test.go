@@ -163,7 +163,7 @@ func firstStarts(r *trial) {
 		if schemas := r.one(`SELECT COUNT(*) FROM usage_meta WHERE name = 'schema'`); schemas != 1 {
 			r.Errorf("%d rows say which schema this is", schemas)
 		}
-		r.eventually(10*time.Second, func() string { return r.foldedBy(db, 20) })
+		r.eventually(hangs, func() string { return r.foldedBy(db, 20) })
 		r.same(20)
 		r.must(db.Close())
 		r.checkSpool()
@@ -193,15 +193,13 @@ func noConnectionLeft(r *trial) {
 	db := r.pool()
 	db.SetMaxOpenConns(4)
 	st := r.store(db)
-	sent := int64(0)
+	sent, slowest := int64(0), time.Duration(0)
 	add := func(d time.Duration) {
 		for until := time.Now().Add(d); time.Now().Before(until); r.pause(time.Millisecond) {
 			sent++
 			start := time.Now()
 			st.Inc("api.GET /.requests")
-			if took := time.Since(start); took > p99Slack {
-				r.Errorf("Inc took %v", took)
-			}
+			slowest = max(slowest, time.Since(start))
 		}
 	}
 	add(time.Second)
@@ -219,6 +217,7 @@ func noConnectionLeft(r *trial) {
 		r.must(c.Close())
 	}
 	add(time.Second)
+	r.atMost(p99Slack, "an Inc took", slowest) // who waits for a connection waits for ever
 	r.must(st.Flush(r.ctx))
 	r.same(sent)
 	r.must(st.Shutdown(r.ctx))
@@ -258,7 +257,7 @@ func millionNames(r *trial) {
 	r.last = evidence{attempted: tally{requestsTotal: n}, counted: tally{requestsTotal: sum}}
 	r.must(st.Shutdown(r.ctx))
 	r.checkSpool()
-	r.eventually(5*time.Second, func() string { // no other row is beside this one
+	r.eventually(hangs, func() string { // no other row is beside this one
 		if stack := stacks(); strings.Contains(stack, "store.(*Store)") {
 			return "goroutines are left:\n" + stack
 		}
@@ -333,7 +332,7 @@ func everyResponse(r *trial) {
 		without.Close()
 		with.Close() // every handler has returned, but for those that were hijacked
 	}
-	r.eventually(10*time.Second, func() string {
+	r.eventually(hangs, func() string {
 		if err := st.Flush(r.ctx); err != nil {
 			return err.Error()
 		}

@@ -29,7 +29,7 @@ func sharedPgBouncer(r *trial) {
 		var writers sync.WaitGroup
 		for i := range 3 {
 			writers.Go(func() {
-				for seq := int64(0); ctx.Err() == nil; seq++ {
+				for seq := int64(0); ctx.Err() == nil || written.Load() == 0 && r.ctx.Err() == nil; seq++ {
 					_, err := through.Exec(`INSERT INTO application_rows (writer, seq, opened, payload) VALUES ($1, $2, $3, $4)`,
 						fmt.Sprintf("application %d", i), seq, time.Now().UnixMilli(), []byte("application"))
 					if err == nil {

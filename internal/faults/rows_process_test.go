@@ -147,7 +147,7 @@ func (r *trial) killSealing() {
 		for i := range int(r.lasts(20, 6)) {
 			if i%2 == 0 {
 				_, was, _ := r.load.known()
-				r.eventually(20*time.Second, func() string { // so that there is something to lose
+				r.eventually(hangs, func() string { // so that there is something to lose
 					if _, now, _ := r.load.known(); now[requestsTotal] < was[requestsTotal]+10 {
 						return "no request is answered"
 					}
@@ -176,7 +176,7 @@ func TestSwappedSealIsCaught(t *testing.T) {
 	r := newTrial(t, b, 34, inSpool)
 	r.killSealing()
 	r.load.stop()
-	r.eventually(30*time.Second, func() string { // all that is there is adopted
+	r.eventually(hangs, func() string { // all that is there is adopted
 		if dirs, err := filepath.Glob(filepath.Join(r.spool, strings.Repeat("[0-9a-f]", 32))); len(dirs) != 1 || err != nil {
 			return fmt.Sprintf("the spool holds %q, %v", dirs, err)
 		}
@@ -239,9 +239,9 @@ func (r *trial) killAt(p *program, when cut, such func(statement) bool) {
 	select {
 	case err := <-killed:
 		r.must(err)
-	case <-time.After(20 * time.Second):
+	case <-time.After(hangs):
 		r.Fatal("no such statement is sent")
 	}
-	_, err := p.wait(startTimeout)
+	_, err := p.wait(hangs)
 	r.must(err)
 }

@@ -3,6 +3,7 @@ package faults
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"strings"
@@ -86,8 +87,7 @@ func pauseServer(r *trial) {
 	r.judge(exactly)
 }
 
-// shutdown ends a store of this process, which must not take longer than limit,
-// and must say what it could not store.
+// shutdown ends a store of this process within limit, which must say what it could not store.
 func (r *trial) shutdown(s *store.Store, limit time.Duration) {
 	r.Helper()
 	ctx, cancel := context.WithTimeout(r.ctx, limit)
@@ -95,10 +95,7 @@ func (r *trial) shutdown(s *store.Store, limit time.Duration) {
 	start := time.Now()
 	err := s.Shutdown(ctx)
 	took := time.Since(start)
-	r.note("Shutdown(%v) took %.1f s", limit, took.Seconds())
-	if took > limit+500*time.Millisecond {
-		r.Errorf("Shutdown took %v of %v", took, limit)
-	}
+	r.atMost(limit+500*time.Millisecond, fmt.Sprintf("Shutdown(%v) took", limit), took)
 	if lost := (*store.UndeliveredError)(nil); !errors.As(err, &lost) {
 		r.Errorf("Shutdown without the server: %v", err)
 	}
@@ -111,16 +108,14 @@ func pauseLeader(r *trial) {
 	r.stops = true
 	r.fault(func() {
 		leader := r.inMidFold(func(i, _ int) { r.must(r.programs[i].signal(syscall.SIGSTOP)) })
-		took := r.untilFolded(30 * time.Second)
+		r.atMost(30*time.Second, "another folded after", r.untilFolded())
 		r.must(r.programs[leader.program].signal(syscall.SIGCONT))
-		r.note("another folded after %.1f s", took.Seconds())
 
 		leader = r.inMidFold(func(_, backend int) { r.must(r.server.PauseBackend(backend)) })
 		defer r.server.ResumeBackend(leader.backend)
 		r.insertsGoOn(r.lasts(22*time.Second, 3*time.Second))
 		r.must(r.server.ResumeBackend(leader.backend))
-		took = r.untilFolded(5 * time.Second)
-		r.note("folded %.1f s after the backend went on", took.Seconds())
+		r.atMost(5*time.Second, "the backend went on, and folded after", r.untilFolded())
 	})
 	r.judge(exactly)
 }
@@ -152,7 +147,7 @@ func (r *trial) inMidFold(stop func(program, backend int)) folding {
 	select {
 	case f := <-caught:
 		return f
-	case <-time.After(30 * time.Second):
+	case <-time.After(hangs):
 		r.Fatal("nobody folds")
 		return folding{}
 	}
@@ -164,11 +159,11 @@ func (r *trial) total() int64 {
 	return must1(readCounts(r.ctx, r.db))(r)[requestsTotal]
 }
 
-// untilFolded waits until the total grows.
-func (r *trial) untilFolded(limit time.Duration) time.Duration {
+// untilFolded waits until the total grows, and returns how long that took.
+func (r *trial) untilFolded() time.Duration {
 	r.Helper()
 	was := r.total()
-	return r.eventually(limit, func() string {
+	return r.eventually(hangs, func() string {
 		if r.total() == was {
 			return "nobody folded"
 		}
@@ -181,9 +176,12 @@ func (r *trial) insertsGoOn(d time.Duration) {
 	r.Helper()
 	total, before := r.total(), must1(waiting(r.ctx, r.db))(r)
 	r.pause(d)
-	if now := must1(waiting(r.ctx, r.db))(r); now <= before {
-		r.Errorf("the inbox has %d batches, %d before: inserts do not go on", now, before)
-	}
+	r.eventually(hangs, func() string {
+		if now := must1(waiting(r.ctx, r.db))(r); now <= before {
+			return fmt.Sprintf("the inbox has %d batches, %d before: inserts do not go on", now, before)
+		}
+		return ""
+	})
 	if now := r.total(); now != total {
 		r.Errorf("%d requests were folded, although the fold stands still", now-total)
 	}

@@ -30,7 +30,7 @@ func (r *trial) mounted(kind, options string) string {
 // it is.
 func (r *trial) degraded(want bool) {
 	r.Helper()
-	took := r.eventually(30*time.Second, func() string {
+	took := r.eventually(hangs, func() string {
 		h, err := r.programs[0].health()
 		said := strings.Contains(strings.Join(h.Reasons, "\n"), "in memory only")
 		if err != nil || said != want {
@@ -69,8 +69,7 @@ func fullSpool(r *trial) {
 		r.pause(r.lasts(10*time.Second, time.Second))
 		r.must(os.Remove(ballast))
 		r.degraded(false)
-		r.must(fill(ballast)) // with files there
-		r.degraded(true)
+		r.must(fill(ballast)) // with files there, which may do
 		r.pause(r.lasts(5*time.Second, time.Second))
 		r.must(os.Remove(ballast))
 		r.degraded(false)
@@ -122,15 +121,12 @@ func copiedSpool(r *trial) {
 	first := r.programs[0]
 	r.fault(func() {
 		for range 3 {
-			r.beside(r.copied(), r.url)
+			r.beside(r.copied(), r.url, "")
 		}
 		r.must(first.kill())
 		r.kills++
-		r.beside(r.copied(), r.url)
-		text := r.beside(r.spool, r.server.NewDatabase(r))
-		if !strings.Contains(text, "for the database with the id") {
-			r.Errorf("nobody says that the spool is another database's:\n%s", text)
-		}
+		r.beside(r.copied(), r.url, "")
+		r.beside(r.spool, r.server.NewDatabase(r), "for the database with the id")
 		r.must(first.start())
 		r.pause(time.Second)
 	})
@@ -153,18 +149,23 @@ func (r *trial) copied() (dir string) {
 	return dir // in part
 }
 
-// beside runs a program that is asked nothing, on a spool and a database, and
-// returns what it says.
-func (r *trial) beside(spool, databaseURL string) string {
+// beside runs a program that is asked nothing, on a spool and a database, until it
+// has said that.
+func (r *trial) beside(spool, databaseURL, that string) {
 	r.Helper()
 	p := &program{binary: r.binary, dir: r.TempDir()}
 	p.args = []string{"-addr", "127.0.0.1:0", "-db", databaseURL, "-flush", "50ms", "-spool", spool}
 	r.must(p.start())
 	r.pause(2 * time.Second)
+	r.eventually(hangs, func() string {
+		if text := must1(p.output())(r); !strings.Contains(text, that) {
+			return fmt.Sprintf("the program beside does not say %q:\n%s", that, text)
+		}
+		return ""
+	})
 	if status, err := p.stop(); status != 0 || err != nil {
 		r.Errorf("the program beside: exit status %d, %v", status, err)
 	}
-	return must1(p.output())(r)
 }
 
 // otherFileSystems: where a full disk would be the host's crash, counts stay in
