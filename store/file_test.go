@@ -71,7 +71,7 @@ func (u *underfoot) must(errs ...error) {
 // eventually waits for a condition.
 func (u *underfoot) eventually(what string, is func() bool) {
 	u.Helper()
-	for deadline := time.Now().Add(20*time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			u.Fatalf("never: %s; Stats.Err is %v", what, u.s.Stats().Err)
 		}

@@ -82,9 +82,15 @@ func (s *Store) start(ctx context.Context, anyZone bool) error {
 			if found, err = s.migrate(ctx, tx); err != nil {
 				return err
 			}
+			if s.sql.sqlite {
+				if found.file, err = findFile(ctx, tx, found.id); err != nil {
+					return err
+				}
+			}
 			return tx.GetContext(ctx, &found.database, s.sql.describe())
 		})
 		if err == nil {
+			s.file.Store(found.file)
 			s.calendar, s.sql = calendar{found.zone}, found.sql
 			if found.altered != "" {
 				s.log.Warn("usagekit: " + found.altered)
@@ -137,6 +143,7 @@ type started struct {
 	zone     *time.Location
 	id       string
 	database string // which, for the log
+	file     *sqliteFile
 	altered  string // what an earlier release did to another application's table; "": nothing that can be seen
 }
 

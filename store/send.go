@@ -362,7 +362,7 @@ func (s *Store) report(last *error, err error) {
 	}
 	s.mu.Lock()
 	*last = err
-	now := s.sendErr != nil || s.foldErr != nil || s.adoptErr != nil
+	now := s.sendErr != nil || s.foldErr != nil || s.adoptErr != nil || s.fileErr != nil
 	since := s.failing
 	news := now && since.IsZero() || what != "" && what != s.advised
 	switch {

@@ -95,7 +95,8 @@
 // Read store.go and config.go, then shutdown.go, send.go (the flush), fold.go, poison.go and apply.go
 // (into the tables), caps.go and thresholds.go (which apply asks), lease.go (who folds),
 // retention.go, query.go, read.go, span.go and each.go, and what goes to the database at once:
-// now.go, erase.go. llm.go is but names. tx.go is the only way to the database, and
+// now.go, erase.go. llm.go is but names. tx.go is the only way to the database, file.go
+// looks after SQLite's, and
 // dialect.go what PostgreSQL and SQLite do not share.
 package store
 
@@ -158,6 +159,7 @@ const directLanes = 4
 type Store struct {
 	db       *sqlx.DB
 	sql      dialect
+	file     atomic.Pointer[sqliteFile] // nil: PostgreSQL, or not known yet
 	log      *slog.Logger
 	interval time.Duration
 	calendar calendar       // known once started
@@ -213,6 +215,7 @@ type Store struct {
 	foldNames int           // manyFoldNames; tests have less
 	seenFold  seenFold      // of foldLoop
 	asked     asked         // of pruneLoop
+	fileErr   error         // of watchLoop
 	idling    time.Duration // of foldLoop: how long it waited last with nothing to fold
 
 	stopOnce sync.Once
@@ -231,6 +234,9 @@ func New(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
 	loops := []func(){s.sealLoop, s.sendLoop, s.foldLoop, s.pruneLoop}
 	if len(cfg.Thresholds) > 0 || cfg.Notify != nil {
 		loops = append(loops, s.notifyLoop)
+	}
+	if s.sql.sqlite {
+		loops = append(loops, s.watchLoop)
 	}
 	if cfg.StartOffline {
 		loops = append(loops, s.startLoop)
@@ -425,7 +431,7 @@ func (s *Store) Stats() Stats {
 	if !st.Oldest.IsZero() {
 		st.Oldest = st.Oldest.In(loc)
 	}
-	for _, err := range []error{s.foldErr, s.adoptErr, s.sendErr} {
+	for _, err := range []error{s.foldErr, s.adoptErr, s.sendErr, s.fileErr} {
 		if err != nil {
 			st.Err = err
 		}

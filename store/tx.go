@@ -57,7 +57,7 @@ func (s *Store) try(ctx context.Context, l lane, limit time.Duration, f func(*sq
 	done := make(chan error, 1)
 	var left atomic.Bool // by whoever comes first: the end of f, or the timer
 	go func() {
-		err := s.transact(ctx, l != s.reads, f)
+		err := s.file.Load().explained(s.transact(ctx, l != s.reads, f))
 		if left.CompareAndSwap(false, true) {
 			l <- struct{}{}
 		} else {
@@ -118,7 +118,8 @@ func (s *Store) transact(ctx context.Context, write bool, f func(*sqlx.Tx) error
 			_ = guarded(end)
 		}
 	}()
-	if conn, err = s.db.Connx(ctx); err != nil {
+	file := s.file.Load()
+	if conn, err = file.connect(ctx, s.db, s.reopen); err != nil {
 		return err
 	}
 	if tx, err = conn.BeginTxx(ctx, s.sql.txOptions(write)); err != nil {
@@ -127,7 +128,13 @@ func (s *Store) transact(ctx context.Context, write bool, f func(*sqlx.Tx) error
 	if err = guarded(func() error { return f(tx) }); err != nil {
 		return err
 	}
-	return tx.Commit()
+	if err = tx.Commit(); err != nil {
+		return err
+	}
+	if err = file.check(); err != nil {
+		retire(ctx, conn)
+	}
+	return err
 }
 
 // guarded makes a panic in f an error.

@@ -20,6 +20,14 @@ import (
 // Every commit is on disk before it is acknowledged (journal_mode=WAL,
 // synchronous=FULL), a writer waits up to 5 s for another, and writing
 // transactions begin as such.
+//
+// A store sees it, within an Interval, when the file is moved, deleted or replaced under
+// it, or its -wal is: nothing is answered as stored that the file at path does not have
+// (Store.Flush, AddNow, Take and reads give an error that names it, as Stats.Err does),
+// counts wait in the spool or in memory, and all goes on when the database with the same
+// id stands there again, be it an older copy: what that one lacks is reported as missing
+// batches. A file that is overwritten in place is not seen: put another in its place by
+// renaming it, without a -wal of the one before. The same holds for a pool of one's own.
 func Open(path string) (*sqlx.DB, error) {
 	if path == "" || strings.HasPrefix(path, ":memory:") || strings.ContainsRune(path, 0) {
 		return nil, fmt.Errorf("sqlite: %q is no file: want the path of the database", path)
