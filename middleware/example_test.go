@@ -1,6 +1,7 @@
 package middleware_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -66,4 +67,44 @@ func ExampleNew_timeout() {
 	handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/report", nil))
 	fmt.Println(usage["api.GET /report.status_5xx"])
 	// Output: 1
+}
+
+// A handler of an RPC or GraphQL framework has a context and no ResponseWriter.
+func ExampleResponseWriter() {
+	usage := tally{}
+	count := middleware.New(usage, middleware.Config{Context: true})
+
+	greet := func(ctx context.Context) string {
+		middleware.SetUser(middleware.ResponseWriter(ctx), "42")
+		middleware.SetRoute(middleware.ResponseWriter(ctx), "/greet.v1.Greeter/Greet")
+		return "hello"
+	}
+	rpc := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, greet(r.Context())) })
+
+	count(rpc).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", "/greet.v1.Greeter/Greet", nil))
+	fmt.Println(usage["api.POST /greet.v1.Greeter/Greet.requests"], usage["user.42.requests"])
+	// Output: 1 1
+}
+
+// Requests that are refused before they reach the mux have the route that they would
+// have taken, when the mux is asked.
+func ExampleConfig_route() {
+	usage := tally{}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /novels/{id}", func(w http.ResponseWriter, r *http.Request) {})
+	members := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			http.Error(w, "who are you?", http.StatusUnauthorized)
+		})
+	}
+	count := middleware.New(usage, middleware.Config{Route: func(r *http.Request) string {
+		_, pattern := mux.Handler(r)
+		return pattern
+	}})
+
+	for _, path := range []string{"/novels/1", "/poems/1"} {
+		count(members(mux)).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", path, nil))
+	}
+	fmt.Println(usage["api.GET /novels/{id}.status_4xx"], usage["api.(unmatched).status_4xx"])
+	// Output: 1 1
 }

@@ -61,7 +61,7 @@
 // outside of the inner one counts as well. That works through every ResponseWriter
 // that has Unwrap or keeps the inner one in a field, as http.TimeoutHandler's does.
 // Through one that does neither, as httptest.ResponseRecorder in place of a buffer,
-// it works where both are what one New returned.
+// it works where both are what one New returned, or have Config.Context.
 //
 // A request costs two looks at the clock, two allocations (three with an area) and
 // four or five Adds: the names of a route are made once.
@@ -104,7 +104,8 @@ type Config struct {
 	Skip []string
 
 	// Context puts the ResponseWriter into the request's context, see ResponseWriter:
-	// for handlers that have a context alone. It costs a copy of the request.
+	// for handlers that have a context alone, as those of RPC and GraphQL. It costs
+	// a copy of the request: two allocations more.
 	Context bool
 }
 
@@ -122,7 +123,7 @@ func New(rec Recorder, cfg Config) func(http.Handler) http.Handler {
 
 // SetUser says which user the request is from; it wins over Config.User. It has
 // an effect until the response starts, on every middleware around w that can be
-// found from it.
+// found from it. Where there is no w, ResponseWriter has one.
 func SetUser(w http.ResponseWriter, id string) {
 	for c, hidden := range responses(w, nil) {
 		if hidden {
@@ -147,7 +148,12 @@ func SetRoute(w http.ResponseWriter, pattern string) {
 
 // ResponseWriter returns the writer that Config.Context put into a request's context,
 // for SetUser and SetRoute; nil, with which they do nothing, when there is none.
-func ResponseWriter(ctx context.Context) http.ResponseWriter { return nil }
+func ResponseWriter(ctx context.Context) http.ResponseWriter {
+	w, _ := ctx.Value(writerKey{}).(http.ResponseWriter)
+	return w
+}
+
+type writerKey struct{}
 
 type middleware struct {
 	rec        Recorder
@@ -171,11 +177,17 @@ func (m *middleware) serve(next http.Handler, nth int32, w http.ResponseWriter, 
 	if !k.plain {
 		outer, hidden = m.outer(w)
 	}
-	if outer != nil && (skips || !hidden) {
-		if !skips {
-			outer.enter(r, m.cfg)
+	if outer == nil && m.cfg.Context {
+		if outer, _ = m.outer(ResponseWriter(r.Context())); outer != nil {
+			hidden = true
 		}
+	}
+	switch {
+	case outer != nil && skips:
 		next.ServeHTTP(w, r)
+		return
+	case outer != nil && !hidden:
+		m.pass(next, outer, w, r)
 		return
 	}
 	c := &response{inner: target{w}, in: m, since: time.Since(m.base)}
@@ -189,7 +201,6 @@ func (m *middleware) serve(next http.Handler, nth int32, w http.ResponseWriter, 
 	if outer != nil {
 		c.tells(outer)
 	}
-	c.enter(r, m.cfg)
 	if skips { // and so does what is inside
 		c.started.Store(true)
 		next.ServeHTTP(wrap(c, k.has), r)
@@ -207,8 +218,19 @@ func (m *middleware) serve(next http.Handler, nth int32, w http.ResponseWriter, 
 			panic(v)
 		}
 	}()
-	next.ServeHTTP(wrap(c, k.has), r)
+	m.pass(next, c, wrap(c, k.has), r)
 	returned = true
+}
+
+// pass has next serve a request that c knows of.
+func (m *middleware) pass(next http.Handler, c *response, w http.ResponseWriter, r *http.Request) {
+	if m.cfg.Context {
+		outside := r
+		r = r.WithContext(context.WithValue(r.Context(), writerKey{}, w))
+		defer func() { outside.Pattern = r.Pattern }() // as if it were the same
+	}
+	c.enter(r, m.cfg)
+	next.ServeHTTP(w, r)
 }
 
 // outer returns the response around w that counts for m, too; nil: none.

@@ -1046,6 +1046,7 @@ func TestAllocations(t *testing.T) {
 		1: {},
 		2: {User: constant("42")},
 		3: {User: constant("42"), Area: constant("novels")},
+		4: {User: constant("42"), Context: true},
 	} {
 		h := New(recorderFunc(func(string, int64) {}), cfg)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(204) }))
 		w, r := httptest.NewRecorder(), httptest.NewRequest("GET", "/x", nil)
