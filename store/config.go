@@ -14,7 +14,9 @@ type Config struct {
 	// with mode 0700 if need be: they outlive the process there, and the next
 	// start, or another running process, sends them. Processes may share it, as
 	// long as they have one database; a clone of a whole disk must not be started
-	// beside the original. It must be on ext4, xfs or tmpfs (macOS: apfs, hfs).
+	// beside the original. It must be on ext4, xfs or tmpfs, or an overlay on one of
+	// them, as the root of a container is (macOS: apfs, hfs): package store says what
+	// outlives what there.
 	// A path that is no directory, or that the process may not write to, is an
 	// error of New; where writing fails later, counts stay in memory and
 	// Stats.Degraded says why. Other systems than Linux and macOS have no spool.

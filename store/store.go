@@ -56,6 +56,21 @@
 // written yet, and doubles nothing. Where the spool cannot be used, counts are in
 // memory, as without one, and Stats.Degraded says why.
 //
+// Where the spool lies decides what it outlives:
+//
+//	the root of a container (overlay on ext4 or xfs)
+//	                     a kill, and a restart of the same container; not its being replaced
+//	                     or rescheduled, which a volume does: mount one (Docker: a named
+//	                     volume; Kubernetes: a PersistentVolumeClaim, as of a StatefulSet)
+//	an emptyDir, a hostPath on ext4 or xfs
+//	                     also a container of the pod that is replaced; an emptyDir ends
+//	                     with its pod, a hostPath stays on its node, for who comes there next
+//	a tmpfs              a kill; not a restart of the container, unless the mount is the
+//	                     pod's (emptyDir, medium Memory), nor of the host
+//	btrfs, ZFS, and overlays on them; NFS, 9p (gVisor), virtiofs, FUSE
+//	                     not used: they do not keep what they allocated, or bring a page
+//	                     when a server likes. Counts are in memory; mount ext4, xfs or tmpfs
+//
 // A Store takes two connections from its pool, one for reads and one for writes,
 // and returns them after each transaction; a server that stands still may hold
 // two more. On PostgreSQL, AddNow, Take, Reset and Erase use up to four of their own

@@ -8,26 +8,47 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// overlayfs is the type of what is mostly a container's root, over another file system.
+const overlayfs = 0x794c7630
+
 // suitable tells whether a file that was allocated stays so on this file system. On
 // btrfs, a write to allocated space may fail, and then a touch of the mapping is a
 // fault that has taken whole hosts down, although fallocate had said yes.
+//
+// An overlay file system has the layer below it allocate and map the files, so it keeps
+// what that keeps, and tells all about it but what it is: btrfs is known by having no
+// number of inodes, ZFS by what it says yes to and does not do (see allocate). What
+// goes through a server, NFS, 9p, virtiofs and FUSE, may lose what it allocated, and a
+// page that the server does not bring is a wait, or a fault.
 func suitable(path string) error {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(path, &fs); err != nil {
 		return explain(err)
 	}
-	switch uint32(fs.Type) {
-	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.TMPFS_MAGIC:
+	switch kind := uint32(fs.Type); {
+	case kind == unix.EXT4_SUPER_MAGIC, kind == unix.XFS_SUPER_MAGIC, kind == unix.TMPFS_MAGIC:
+		return nil
+	case kind == overlayfs && fs.Files > 0:
 		return nil
 	}
-	return fmt.Errorf("the spool's file system (type %#x) is not one that keeps what it allocated: ext4, xfs and tmpfs are; mount one of them there", uint32(fs.Type))
+	return fmt.Errorf("the spool's file system (type %#x) is not one that keeps what it allocated: ext4, xfs, tmpfs, and overlays on them are; mount one of them there", uint32(fs.Type))
 }
 
+// allocate allocates size bytes, for certain.
 func allocate(f *os.File, size int64) error {
 	for {
-		if err := unix.Fallocate(int(f.Fd()), 0, 0, size); !errors.Is(err, unix.EINTR) {
-			return err
+		err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+		if errors.Is(err, unix.EINTR) {
+			continue
 		}
+		var info unix.Stat_t
+		if err == nil {
+			err = unix.Fstat(int(f.Fd()), &info)
+		}
+		if err == nil && info.Blocks*512 < size { // ZFS only looks whether there is space
+			return fmt.Errorf("%d bytes were allocated of %d: %w", info.Blocks*512, size, unix.EOPNOTSUPP)
+		}
+		return err
 	}
 }
 
