@@ -16,13 +16,17 @@ import (
 	"time"
 )
 
-// abandon has a client leave as soon as the handler runs: h waits for it.
-func abandon(t *testing.T, protocol string, h http.Handler) {
+// abandon has a client leave as soon as the handler runs. What build makes may wait for
+// that with left.
+func abandon(t *testing.T, protocol string, build func(left func()) http.Handler) {
 	t.Helper()
 	ctx, leave := context.WithCancel(t.Context())
 	srv, serving := serve(t, protocol, io.Discard, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		leave()
-		h.ServeHTTP(w, r)
+		build(func() {
+			<-r.Context().Done()
+			awaitLeft(w)
+		}).ServeHTTP(w, r)
 	}))
 	defer srv.Close()
 	defer serving.Wait()
@@ -35,6 +39,13 @@ func abandon(t *testing.T, protocol string, h http.Handler) {
 		resp.Body.Close()
 	} else if !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// awaitLeft waits until a server, whose writer w is, has said to all who ask that the client
+// left: it cancels the context a moment before.
+func awaitLeft(w http.ResponseWriter) {
+	for !notified(w.(notifier).CloseNotify(), false) {
 	}
 }
 
@@ -67,10 +78,12 @@ func TestClientThatLeft(t *testing.T) {
 		for _, protocol := range protocols {
 			t.Run(tt.name+" "+protocol, func(t *testing.T) {
 				rec := new(counts)
-				abandon(t, protocol, New(rec, Config{})(on("/x", func(w http.ResponseWriter, r *http.Request) {
-					<-r.Context().Done()
-					tt.h(w, r)
-				})))
+				abandon(t, protocol, func(left func()) http.Handler {
+					return New(rec, Config{})(on("/x", func(w http.ResponseWriter, r *http.Request) {
+						left()
+						tt.h(w, r)
+					}))
+				})
 				rec.check(t, counted("GET /x", tt.want))
 			})
 		}
@@ -78,14 +91,16 @@ func TestClientThatLeft(t *testing.T) {
 	for _, protocol := range protocols {
 		t.Run("after the first byte "+protocol, func(t *testing.T) {
 			rec := new(counts)
-			abandon(t, protocol, New(rec, Config{})(on("/x", func(w http.ResponseWriter, r *http.Request) {
-				w.WriteHeader(404)
-				io.WriteString(w, "a") // the client may have left by now, or not
-				rec.mu.Lock()
-				clear(rec.n)
-				rec.mu.Unlock()
-				<-r.Context().Done()
-			})))
+			abandon(t, protocol, func(left func()) http.Handler {
+				return New(rec, Config{})(on("/x", func(w http.ResponseWriter, r *http.Request) {
+					w.WriteHeader(404)
+					io.WriteString(w, "a") // the client may have left by now, or not
+					rec.mu.Lock()
+					clear(rec.n)
+					rec.mu.Unlock()
+					left()
+				}))
+			})
 			rec.mu.Lock()
 			defer rec.mu.Unlock()
 			if rec.n["error.aborted"] != 1 || rec.n["error.panic"] != 0 {
@@ -121,10 +136,12 @@ func TestClientThatLeft(t *testing.T) {
 		})
 		t.Run("behind other writers "+protocol, func(t *testing.T) {
 			rec, other := new(counts), new(counts)
-			inside := New(rec, Config{})(on("/x", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
-			abandon(t, protocol, New(other, Config{})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				inside.ServeHTTP(unwrapper{unwrapper{w}}, r)
-			})))
+			abandon(t, protocol, func(left func()) http.Handler {
+				inside := New(rec, Config{})(on("/x", func(w http.ResponseWriter, r *http.Request) { left() }))
+				return New(other, Config{})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					inside.ServeHTTP(unwrapper{unwrapper{w}}, r)
+				}))
+			})
 			rec.check(t, counted("GET /x", nobody))
 			other.check(t, counted("GET /x", nobody))
 		})
@@ -133,18 +150,22 @@ func TestClientThatLeft(t *testing.T) {
 			inside := New(rec, Config{})(on("/x", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
 			var returned sync.WaitGroup
 			returned.Add(1)
-			abandon(t, protocol, http.TimeoutHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				defer returned.Done()
-				inside.ServeHTTP(w, r)
-			}), time.Hour, ""))
+			abandon(t, protocol, func(func()) http.Handler {
+				return http.TimeoutHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					defer returned.Done()
+					inside.ServeHTTP(w, r)
+				}), time.Hour, "")
+			})
 			returned.Wait()
 			rec.check(t, counted("GET /x", nobody))
 		})
 		t.Run("TimeoutHandler inside "+protocol, func(t *testing.T) {
 			rec := new(counts)
-			abandon(t, protocol, New(rec, Config{})(http.TimeoutHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				<-r.Context().Done()
-			}), time.Hour, "")))
+			abandon(t, protocol, func(func()) http.Handler {
+				return New(rec, Config{})(http.TimeoutHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					<-r.Context().Done()
+				}), time.Hour, ""))
+			})
 			rec.check(t, counted("(unmatched)", nobody))
 		})
 	}
