@@ -50,7 +50,7 @@ func (c *response) left() (left bool) {
 // woken us in between: so there is a wait for it, where the application has cancelled
 // a context in vain. It is short if that was long ago.
 func notified(closing <-chan bool, longAgo bool) bool {
-	limit := 50 * time.Millisecond
+	limit := 100 * time.Millisecond
 	if longAgo {
 		limit = 500 * time.Microsecond
 	}

@@ -36,13 +36,14 @@ type response struct {
 	told        atomic.Pointer[told]
 	status      int // the first final one; 0: none yet
 	started     atomic.Bool
-	root        bool   // request.Pattern was "/" when it was seen
-	stream      bool   // hijacked, or of a type that is: its duration says nothing
-	late        bool   // the context of came was cancelled when it came
-	gone        bool   // there was nobody to answer when it started
-	notifies    bool   // the handler has asked for CloseNotify
-	written     int64  // bytes of the body
-	counted     *route // once started
+	root        bool     // request.Pattern was "/" when it was seen
+	stream      bool     // hijacked, or of a type that is: its duration says nothing
+	late        bool     // the context of came was cancelled when it came
+	gone        bool     // there was nobody to answer when it started
+	notifies    bool     // the handler has asked for CloseNotify
+	length      []string // the header, as it was when the status was known
+	written     int64    // bytes of the body
+	counted     *route   // once started
 }
 
 // enter notes the request of a middleware: routers set Pattern on the request
@@ -65,11 +66,11 @@ func (c *response) start() {
 	if c.started.Load() || !c.started.CompareAndSwap(false, true) {
 		return
 	}
+	defer func() { _ = recover() }() // a Recorder's: never the request's
 	if c.outer == nil && c.left() {
 		c.gone, c.stream, c.status = true, true, statusGone
 	}
 	c.know(http.StatusOK)
-	defer func() { _ = recover() }() // a Recorder's: never the request's
 	n := c.names()
 	if c.outer != nil {
 		c.outer.tell(func(t *told) { t.names = &named{n.route, n.area, n.user} })
@@ -88,11 +89,13 @@ func (c *response) start() {
 	}
 }
 
-// know remembers a final status, the first one.
+// know remembers a final status, the first one, and with it the length that goes with the
+// headers.
 func (c *response) know(status int) {
 	if c.status == 0 {
 		c.status = status
 		c.target = &c.inner
+		c.length = c.inner.Header()["Content-Length"]
 	}
 }
 
@@ -132,7 +135,7 @@ func (c *response) end(returned bool, v any) {
 		return // it will see
 	}
 	defer func() { _ = recover() }()
-	gone := c.gone || !c.whole() && c.left()
+	gone := c.gone || c.left() && !c.whole()
 	rec := c.in.rec
 	if !c.stream && c.counted != nil {
 		c.counted.count(rec, latency(time.Since(c.in.base)-c.since))
@@ -148,13 +151,13 @@ func (c *response) end(returned bool, v any) {
 // whole tells whether the client may have had all there was to have before the handler
 // returned: without a length it has not.
 func (c *response) whole() bool {
-	if c.came.Context().Err() == nil {
-		return false // nobody minds
-	}
 	if c.came.Method == http.MethodHead || c.status == http.StatusNoContent || c.status == http.StatusNotModified {
 		return true
 	}
-	n, err := strconv.ParseInt(c.inner.Header().Get("Content-Length"), 10, 64)
+	if len(c.length) == 0 {
+		return false
+	}
+	n, err := strconv.ParseInt(c.length[0], 10, 64)
 	return err == nil && c.written >= n
 }
 
