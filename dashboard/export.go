@@ -25,6 +25,7 @@ const (
 	maxExports  = 2                // at a time
 	exportAhead = 1_000            // lines that are written before the reader must have taken some
 	exportPause = 30 * time.Second // that a reader may make
+	answerPause = 30 * time.Second // that a reader may take for an answer
 )
 
 // record is a line of an export: in JSON an object, in CSV its fields in order.
