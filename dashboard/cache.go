@@ -13,13 +13,14 @@ import (
 )
 
 const (
-	timeout     = 5 * time.Second // of a request, and of a read
-	patience    = time.Second     // with a read, where there is an older answer
-	lastFor     = time.Hour       // is what an older answer is kept
-	maxReads    = 4               // at a time
-	maxAnswers  = 128             // being read, or younger than maxAge: a large one has megabytes
-	maxLast     = 48              // kept for longer: of the page, with some ranges
-	maxLastSize = 1 << 20         // bytes of one
+	timeout     = 5 * time.Second  // of a request, and of a read
+	answerPause = 30 * time.Second // that a reader may take for an answer
+	patience    = time.Second      // with a read, where there is an older answer
+	lastFor     = time.Hour        // is what an older answer is kept
+	maxReads    = 4                // at a time
+	maxAnswers  = 128              // being read, or younger than maxAge: a large one has megabytes
+	maxLast     = 48               // kept for longer: of the page, with some ranges
+	maxLastSize = 1 << 20          // bytes of one
 )
 
 var (

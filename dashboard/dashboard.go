@@ -338,8 +338,20 @@ func write(w http.ResponseWriter, r *http.Request, status int, contentType strin
 	}
 	head(w, status, contentType)
 	if r.Method != http.MethodHead {
+		limitWriting(w, r)
 		_, _ = w.Write(body) // the reader went away
 	}
+}
+
+// limitWriting gives up an answer that nobody takes: it may have megabytes, and a
+// server without a WriteTimeout, or with a long one, would keep it for so long. It has
+// an effect where the connection can be reached, and ends with the answer: the server
+// itself takes the deadline back.
+func limitWriting(w http.ResponseWriter, r *http.Request) {
+	if srv, ok := r.Context().Value(http.ServerContextKey).(*http.Server); ok && srv.WriteTimeout > 0 && srv.WriteTimeout <= answerPause {
+		return
+	}
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerPause))
 }
 
 func head(w http.ResponseWriter, status int, contentType string) {

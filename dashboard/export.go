@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -25,8 +26,9 @@ const (
 	maxExports  = 2                // at a time
 	exportAhead = 1_000            // lines that are written before the reader must have taken some
 	exportPause = 30 * time.Second // that a reader may make
-	answerPause = 30 * time.Second // that a reader may take for an answer
 )
+
+var errUnread = errors.New("dashboard: nobody reads the export")
 
 // record is a line of an export: in JSON an object, in CSV its fields in order.
 type record interface{ fields() []string }
@@ -99,12 +101,15 @@ func (h *handler) serveExport(w http.ResponseWriter, r *http.Request) {
 	}
 	select {
 	case h.exports <- struct{}{}:
-		defer func() { <-h.exports }()
 	default:
 		w.Header().Set("Retry-After", "10")
 		fail(w, r, http.StatusServiceUnavailable, fmt.Sprintf("%d exports are being made, and no more at a time: try again", maxExports))
 		return
 	}
+	// Its place is for those that get on. A reader who makes a longer pause gives it
+	// away, also where no deadline reaches his connection.
+	leave := sync.OnceFunc(func() { <-h.exports })
+	defer leave()
 
 	var (
 		header  []string
@@ -125,7 +130,7 @@ func (h *handler) serveExport(w http.ResponseWriter, r *http.Request) {
 		failExport(w, r, err)
 		return
 	}
-	h.stream(w, r, m, of, format, p.get("bom") == "1", header, records)
+	h.stream(w, r, m, of, format, p.get("bom") == "1", header, records, leave)
 }
 
 // failExport is failRead of what no cache has read, and so logged.
@@ -213,14 +218,23 @@ func begun(seq iter.Seq2[record, error]) (iter.Seq2[record, error], error) {
 	}, nil
 }
 
-func (h *handler) stream(w http.ResponseWriter, r *http.Request, m meta, of, format string, bom bool, header []string, records iter.Seq2[record, error]) {
+func (h *handler) stream(w http.ResponseWriter, r *http.Request, m meta, of, format string, bom bool, header []string, records iter.Seq2[record, error], leave func()) {
 	contentType := "text/csv; charset=utf-8; header=present"
 	if format == "json" {
 		contentType = typeJSON
 	}
 	control := http.NewResponseController(w)
-	pause := func() { _ = control.SetWriteDeadline(time.Now().Add(exportPause)) } // where it can be set
-	pause()
+	tooLong := time.AfterFunc(exportPause, leave)
+	defer tooLong.Stop()
+	pause := func() error {
+		if !tooLong.Reset(exportPause) { // it has left already
+			leave()
+			return errUnread
+		}
+		_ = control.SetWriteDeadline(time.Now().Add(exportPause)) // where it can be set
+		return nil
+	}
+	_ = pause()
 	w.Header().Set("Content-Disposition", fmt.Sprintf(`attachment; filename="usage-%s-%s.%s"`, of, h.now().In(h.zone()).Format("2006-01-02-1504"), format))
 	head(w, http.StatusOK, contentType)
 	if r.Method == http.MethodHead {
@@ -240,16 +254,20 @@ func (h *handler) stream(w http.ResponseWriter, r *http.Request, m meta, of, for
 				err = lines.write(rec)
 			}
 			if n++; err == nil && n%exportAhead == 0 {
-				pause()
-				if err = lines.flush(); err == nil {
-					err = control.Flush()
+				if err = pause(); err == nil {
+					err = lines.flush()
+				}
+				if err == nil {
+					err = flushed(control)
 				}
 			}
 			if err != nil {
 				return err
 			}
 		}
-		pause()
+		if err := pause(); err != nil {
+			return err
+		}
 		return lines.close()
 	}()
 	if err != nil {
@@ -258,6 +276,14 @@ func (h *handler) stream(w http.ResponseWriter, r *http.Request, m meta, of, for
 		}
 		panic(http.ErrAbortHandler) // and the connection is cut: an end would be a lie
 	}
+}
+
+// flushed hands on what was written. Where nobody can flush, it goes out later.
+func flushed(control *http.ResponseController) error {
+	if err := control.Flush(); !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
 }
 
 // lines writes records in a format.
