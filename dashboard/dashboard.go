@@ -36,7 +36,8 @@
 //   - Closed by default: without [Config.Auth] everybody gets 403, and nothing,
 //     not even a redirect, stands outside of it.
 //   - Nobody waits longer than 5 s, whatever the database does. An export goes on as
-//     long as somebody takes it, a page of it at a time, and two at most.
+//     long as somebody takes it, a page of it at a time, and two at most: one that
+//     nobody takes for 30 s makes room, as does any other answer.
 //   - However many people look, each answer is read once per [Config.MaxAge],
 //     and at most four reads run at a time.
 //   - While the database does not answer, the last answer takes a second, or
@@ -98,8 +99,26 @@ type Config struct {
 	Users func(ctx context.Context, ids []string) (map[string]string, error)
 }
 
-// New returns the dashboard of st.
-func New(st *store.Store, cfg Config) http.Handler { return newHandler(st, cfg) }
+// New returns the dashboard of st. That of a nil store answers 404, and says that usage
+// metrics are off, to those whom Auth lets in.
+func New(st *store.Store, cfg Config) http.Handler {
+	if st == nil {
+		return cfg.guard(http.HandlerFunc(off))
+	}
+	return newHandler(st, cfg)
+}
+
+func off(w http.ResponseWriter, r *http.Request) {
+	fail(w, r, http.StatusNotFound, "usage metrics are off: this application runs without a store")
+}
+
+// guard puts Auth in front of h.
+func (c Config) guard(h http.Handler) http.Handler {
+	if c.Auth == nil {
+		return closed(h)
+	}
+	return c.Auth(h)
+}
 
 // Public lets everybody in.
 func Public(h http.Handler) http.Handler { return h }
@@ -193,10 +212,7 @@ func newHandler(st reader, cfg Config) http.Handler {
 		tables:  template.Must(template.New("tables.html").Funcs(template.FuncMap{"visible": visible}).ParseFS(files, "tables.html")),
 		exports: make(chan struct{}, maxExports),
 	}
-	if cfg.Auth == nil {
-		return closed(h)
-	}
-	return cfg.Auth(h)
+	return cfg.guard(h)
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
