@@ -94,6 +94,7 @@ func Run(t *testing.T, d Database) {
 		{"Each", each},
 		{"RangesAgreeWithAModel", ranges},
 		{"BadQueries", badQueries},
+		{"ManyExceptions", manyExceptions},
 		{"BucketsOfKathmandu", kathmandu},
 		{"Zones", zones},
 		{"RepeatedBatches", repeatedBatches},

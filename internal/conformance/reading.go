@@ -287,6 +287,7 @@ func badQueries(t *testing.T, b *bench) {
 		{store.Query{Contains: "a\x00"}, "Contains"},
 		{store.Query{Measure: "\xff"}, "Measure"},
 		{store.Query{Except: []string{"\xff"}}, "Except"},
+		{store.Query{Except: prefixes(101)}, "Except are 101: want 100 at most"},
 		{store.Query{Step: store.Hour, Prefix: "user."}, "hour"},
 		{store.Query{Step: store.Hour}, "hour"},
 		{store.Query{Step: store.Day, Name: "user.active.monthly"}, "month"},
@@ -297,6 +298,52 @@ func badQueries(t *testing.T, b *bench) {
 		var bad interface{ InvalidQuery() string }
 		if !errors.As(err, &bad) || !strings.Contains(err.Error(), c.says) || errors.Is(err, store.ErrUnavailable) {
 			t.Errorf("%+v: error %v, want one about %s", c.q, err, c.says)
+		}
+	}
+}
+
+// prefixes are n that no name begins with.
+func prefixes(n int) []string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = fmt.Sprintf("feature.none%d.", i)
+	}
+	return list
+}
+
+// As many as may be left out are left out, by every read and in every kind of range.
+func manyExceptions(t *testing.T, b *bench) {
+	cfg := b.config()
+	cfg.Retention = store.Retention{}
+	s := b.store(cfg)
+	for _, name := range []string{"feature.none42.used", "feature.a.used", "user.7.requests", "quota.7.refused"} {
+		s.Inc(name)
+	}
+	b.flush(s)
+	now := time.Now()
+	for _, from := range []time.Time{{}, now.Add(-time.Hour), now.AddDate(0, 0, -50), now.AddDate(-2, 0, 0)} {
+		q := store.Query{From: from, Except: prefixes(100)}
+		totals := b.totals(s, q)
+		if totals["feature.a.used"] != 1 || totals["user.7.requests"] != 1 || totals["quota.7.refused"] != 1 || totals["feature.none42.used"] != 0 {
+			t.Errorf("from %v: totals %v", from, totals)
+		}
+		rows, err := s.Rows(b.ctx, q)
+		if n := len(rows); err != nil || n < 3 || slices.ContainsFunc(rows, func(r store.Row) bool { return r.Subject == "none42" }) {
+			t.Errorf("from %v: rows %v, %v", from, rows, err)
+		}
+		q.Step = store.Day
+		history, err := s.History(b.ctx, q)
+		if n := len(history); err != nil || n < 3 || slices.ContainsFunc(history, func(c store.Count) bool { return c.Name == "feature.none42.used" }) {
+			t.Errorf("from %v: history %v, %v", from, history, err)
+		}
+		n := 0
+		for c, err := range s.Each(b.ctx, q) {
+			if n++; err != nil || c.Name == "feature.none42.used" {
+				t.Errorf("from %v: each %v, %v", from, c, err)
+			}
+		}
+		if n < 3 {
+			t.Errorf("from %v: each has %d", from, n)
 		}
 	}
 }
