@@ -35,6 +35,7 @@ const (
 	maxNames      = 10_000
 	defaultSeries = 100     // names of a history
 	maxNamed      = 1_000   // names that are asked for one by one
+	maxExcept     = 100     // prefixes that a store.Query leaves out
 	maxPoints     = 100_000 // of a history: names × buckets
 	maxDays       = 400     // of a range that ends now
 	maxNumber     = 1<<53 - 1

@@ -303,6 +303,7 @@ func TestBadParameters(t *testing.T) {
 		"api/totals?range=-1mo":                         `range must be today, or a number`,
 		"api/totals?range=1d&from=2026-01-01":           `range stands for from and to`,
 		"api/totals?" + strings.Repeat("name=a&", 1001): `name is given 1001 times`,
+		"api/rows?" + strings.Repeat("except=a&", 101):  `except is given 101 times, 100 at most`,
 		"api/series":                                    `series needs a range`,
 		"api/series?to=2026-01-01":                      `series needs a range`,
 		"api/series?range=24h&limit=1001":               `limit must be`,

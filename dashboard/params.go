@@ -67,6 +67,8 @@ func (p *params) only(known ...string) {
 			p.fail("unknown parameter %q; known here: %s", short(name), cmp.Or(strings.Join(known, ", "), "none"))
 		case len(values) > 1 && name != "name" && name != "except" && name != "q":
 			p.fail("%s is given %d times", name, len(values))
+		case name == "except" && len(values) > maxExcept:
+			p.fail("%s is given %d times, %d at most", name, len(values), maxExcept)
 		case len(values) > maxNamed:
 			p.fail("%s is given %d times, %d at most", name, len(values), maxNamed)
 		}

@@ -21,7 +21,7 @@ type Query struct {
 	Prefix   string   // names that begin so
 	Measure  string   // names that end in "."+Measure; among those of "api." is the sum of all routes, of subject "requests"
 	Contains string   // names that contain this; ASCII letters match in either case
-	Except   []string // names that begin with one of these are left out
+	Except   []string // names that begin with one of these are left out; 100 at most
 
 	// The half-open range [From, To), widened to whole buckets. A zero From or
 	// To leaves that end open; both zero mean all time.
@@ -87,8 +87,10 @@ func (r Row) Quantile(p float64) time.Duration {
 	return time.Duration(bounds[len(bounds)-1]) * time.Millisecond
 }
 
-// maxNames is how many Names a Query may have.
-const maxNames = 1_000
+const (
+	maxNames  = 1_000 // that a Query may have
+	maxExcept = 100   // each cuts a range of names in two, and SQLite reads at most 500 of them at once
+)
 
 // queryError is what is wrong with a Query.
 type queryError string
@@ -111,6 +113,8 @@ func (q *Query) check() error {
 	switch {
 	case len(q.Names) > maxNames:
 		return queryError(fmt.Sprintf("Names are %d: want %d at most", len(q.Names), maxNames))
+	case len(q.Except) > maxExcept:
+		return queryError(fmt.Sprintf("Except are %d: want %d at most", len(q.Except), maxExcept))
 	case q.Limit < 0:
 		return queryError(fmt.Sprintf("Limit is %d: want a positive number, or 0 for all", q.Limit))
 	case q.Step < 0 || q.Step > Month:
