@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"strconv"
 	"strings"
@@ -15,11 +16,15 @@ const (
 	leaseTime  = 15 * time.Second
 	lookAgain  = 5 * time.Second // of an instance that has nothing to fold; more and more seldom, up to
 	maxLook    = time.Minute
-	restLook   = time.Second     // of a leader that rests: does it have to?
-	restBytes  = 8 << 20         // of payload: no rest while more waits
-	standAside = time.Minute     // of one that met a payload of a later release
-	behindTime = 3 * time.Minute // from which on a fold is late, beside two Intervals: three of the longest rests
+	quietAfter = 75 * time.Second // without a count anywhere, after which nobody looks; with the last look, 100 s
+	restLook   = time.Second      // of a leader that rests: does it have to?
+	restBytes  = 8 << 20          // of payload: no rest while more waits
+	standAside = time.Minute      // of one that met a payload of a later release
+	behindTime = 3 * time.Minute  // from which on a fold is late, beside two Intervals: three of the longest rests
 )
+
+// forGood is a wait that does not end.
+const forGood = time.Duration(math.MaxInt64)
 
 const (
 	sqlLease      = `SELECT value, %s AS now, COALESCE((SELECT p.value FROM usage_meta p WHERE p.name = 'pruned'), '') AS pruned FROM usage_meta WHERE name = 'lease'`
@@ -35,24 +40,71 @@ func (s *Store) foldLoop() {
 	if !s.waitStarted() {
 		return
 	}
-	leader := false
-	for {
+	for leader := false; ; {
 		wait, attentive := s.foldTurn(&leader)
-		s.leads.Store(leader)
-		timer := time.NewTimer(wait)
-		kick := s.kick
 		if !attentive {
-			kick = nil
+			if wait == forGood || !s.pause(wait) {
+				<-s.run.Done()
+				return
+			}
+			if s.interval < s.quiet || wait < s.interval {
+				continue
+			}
+			wait = forGood // nobody waits for so long without a flush
 		}
+		if wait == forGood && s.fallAsleep() {
+			leader = false
+		} else if wait == forGood {
+			wait = lookAgain
+		}
+		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
-		case <-kick:
+		case <-s.kick:
 		case <-s.run.Done():
 			timer.Stop()
 			return
 		}
 		timer.Stop()
+		if s.asleep.CompareAndSwap(true, false) {
+			s.idling = 0
+			signal(s.crossed) // what others have left of that, too
+		}
 	}
+}
+
+// fallAsleep has nothing look at the database any more until this instance flushes, or
+// reads that something waits. It returns false when that has just happened.
+func (s *Store) fallAsleep() bool {
+	stirred := s.stirred.Load()
+	s.asleep.Store(true)
+	if s.stirred.Load() != stirred {
+		s.asleep.Store(false)
+		return false
+	}
+	signal(s.crossed) // for the last time
+	return true
+}
+
+// stir notes that something was counted somewhere, so long ago: for a while it is
+// looked after.
+func (s *Store) stir(ago time.Duration) {
+	at := int64(time.Since(s.began) - ago)
+	for was := s.stirred.Load(); at > was && !s.stirred.CompareAndSwap(was, at); {
+		was = s.stirred.Load()
+	}
+}
+
+// quietly is when to look again where wait would do and nothing waits that can be
+// folded: once more when nothing was counted for a while, and then no more. Whoever
+// flushes then finds a lease that has run out, and folds; what it leaves in the inbox
+// if it is killed there is the next one's that flushes, reads or starts.
+func (s *Store) quietly(wait time.Duration) time.Duration {
+	left := s.quiet - (time.Since(s.began) - time.Duration(s.stirred.Load()))
+	if left <= 0 || s.interval >= s.quiet {
+		return forGood
+	}
+	return min(wait, left+rand.N(s.quiet/3))
 }
 
 // foldTurn looks whether there is work, and folds it if it may. It returns when
@@ -60,7 +112,7 @@ func (s *Store) foldLoop() {
 func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
 	if s.clash != nil {
 		s.report(&s.foldErr, s.clash)
-		return time.Minute, false
+		return forGood, false
 	}
 	l, err := s.look(s.run)
 	if err != nil {
@@ -71,14 +123,21 @@ func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
 	if l.holder != s.writer && l.left > 0 {
 		s.report(&s.foldErr, l.late)
 		*leader = false
-		return s.idle(), true
+		if l.work {
+			return s.idle(), true
+		}
+		return s.quietly(s.idle()), true
 	}
 	if !l.work {
 		s.report(&s.foldErr, nil)
-		if *leader || l.holder == s.writer && l.left > 0 { // which Flush takes, too
-			return s.interval, true
+		wait := s.interval
+		if l.holder != s.writer || l.left <= 0 { // who flushes, folds
+			wait = s.idle()
 		}
-		return s.idle(), true
+		if wait = s.quietly(wait); wait == forGood && l.left > 0 {
+			s.release(s.run)
+		}
+		return wait, true
 	}
 	f, err := s.fold(s.run, false)
 	if errors.Is(err, errConflict) {
@@ -98,9 +157,17 @@ func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
 	case f.newer != "":
 		s.release(s.run)
 		*leader = false
-		return standAside, false
+		if f.batches > 0 {
+			s.stir(0)
+		}
+		if wait = s.quietly(standAside); wait < standAside {
+			wait = forGood
+		}
+		return wait, wait == forGood
 	}
 	*leader = true
+	s.stir(0)
+	signal(s.folds)
 	s.idling = 0
 	if f.more {
 		return time.Millisecond, false
@@ -121,7 +188,8 @@ func (s *Store) idle() time.Duration {
 // The lease is kept meanwhile. It ends when much waits: then freshness is worth more.
 func (s *Store) rest(upserts time.Duration) time.Duration {
 	wait := min(max(s.interval, 10*upserts), max(time.Minute, s.interval))
-	for renewed := time.Now(); wait > restLook; wait -= restLook {
+	began := time.Now()
+	for renewed := began; wait > restLook && time.Since(began) < time.Minute; wait -= restLook {
 		if !s.pause(restLook) {
 			return 0
 		}
@@ -169,6 +237,9 @@ func (s *Store) look(ctx context.Context) (turn, error) {
 		return turn{}, err
 	}
 	holder, until := s.parseLease(row.Value, row.Now)
+	if row.Folded != s.seenFold.value {
+		s.stir(max(time.Duration(row.Now-row.Folded)*time.Millisecond, 0))
+	}
 	l := turn{holder: holder, left: time.Duration(until-row.Now) * time.Millisecond, work: row.Waiting > 0}
 	if !l.work || row.Folded != s.seenFold.value || s.seenFold.at.IsZero() {
 		s.seenFold = seenFold{row.Folded, time.Now()}

@@ -54,6 +54,9 @@ func (s *Store) read(ctx context.Context, f func(tx *sqlx.Tx, now time.Time) err
 		}
 		through := c.Now
 		if c.Waiting > 0 {
+			if s.asleep.Load() {
+				s.sent(true)
+			}
 			through, _ = strconv.ParseInt(c.Folded, 10, 64) // 0: not yet
 			through = possible(through, c.Now, 0)
 		}

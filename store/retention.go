@@ -125,7 +125,7 @@ func (s *Store) prunings() []*pruned {
 	}
 }
 
-// pruneLoop removes what is too old, every hour, while this instance folds.
+// pruneLoop removes what is too old, with a fold of this instance's, once an hour.
 func (s *Store) pruneLoop() {
 	if !s.waitStarted() {
 		return
@@ -133,8 +133,14 @@ func (s *Store) pruneLoop() {
 	parts, failed := s.prunings(), false
 	for wait := time.Minute; s.pause(wait/2 + rand.N(wait)); {
 		wait = pruneEvery
-		if !s.leads.Load() || s.clash != nil {
-			continue
+		select {
+		case <-s.folds: // of before
+		default:
+		}
+		select {
+		case <-s.folds:
+		case <-s.run.Done():
+			return
 		}
 		err := s.prune(s.run, parts)
 		switch {

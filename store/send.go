@@ -27,6 +27,7 @@ type sealed struct {
 const (
 	quarterHour = 15 * time.Minute // every zone's hours, days and months begin on one
 	sendTimeout = 15 * time.Second // of an attempt; the server gives up after 10
+	wakeTimeout = time.Minute      // see patience
 	minBackoff  = 200 * time.Millisecond
 	maxBackoff  = 5 * time.Second
 	slowBackoff = 10 * time.Second // where somebody has to do something first
@@ -195,7 +196,7 @@ func (s *Store) sendNext() (waits bool, err error) {
 		s.spool.Sent()
 	}
 	mine := false
-	err = s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) (err error) {
+	err = s.attempt(s.run, s.writes, s.patience(), func(tx *sqlx.Tx) (err error) {
 		mine, err = s.send(tx, s.writer, head)
 		return err
 	})
@@ -211,9 +212,7 @@ func (s *Store) sendNext() (waits bool, err error) {
 	close(s.changed)
 	s.changed = make(chan struct{})
 	s.mu.Unlock()
-	if mine {
-		signal(s.kick)
-	}
+	s.sent(mine)
 	return true, nil
 }
 
@@ -282,7 +281,7 @@ func (s *Store) keepKnown(tx *sqlx.Tx, writer string, k known) error {
 
 // register makes the database know a writer, of which it has nothing yet.
 func (s *Store) register(writer string) error {
-	return s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
+	return s.attempt(s.run, s.writes, s.patience(), func(tx *sqlx.Tx) error {
 		if err := s.sql.begin(s.run, tx); err != nil {
 			return err
 		}
@@ -328,7 +327,7 @@ func (s *Store) adoptLoop() {
 // sendAdopted sends a batch that a dead writer left, once.
 func (s *Store) sendAdopted(writer string, b counter.Sealed) error {
 	mine := false
-	err := s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) (err error) {
+	err := s.attempt(s.run, s.writes, s.patience(), func(tx *sqlx.Tx) (err error) {
 		mine, err = s.send(tx, writer, sealed{b.Seq, b.Opened, len(b.Counts), b.Payload, true, b.Old})
 		return err
 	})
@@ -337,8 +336,8 @@ func (s *Store) sendAdopted(writer string, b counter.Sealed) error {
 		return err
 	}
 	s.report(&s.adoptErr, err)
-	if err == nil && mine {
-		signal(s.kick)
+	if err == nil {
+		s.sent(mine)
 	}
 	return err
 }
@@ -348,6 +347,24 @@ func (s *Store) registerAdopted(writer string) error {
 	err := s.register(writer)
 	s.report(&s.adoptErr, err)
 	return err
+}
+
+// patience is how long an attempt to send may take: longer after a pause, for the
+// database may be asleep, too.
+func (s *Store) patience() time.Duration {
+	if s.asleep.Load() {
+		return wakeTimeout
+	}
+	return sendTimeout
+}
+
+// sent has a batch looked after that has reached the inbox: at once, if this store may
+// fold it, or if nothing else looks.
+func (s *Store) sent(mine bool) {
+	s.stir(0)
+	if mine || s.asleep.Load() {
+		signal(s.kick)
+	}
 }
 
 // report keeps the outcome of the last attempt, and logs when it changed from

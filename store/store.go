@@ -201,10 +201,11 @@ type Store struct {
 	subjects   atomic.Pointer[subjects]
 	thresholds []Threshold
 	notifier   func(context.Context, Crossing) error
+	notifies   bool          // something may have to be told
 	crossed    chan struct{} // something may be told
 	telling    chan struct{} // has a token while notifier runs
 	untold     bool          // it failed last; of notifyLoop
-	leads      atomic.Bool   // this store folded last
+	folds      chan struct{} // something was folded here
 
 	derivedOnce   sync.Once
 	oddOnce       sync.Once    // of AddLLM
@@ -232,6 +233,10 @@ type Store struct {
 	asked     asked         // of pruneLoop
 	fileErr   error         // of watchLoop
 	idling    time.Duration // of foldLoop: how long it waited last with nothing to fold
+	quiet     time.Duration // quietAfter; tests have less
+	began     time.Time
+	stirred   atomic.Int64 // since began, when something was last known to be counted somewhere
+	asleep    atomic.Bool  // nothing looks at the database
 
 	stopOnce sync.Once
 	stopped  chan struct{}
@@ -246,14 +251,20 @@ func New(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.begin()
+	return s, nil
+}
+
+// begin has what goes on in the background begin.
+func (s *Store) begin() {
 	loops := []func(){s.sealLoop, s.sendLoop, s.foldLoop, s.pruneLoop}
-	if len(cfg.Thresholds) > 0 || cfg.Notify != nil {
+	if s.notifies {
 		loops = append(loops, s.notifyLoop)
 	}
 	if s.sql.sqlite {
 		loops = append(loops, s.watchLoop)
 	}
-	if cfg.StartOffline {
+	if s.started != nil {
 		loops = append(loops, s.startLoop)
 	}
 	if s.spool != nil {
@@ -266,7 +277,6 @@ func New(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
 			}
 		})
 	}
-	return s, nil
 }
 
 // survives runs a loop, and returns false when it panicked: a mistake of ours,
@@ -302,9 +312,9 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 		db: db, sql: d, log: cfg.Logger, interval: cfg.Interval,
 		writer: newID(),
 		reads:  tokens(1), writes: tokens(1), reserve: tokens(2),
-		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1), foldNames: manyFoldNames,
+		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1), foldNames: manyFoldNames, folds: make(chan struct{}, 1), quiet: quietAfter, began: time.Now(),
 		changed: make(chan struct{}), stopped: make(chan struct{}), crossed: make(chan struct{}, 1), telling: make(chan struct{}, 1),
-		retention: cfg.Retention.defaults(), caps: maps.Clone(cfg.Caps), thresholds: slices.Clone(cfg.Thresholds), notifier: cfg.Notify,
+		retention: cfg.Retention.defaults(), caps: maps.Clone(cfg.Caps), thresholds: slices.Clone(cfg.Thresholds), notifier: cfg.Notify, notifies: len(cfg.Thresholds) > 0 || cfg.Notify != nil,
 	}
 	if s.direct = s.writes; !d.sqlite { // which has one writer, and a queue that is fair
 		s.direct = tokens(directLanes)

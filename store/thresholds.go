@@ -177,7 +177,11 @@ func (s *Store) notifyLoop() {
 		return
 	}
 	for {
-		timer := time.NewTimer(s.notifyPending())
+		wait, left := s.notifyPending()
+		if !left && s.asleep.Load() {
+			wait = forGood
+		}
+		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
 		case <-s.crossed:
@@ -189,8 +193,9 @@ func (s *Store) notifyLoop() {
 	}
 }
 
-// notifyPending sends what is due, the oldest first, and returns when to look again.
-func (s *Store) notifyPending() (wait time.Duration) {
+// notifyPending sends what is due, the oldest first, and returns when to look again, and
+// whether something may be left to be sent.
+func (s *Store) notifyPending() (wait time.Duration, left bool) {
 	wait = notifyLook/2 + rand.N(notifyLook)
 	for last := "notify/"; ; {
 		var rows []struct {
@@ -201,28 +206,28 @@ func (s *Store) notifyPending() (wait time.Duration) {
 			return tx.Select(&rows, s.sql.text(strings.Replace(sqlPending, "%s", s.sql.clock(), 1)), last, notifyPiece)
 		})
 		if err != nil {
-			return maxBackoff + rand.N(maxBackoff)
+			return maxBackoff + rand.N(maxBackoff), true
 		}
 		read := time.Now()
 		for _, r := range rows {
 			w, err := s.parseWord(r.Name, r.Value)
 			now := r.Now + time.Since(read).Milliseconds()
-			switch left := time.Duration(possible(w.until, now, longestClaim)-now) * time.Millisecond; {
+			switch claimed := time.Duration(possible(w.until, now, longestClaim)-now) * time.Millisecond; {
 			case err != nil:
 				s.log.Error("usagekit: a crossing cannot be read, and is not told", "name", r.Name, "error", err)
 				_ = s.settleWord(sqlUnpending, r.Name, r.Value)
-			case left > 0:
-				wait = min(wait, left+time.Millisecond)
+			case claimed > 0:
+				wait, left = min(wait, claimed+time.Millisecond), true
 			default:
-				pause, ok := s.notify(w, now)
+				pause, told, ok := s.notify(w, now)
 				if !ok {
-					return min(wait, maxBackoff)
+					return min(wait, maxBackoff), true
 				}
-				wait = min(wait, pause)
+				wait, left = min(wait, pause), left || !told
 			}
 		}
 		if len(rows) < notifyPiece {
-			return wait
+			return wait, left
 		}
 		last = rows[len(rows)-1].Name
 	}
@@ -250,10 +255,10 @@ func (s *Store) parseWord(name, value string) (w word, err error) {
 }
 
 // notify claims a word, tells it, and takes note of how that went: pause is when to
-// tell it again. It returns false when nothing can be told now.
-func (s *Store) notify(w word, now int64) (pause time.Duration, ok bool) {
+// tell it again, unless it was told. ok is false when nothing can be told now.
+func (s *Store) notify(w word, now int64) (pause time.Duration, told, ok bool) {
 	if len(s.telling) > 0 { // an earlier call has not returned
-		return 0, false
+		return 0, false, false
 	}
 	claim := func(d time.Duration) string {
 		return fmt.Sprintf("%d %d %d", now+d.Milliseconds(), w.tries+1, w.N)
@@ -261,9 +266,9 @@ func (s *Store) notify(w word, now int64) (pause time.Duration, ok bool) {
 	start, claimed := time.Now(), claim(notifyClaim)
 	switch err := s.settleWord(sqlClaim, claimed, w.name, w.value); {
 	case errors.Is(err, errClaimed):
-		return notifyClaim, true
+		return notifyClaim, false, true
 	case err != nil:
-		return 0, false
+		return 0, false, false
 	}
 	if err := s.tell(w.Crossing); err != nil {
 		if s.run.Err() == nil && !s.untold {
@@ -272,13 +277,13 @@ func (s *Store) notify(w word, now int64) (pause time.Duration, ok bool) {
 		}
 		pause = min(time.Second<<min(w.tries, 20), maxNotifyWait)
 		_ = s.settleWord(sqlClaim, claim(time.Since(start)+pause), w.name, claimed) // else when the claim ends
-		return pause, s.run.Err() == nil
+		return pause, false, s.run.Err() == nil
 	}
 	if s.untold {
 		s.untold = false
 		s.log.Info("usagekit: Config.Notify works again", "name", w.Name)
 	}
-	return notifyLook, s.settleWord(sqlUnpending, w.name, claimed) == nil
+	return notifyLook, true, s.settleWord(sqlUnpending, w.name, claimed) == nil
 }
 
 // errClaimed says that another instance tells it.
