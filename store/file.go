@@ -318,6 +318,7 @@ func (s *Store) reopen(ctx context.Context, f *sqliteFile, conn *sqlx.Conn) erro
 		return err
 	}
 	s.subjects.Store(nil)
+	s.sent(true) // something may wait in it
 	s.log.Warn("usagekit: the SQLite file was replaced under the process, and is used as it is now", "file", f.path)
 	return nil
 }

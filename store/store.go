@@ -76,6 +76,10 @@
 // two more. On PostgreSQL, AddNow, Take, Reset and Erase use up to four of their own
 // while they run: they must not wait for a fold.
 //
+// Two minutes after the last count anywhere nothing is asked of the database, until
+// somebody counts, or calls a method that asks; but for word of a crossing that waits
+// to be sent again (Config.Notify), and what failed.
+//
 // # Into the database exactly once
 //
 // Every Interval the counts since the last one are sealed as a numbered batch. A

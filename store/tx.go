@@ -119,11 +119,19 @@ func (s *Store) transact(ctx context.Context, write bool, f func(*sqlx.Tx) error
 		}
 	}()
 	file := s.file.Load()
-	if conn, err = file.connect(ctx, s.db, s.reopen); err != nil {
-		return err
-	}
-	if tx, err = conn.BeginTxx(ctx, s.sql.txOptions(write)); err != nil {
-		return err
+	for waited := s.db.Stats().Idle; ; waited-- {
+		if conn, err = file.connect(ctx, s.db, s.reopen); err != nil {
+			return err
+		}
+		if tx, err = conn.BeginTxx(ctx, s.sql.txOptions(write)); err == nil {
+			break
+		}
+		if waited <= 0 || ctx.Err() != nil || s.sql.sqlite || !sessionEnded(err) {
+			return err
+		}
+		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+		_ = conn.Close()
+		conn = nil
 	}
 	if err = guarded(func() error { return f(tx) }); err != nil {
 		return err
@@ -135,6 +143,14 @@ func (s *Store) transact(ctx context.Context, write bool, f func(*sqlx.Tx) error
 		retire(ctx, conn)
 	}
 	return err
+}
+
+// sessionEnded tells whether a connection that had waited in the pool may have failed to
+// begin because its session had ended meanwhile: as idle_session_timeout does, a proxy,
+// a server that was started again. Nothing was done on it, so another one may be tried.
+func sessionEnded(err error) bool {
+	var state sqlState
+	return !errors.As(err, &state) || class(state) == "57" || class(state) == "08"
 }
 
 // guarded makes a panic in f an error.

@@ -1,11 +1,13 @@
 // Package postgres opens a PostgreSQL pool for a store, on lib/pq. A pool of
 // one's own serves as well, of lib/pq or pgx: sqlx.NewDb(db, "pgx"). What Open
-// adds is that a server which stops answering cannot hold a connection for ever.
+// adds is that a server which stops answering cannot hold a connection for ever, and
+// that one which nobody uses is closed.
 package postgres
 
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"net"
 	"time"
@@ -21,6 +23,9 @@ const (
 	// statements end on the server after 10 s.
 	answerTimeout = 30 * time.Second
 	writePiece    = 64 << 10 // bytes that one deadline is for
+	// idleTime is less than what proxies and NATs let a silent connection live, and so
+	// short that a database which sleeps when nobody is connected soon does.
+	idleTime = time.Minute
 )
 
 // Open returns a pool on the database at url:
@@ -34,6 +39,8 @@ const (
 // where it asks for what is so (channel_binding=prefer, gssencmode=disable,
 // default_query_exec_mode=exec, keepalives…); else it is an error that names it and
 // says what to do. Other settings are the server's, as search_path is.
+//
+// A connection that nobody used for a minute is closed.
 //
 // An application may use the pool, too; a statement of its own during which the
 // server says nothing for 30 s fails.
@@ -51,7 +58,13 @@ func Open(url string) (*sqlx.DB, error) {
 		return nil, errors.New("postgres: the database's URL has settings that do not go together (it is not shown here, as it may hold a password)")
 	}
 	connector.Dialer(dialer)
-	return sqlx.NewDb(sql.OpenDB(connector), "postgres"), nil
+	return sqlx.NewDb(pool(connector), "postgres"), nil
+}
+
+func pool(c driver.Connector) *sql.DB {
+	db := sql.OpenDB(c)
+	db.SetConnMaxIdleTime(idleTime)
+	return db
 }
 
 // dialer makes connections whose reads and writes end.
