@@ -416,3 +416,70 @@ func TestSweepWhenTheClockWentBack(t *testing.T) {
 		}
 	})
 }
+
+// A row that lies far ahead, or long ago, because a clock did: it stays in every range
+// that covers it, and does not make an open range one of all the time between.
+func TestReadsOfRowsThatLieFarAhead(t *testing.T) {
+	onEach(t, func(t *testing.T, db *sqlx.DB) {
+		ctx := dbtest.Context(t)
+		s, err := open(ctx, db, Config{Retention: Retention{Hourly: -1, Daily: -1, UserDaily: -1}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.cancel()
+		now := time.Now()
+		for n, at := range map[int64]time.Time{1: now, 10: time.Date(2099, 5, 5, 5, 5, 0, 0, time.UTC), 100: time.Date(1970, 5, 5, 5, 5, 0, 0, time.UTC)} {
+			for _, name := range []string{"feature.a.used", "user.7.requests"} {
+				group, _, _ := counter.Split(name)
+				for _, step := range kept(group) {
+					s.put(t, row{bucket{step, s.calendar.start(step, at).Unix(), name}, n})
+				}
+			}
+		}
+		week := now.AddDate(0, 0, -7)
+		for _, c := range []struct {
+			q    Query
+			want int64
+		}{
+			{Query{From: week}, 11}, {Query{To: now.AddDate(0, 0, 7)}, 101}, {Query{From: week, To: now.AddDate(0, 0, 7)}, 1},
+			{Query{From: week, To: time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)}, 11}, {Query{From: time.Date(1960, 1, 1, 0, 0, 0, 0, time.UTC)}, 111},
+		} {
+			for _, name := range []string{"feature.a.used", "user.7.requests"} {
+				for _, step := range []Step{0, Hour, Day} {
+					q := c.q
+					q.Name, q.Step = name, step
+					if step == Hour && name[0] == 'u' {
+						continue
+					}
+					sum := func(counts []Count, err error) (n int64) {
+						if err != nil {
+							t.Errorf("%+v: %v", q, err)
+						}
+						for _, c := range counts {
+							n += c.N
+						}
+						return n
+					}
+					var each int64
+					for c, err := range s.Each(ctx, q) {
+						each += sum([]Count{c}, err)
+					}
+					if h, total := sum(s.History(ctx, q)), sum(s.Totals(ctx, q)); h != c.want || total != c.want || each != c.want {
+						t.Errorf("%+v: History %d, Totals %d, Each %d, want %d", q, h, total, each, c.want)
+					}
+				}
+			}
+		}
+		if err := s.eraseNow(ctx, "7"); err != nil {
+			t.Errorf("Erase: %v", err)
+		}
+		if n := s.count(t, `SELECT COUNT(*) FROM usage_history WHERE key = 'user.7.requests'`); n != 0 {
+			t.Errorf("Erase leaves %d rows", n)
+		}
+	})
+}
+
+// eraseNow is Erase of what is in the tables.
+func (s *Store) eraseNow(ctx context.Context, user string) error {
+	return s.attempt(ctx, s.direct, sendTimeout, func(tx *sqlx.Tx) error { return s.eraseRows(ctx, tx, user) })
+}

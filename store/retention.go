@@ -21,7 +21,9 @@ import (
 // Nothing is removed on the word of a clock alone, for it may be wrong. A time that is
 // within two days of the last removal is believed; one far beyond it, as after a long
 // pause, is when it was said for a week, in which somebody looked and time went on as it
-// should. Until then the log has a line, and everything stays.
+// should. Until then the log has a line, and everything stays. What was counted under a
+// clock that was ahead stays where that put it, in every range that covers that time,
+// until it is old.
 type Retention struct {
 	Hourly    time.Duration // hours; 0: 35 days, negative: for ever
 	Daily     time.Duration // days, no shorter than Hourly; 0: 400 days, negative: for ever

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -171,8 +172,9 @@ func (p *program) output() (string, error) {
 
 // health is what the dashboard says of the store.
 type health struct {
-	Pending int      // names that have counts which the database does not have yet
-	Reasons []string // why it is not well
+	Pending int       // names that have counts which the database does not have yet
+	Reasons []string  // why it is not well
+	Through time.Time `json:"complete_through"`
 }
 
 func (p *program) health() (h health, err error) {
@@ -188,4 +190,24 @@ func (p *program) health() (h health, err error) {
 	defer resp.Body.Close()
 	err = json.NewDecoder(resp.Body).Decode(&h)
 	return h, err
+}
+
+// ask asks the program's dashboard, and returns how long the answer took.
+func (p *program) ask(target string) (took time.Duration, err error) {
+	url := p.url.Load()
+	if url == nil {
+		return 0, errors.New("the program does not serve")
+	}
+	start := time.Now()
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get(*url + "/usage/" + target)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %d %s", target, resp.StatusCode, body)
+	}
+	return time.Since(start), err
 }

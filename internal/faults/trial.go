@@ -56,7 +56,7 @@ type trial struct {
 	rng  *rand.Rand // of the row's function alone
 
 	server   *dbtest.Server
-	url      string  // of the database, straight
+	url      string  // of the database, straight; of SQLite, the file's path
 	db       *sql.DB // straight to the database: what the oracle reads
 	proxies  []*proxy
 	programs []*program
@@ -88,6 +88,7 @@ type setup struct {
 	password  string
 	pgBouncer int    // connections of the PgBouncer in between; 0: there is none
 	spool     string // directory; "": a new one
+	database  string // directory of the SQLite file; "": a new one
 	noSpool   bool   // the spool cannot be used, and counts are in memory
 	limit     int    // on the size of the program's files, in KiB; 0: none
 }
@@ -258,7 +259,8 @@ func (r *trial) spoolUsed() {
 func (r *trial) database(s setup, dir string) string {
 	r.Helper()
 	if r.mode.sqlite() {
-		path := filepath.Join(dir, "usage.db")
+		path := filepath.Join(cmp.Or(s.database, dir), "usage.db")
+		r.url = path
 		r.db = must1(sqlite.Open(path))(r).DB
 		r.Cleanup(func() { _ = r.db.Close() })
 		return path
