@@ -1,0 +1,171 @@
+package store
+
+import (
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/store/sqlite"
+)
+
+// What others have crossed is looked through in pages, and keeps no fold waiting.
+func TestEraseBesideManyCrossingsKeepsNoFoldWaiting(t *testing.T) {
+	test := func(t *testing.T, driver, dsn, name string) {
+		faults := &dbtest.Faults{}
+		plain, err := faults.Open(driver, dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		db := sqlx.NewDb(plain, name)
+		s := unstarted(t, db, nil)
+		const others = 3 * chunk
+		tx := db.MustBegin()
+		for list := range 30 {
+			var values []string
+			var args []any
+			for i := range others / 30 {
+				values, args = append(values, "(?, '1 1')"), append(args, fmt.Sprintf("crossing/0/0/1/user.%d.requests", list*others/30+i))
+			}
+			tx.MustExec(tx.Rebind(`INSERT INTO usage_meta (name, value) VALUES `+strings.Join(values, ", ")), args...)
+		}
+		for _, name := range []string{"crossing/0/0/1/user.me.requests", "crossing/2/86400/7/user.me.requests", "notify/0000000000001/0/0/1/user.me.requests"} {
+			tx.MustExec(tx.Rebind(`INSERT INTO usage_meta (name, value) VALUES (?, '0 0 1')`), name)
+		}
+		b := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "user.me.requests", N: 1}}}
+		for i := range 3 {
+			tx.MustExec(tx.Rebind(`INSERT INTO usage_meta (name, value) VALUES (?, ?)`), fmt.Sprintf("bad/w/%d", i), base64Of(b.Encode()))
+		}
+		if err := tx.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		var mu sync.Mutex
+		leased, whole := false, ""
+		faults.Set(func(op dbtest.Op) dbtest.Fault {
+			mu.Lock()
+			defer mu.Unlock()
+			records := strings.Contains(op.Query, "SELECT") && strings.Contains(op.Query, "usage_meta") && (strings.Contains(op.Query, "crossing") || strings.Contains(op.Query, "bad/") || strings.Contains(op.Query, "name >"))
+			switch {
+			case op.Kind == dbtest.Begin:
+				leased = false
+			case strings.Contains(op.Query, "SET value = value"):
+				leased = true
+			case records && leased, records && !strings.Contains(op.Query, "LIMIT"):
+				whole = op.Query
+			}
+			return dbtest.Fault{}
+		})
+		if err := s.Erase(t.Context(), "me"); err != nil {
+			t.Fatal(err)
+		}
+		faults.Set(nil)
+		mu.Lock()
+		defer mu.Unlock()
+		if whole != "" {
+			t.Errorf("with the lease, or all at once: %s", whole)
+		}
+		var left, mine int
+		if err := db.Get(&left, `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'crossing/%'`); err != nil || left != others {
+			t.Errorf("%d crossings of %d others are left, %v", left, others, err)
+		}
+		if err := db.Get(&mine, `SELECT COUNT(*) FROM usage_meta WHERE name LIKE '%user.me.%'`); err != nil || mine != 0 {
+			t.Errorf("%d records are left, %v", mine, err)
+		}
+		var bad []string
+		if err := db.Select(&bad, `SELECT value FROM usage_meta WHERE name LIKE 'bad/%'`); err != nil || len(bad) != 3 || strings.Contains(strings.Join(bad, " "), base64Of(b.Encode())) {
+			t.Errorf("what was set aside: %v, %v", bad, err)
+		}
+	}
+	t.Run("sqlite", func(t *testing.T) {
+		test(t, "sqlite", "file:"+filepath.Join(t.TempDir(), "usage.db")+"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_txlock=immediate", "sqlite3")
+	})
+	t.Run("postgres", func(t *testing.T) {
+		if Server == nil {
+			t.Skip("PostgreSQL was not tried: make test does")
+		}
+		test(t, "postgres", Server.NewDatabase(t), "postgres")
+	})
+}
+
+// A SQLite file keeps no page, and its log no copy of one, in which an erased id stands.
+func TestErasedIDsLeaveTheFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "usage.db")
+	db, err := sqlite.Open(path)
+	s := unstarted(t, db, err)
+	s.thresholds = []Threshold{{Prefix: "user.", Measure: "requests", At: 1}}
+	const id = "zebra@example.com"
+	for i := range 100 { // pages of them, that are split and merged
+		s.Inc(fmt.Sprintf("user.%d.requests", i))
+		s.Inc(fmt.Sprintf("user.%s%d.requests", id, i))
+		if i%20 == 0 {
+			if err := flushUnstarted(t, s); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := flushUnstarted(t, s); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, ok, err := s.Take(t.Context(), "quota."+id+"0.daily", 1, 10, 24*time.Hour); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	reader, err := db.Connx(t.Context()) // another connection, that has read
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	var n int
+	if err := reader.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM usage_metrics WHERE key LIKE 'user.`+id+`%'`); err != nil || n != 100 {
+		t.Fatal(n, err)
+	}
+	for i := range 100 {
+		if err := eraseUnstarted(t, s, fmt.Sprintf("%s%d", id, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{path, path + "-wal"} {
+		data, err := os.ReadFile(name)
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		if at := bytes.Index(data, []byte(id)); at >= 0 {
+			t.Errorf("%s: %q at %d of %d bytes", filepath.Base(name), data[at:at+40], at, len(data))
+		}
+	}
+	if n, err := s.Get(t.Context(), "user.7.requests"); n != 1 || err != nil {
+		t.Errorf("user.7.requests = %d, %v", n, err)
+	}
+}
+
+// flushUnstarted is Flush where no loops run.
+func flushUnstarted(t *testing.T, s *Store) error {
+	t.Helper()
+	s.seal()
+	for {
+		if waits, err := s.sendNext(); err != nil || !waits {
+			if err == nil {
+				foldAll(t, s)
+			}
+			return err
+		}
+	}
+}
+
+func eraseUnstarted(t *testing.T, s *Store, user string) error {
+	t.Helper()
+	if err := flushUnstarted(t, s); err != nil {
+		return err
+	}
+	return s.Erase(t.Context(), user)
+}
+
+func base64Of(b []byte) string { return base64.StdEncoding.EncodeToString(b) }
