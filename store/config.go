@@ -80,7 +80,7 @@ type Config struct {
 
 	// Notify is told of every crossing, at least once: again after an error, a panic or
 	// 10 s, and after the process that was telling it is gone. It is called outside of
-	// any transaction, one at a time. nil: a line in the log.
+	// any transaction, one at a time. nil: a line in the log, with the counter's name.
 	Notify func(context.Context, Crossing) error
 }
 

@@ -20,8 +20,8 @@ const (
 	sqlHoldLease = `UPDATE usage_meta SET value = value WHERE name = 'lease'`
 	sqlInbox     = `SELECT writer, seq, opened, payload FROM usage_inbox WHERE (writer, seq) > (?, ?) ORDER BY writer, seq LIMIT ?`
 	sqlRewrite   = `UPDATE usage_inbox SET payload = ? WHERE writer = ? AND seq = ?`
-	sqlBad       = `SELECT name, value FROM usage_meta WHERE name >= 'bad/' AND name < 'bad0'`
-	sqlRecords   = `SELECT name FROM usage_meta WHERE name >= 'crossing/' AND name < 'crossing0' UNION ALL SELECT name FROM usage_meta WHERE name >= 'notify/' AND name < 'notify0'`
+	sqlBad       = `SELECT name, value FROM usage_meta WHERE name > ? AND name < 'bad0' ORDER BY name LIMIT 1`
+	sqlRecords   = `SELECT name FROM usage_meta WHERE name > ? AND name < ? ORDER BY name LIMIT ?`
 )
 
 // Erase removes what the database holds under the id of a user: every row of
@@ -32,6 +32,14 @@ const (
 //
 // Counts that other instances, or files of a spool, still hold come later: call it
 // again after their Interval, when no request names the user any more.
+//
+// A file of sqlite.Open keeps no copy in pages that are free or in its -wal; one that an
+// earlier release wrote may, until VACUUM, and a pool of one's own wants
+// secure_delete=ON for that. The id may stand for longer where the database does not
+// reach: in PostgreSQL's dead rows, until VACUUM, and in its log and backups; with no
+// count, in the live file of a spool, until two more batches with counts were sealed;
+// in a dashboard that gets no answer, which shows its last ones for an hour; and in the
+// application's log, where a Threshold on users and no Config.Notify put it.
 func (s *Store) Erase(ctx context.Context, user string) error {
 	if user == "" {
 		return errors.New("store: Erase: the user is \"\": want the id that requests were counted under")
@@ -45,6 +53,15 @@ func (s *Store) Erase(ctx context.Context, user string) error {
 	}
 	if err == nil {
 		_, err = again(ctx, s, func(tx *sqlx.Tx) (none struct{}, err error) { return none, s.eraseRows(ctx, tx, user) })
+	}
+	if err == nil {
+		err = s.eraseRecords(ctx, user)
+	}
+	if err == nil {
+		err = s.eraseBad(ctx, user)
+	}
+	if err == nil && s.sql.sqlite {
+		err = s.emptyLog(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("store: Erase: %w", err)
@@ -128,7 +145,7 @@ func without(payload []byte, user string) (_ []byte, changed bool, err error) {
 	return b.Encode(), len(b.Counts) < n, nil
 }
 
-// eraseRows removes a user's rows of every table.
+// eraseRows removes a user's totals and history.
 func (s *Store) eraseRows(ctx context.Context, tx *sqlx.Tx, user string) error {
 	if err := s.holdLease(ctx, tx); err != nil {
 		return err
@@ -160,7 +177,7 @@ func (s *Store) eraseRows(ctx context.Context, tx *sqlx.Tx, user string) error {
 			}
 		}
 	}
-	return s.eraseMeta(tx, user)
+	return nil
 }
 
 // eraseSpan removes a user's rows among those of a span.
@@ -186,38 +203,104 @@ func (s *Store) eraseSpan(tx *sqlx.Tx, sp span, user string) error {
 	return nil
 }
 
-// eraseMeta removes a user from what else is recorded.
-func (s *Store) eraseMeta(tx *sqlx.Tx, user string) error {
-	var gone []string
-	if err := tx.Select(&gone, s.sql.text(sqlRecords)); err != nil {
-		return err
-	}
-	gone = slices.DeleteFunc(gone, func(name string) bool {
-		kind, key, _ := strings.Cut(name, "/")
-		if kind == "notify" {
-			_, key, _ = strings.Cut(key, "/")
-		}
-		c, err := s.parseCrossing(key)
-		return err != nil || !isOf(c.Name, user)
-	})
-	var bad []struct{ Name, Value string }
-	if err := tx.Select(&bad, s.sql.text(sqlBad)); err != nil {
-		return err
-	}
-	for _, b := range bad {
-		payload, err := base64.StdEncoding.DecodeString(b.Value)
-		var changed bool
-		if err == nil {
-			payload, changed, err = without(payload, user)
-		}
-		switch {
-		case err != nil:
-			gone = append(gone, b.Name)
-		case changed:
-			if _, err := tx.Exec(s.sql.text(sqlSetMeta), b.Name, base64.StdEncoding.EncodeToString(payload)); err != nil {
+// eraseRecords removes a user's crossings. They are found by looking at everybody's, of
+// which there may be a million: in pages, while folds go on.
+func (s *Store) eraseRecords(ctx context.Context, user string) error {
+	for _, kind := range []string{"crossing", "notify"} {
+		for last, more := kind+"/", true; more; {
+			names, err := again(ctx, s, func(tx *sqlx.Tx) ([]string, error) {
+				if err := s.sql.begin(ctx, tx); err != nil {
+					return nil, err
+				}
+				var names []string
+				if err := tx.Select(&names, s.sql.text(sqlRecords), last, kind+"0", chunk); err != nil {
+					return nil, err
+				}
+				return names, s.deleteMeta(tx, slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !s.recordOf(name, user) }))
+			})
+			if err != nil {
 				return err
+			}
+			if more = len(names) == chunk; more {
+				last = names[len(names)-1]
 			}
 		}
 	}
-	return s.deleteMeta(tx, gone)
+	return nil
+}
+
+// recordOf tells whether a name in usage_meta is that of a user's crossing.
+func (s *Store) recordOf(name, user string) bool {
+	kind, key, _ := strings.Cut(name, "/")
+	if kind == "notify" {
+		_, key, _ = strings.Cut(key, "/")
+	}
+	c, err := s.parseCrossing(key)
+	return err == nil && isOf(c.Name, user)
+}
+
+// eraseBad takes a user out of the batches that were set aside, one after the other.
+func (s *Store) eraseBad(ctx context.Context, user string) error {
+	for last := "bad/"; last != ""; {
+		name, err := again(ctx, s, func(tx *sqlx.Tx) (string, error) {
+			if err := s.sql.begin(ctx, tx); err != nil {
+				return "", err
+			}
+			var bad []struct{ Name, Value string }
+			if err := tx.Select(&bad, s.sql.text(sqlBad), last); err != nil || len(bad) == 0 {
+				return "", err
+			}
+			b := bad[0]
+			payload, err := base64.StdEncoding.DecodeString(b.Value)
+			var changed bool
+			if err == nil {
+				payload, changed, err = without(payload, user)
+			}
+			switch {
+			case err != nil:
+				return b.Name, s.deleteMeta(tx, []string{b.Name})
+			case changed:
+				_, err = tx.Exec(s.sql.text(sqlSetMeta), b.Name, base64.StdEncoding.EncodeToString(payload))
+			}
+			return b.Name, err
+		})
+		if err != nil {
+			return err
+		}
+		last = name
+	}
+	return nil
+}
+
+// emptyLog has a SQLite file take over what its log, -wal, holds, old copies of pages
+// among it, and cuts the log. It waits for those that read from it.
+func (s *Store) emptyLog(ctx context.Context) error {
+	for start := time.Now(); ; {
+		busy, err := s.checkpoint(ctx)
+		if err != nil {
+			return unavailable(err)
+		}
+		if !busy {
+			return nil
+		}
+		if time.Since(start) > sendTimeout {
+			return fault("the rows are gone, but another connection that reads for long keeps copies of them in the file's -wal: call it again")
+		}
+		select {
+		case <-time.After(minBackoff):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// checkpoint is outside of any transaction, where SQLite wants it.
+func (s *Store) checkpoint(ctx context.Context) (busy bool, err error) {
+	conn, err := s.db.Connx(ctx)
+	if err != nil {
+		return false, err
+	}
+	var done struct{ Busy, Log, Checkpointed int }
+	err = conn.GetContext(ctx, &done, `PRAGMA wal_checkpoint(TRUNCATE)`)
+	return done.Busy != 0, errors.Join(err, conn.Close())
 }

@@ -19,7 +19,7 @@ import (
 //
 // Every commit is on disk before it is acknowledged (journal_mode=WAL,
 // synchronous=FULL), a writer waits up to 5 s for another, and writing
-// transactions begin as such.
+// transactions begin as such. What is deleted is overwritten (secure_delete=ON).
 //
 // A store sees it, within an Interval, when the file is moved, deleted or replaced under
 // it, or its -wal is: nothing is answered as stored that the file at path does not have
@@ -44,7 +44,7 @@ func Open(path string) (*sqlx.DB, error) {
 		abs = "/" + abs // a drive letter: https://www.sqlite.org/uri.html
 	}
 	dsn := "file:" + (&url.URL{Path: abs}).EscapedPath() +
-		"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_txlock=immediate"
+		"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=secure_delete(1)&_txlock=immediate"
 	db, err := sql.Open("sqlite", dsn)
 	if err != nil {
 		return nil, fmt.Errorf("sqlite: %w", err)
