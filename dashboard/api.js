@@ -62,15 +62,23 @@ async function together(questions, signal) {
     const { response, body } = await ask(`api/batch?${q}`, before.map((b) => b?.etag), signal);
     if ([400, 404, 414, 431].includes(response.status)) return questions.forEach((q) => alone(q, signal));
     if (!response.ok && response.status !== 304) throw refused(response.status, body);
-    questions.forEach((q, i) => {
+    for (const [i, q] of questions.entries()) {
       const { status, etag, body: answer, took_ms: took } = response.status === 304 ? { status: 304 } : body.answers[i];
       if (status === 202 || status === 413 || (status === 304 && !before[i])) alone(q, signal);
       else settle(q, before[i], status, etag, answer, response, took);
-    });
+      if (answer) await turn(); // each is shown in a task of its own, as if it had come alone
+    }
   } catch (err) {
     for (const q of questions) q.reject(err);
   }
 }
+
+const turn = () =>
+  new Promise((done) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => done(port1.close());
+    port2.postMessage(0);
+  });
 
 async function alone(q, signal) {
   try {

