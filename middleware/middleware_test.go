@@ -657,7 +657,7 @@ func TestAreasOfSums(t *testing.T) {
 		}
 		for area, want := range map[string]string{m: m + "_", strings.Replace(m, "_", ".", 1): m + "_", m + "_": m + "_", m + "s": m + "s", "x" + m: "x" + m} {
 			rec := names{}
-			New(rec, Config{Area: is(area)})(http.HandlerFunc(hello)).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+			New(rec, Config{Area: is(area), Route: is("/")})(http.HandlerFunc(hello)).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
 			if rec["api.requests."+want] != 1 {
 				t.Errorf("area %s: %v", area, rec)
 			}
@@ -681,7 +681,7 @@ func TestWrappedTwiceCountsOnce(t *testing.T) {
 		{name: "around auth and inside", edit: login, build: twice(Config{User: userID}, Config{}),
 			want: counted("GET /x", ok+"user.42.7.requests")},
 		{name: "around auth and inside, 401", build: twice(Config{User: userID, Area: is("a")}, Config{Area: is("b")}),
-			want: counted("(unmatched)", "status_4xx latency api.requests.a")},
+			want: counted("(unmatched)", "status_4xx latency")},
 		{name: "the inner fills gaps", edit: login, build: twice(Config{}, Config{User: userID, Route: is("/{x}"), Area: is("b")}),
 			want: counted("GET /{x}", ok+"user.42.7.requests api.requests.b")},
 		{name: "the outer is asked first", edit: login, build: twice(

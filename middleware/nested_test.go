@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -282,4 +283,27 @@ func TestRequestsAreRememberedOnlyWhereCountsAreNested(t *testing.T) {
 			t.Errorf("with %d handlers %d requests were remembered, want %d, and %d still are", n+1, seen, want, inFlight())
 		}
 	}
+}
+
+// A request that no route matches has no area: what names one is a path, and anybody
+// makes those up. Nor has it one inside of another middleware.
+func TestUnmatchedRequestsHaveNoArea(t *testing.T) {
+	cfg := Config{Area: func(r *http.Request) string { return strings.Split(r.URL.Path, "/")[1] }}
+	for path, want := range map[string]map[string]int64{
+		"/novels/1": counted("GET /novels/{id}", "status_2xx latency api.requests.novels"),
+		"/made/up":  counted("(unmatched)", "status_4xx latency"),
+	} {
+		for name, build := range map[string]func(counter) http.Handler{
+			"alone": around(cfg, on("GET /novels/{id}", hello)),
+			"inside": func(count counter) http.Handler {
+				return count(Config{})(auth(count(cfg)(on("GET /novels/{id}", hello))))
+			},
+			"hidden": func(count counter) http.Handler {
+				return count(cfg)(compressing(copying(count(cfg)(on("GET /novels/{id}", hello)))))
+			},
+		} {
+			test{name: path + " " + name, request: "GET " + path, build: build, want: want, edit: login}.run(t)
+		}
+	}
+	test{name: "Route panics", build: around(Config{Area: is("a"), Route: panics}, http.HandlerFunc(hello)), want: counted("(error)", "status_2xx latency api.requests.a")}.run(t)
 }

@@ -129,6 +129,8 @@ func Run(t *testing.T, d Database) {
 		{"LLMCalls", llmCalls},
 		{"Caps", caps},
 		{"CapsOfNoRoutes", capsOfNoRoutes},
+		{"CapsGiveRoomBack", capsGiveRoom},
+		{"CapsOfAreas", capsOfAreas},
 		{"Thresholds", thresholds},
 		{"Takes", takes},
 		{"Erase", erase},
