@@ -50,7 +50,7 @@ func demoTraffic() []traffic {
 		{"POST", "/writer/outlines", "", 0.2, 120 * ms, "POST /writer/outlines", "writer", 2, "feature.outline.generated"},
 		{"POST", "/novels", "", 0.15, 20 * ms, "POST /novels", "novels", 2, "feature.novel.started"},
 		{"GET", "/me", "", 0.1, 8 * ms, "GET /me", "me", 2, ""},
-		{"GET", "/unknown", "", 0.04, 1 * ms, "(unmatched)", "unknown", 4, ""},
+		{"GET", "/unknown", "", 0.04, 1 * ms, "(unmatched)", "", 4, ""},
 		{"POST", "/users", "", 0.002, 60 * ms, "POST /users", "users", 2, "user.registrations"},
 	}
 }

@@ -95,6 +95,11 @@ type Config struct {
 	// unknown and none. The user is an id as the application knows it, the route
 	// a pattern (a method is put in front when it has none), the area a part of
 	// the application. One that panics counts as "(error)".
+	//
+	// A request that matches no route has no area, for clients make up paths. Dots in
+	// an area become "_", and one that would be named as a sum over all routes is
+	// (requests, total, today, status_2xx …) gets another "_": areas that differ in
+	// that alone are one.
 	User, Route, Area func(*http.Request) string
 
 	// Skip are paths that are not counted. "/usage/" covers all below it, and

@@ -110,8 +110,12 @@ func (c *response) names() named {
 	if t != nil && t.names != nil {
 		return *t.names
 	}
-	user, route := c.set(t)
-	return named{c.routeOf(route), c.areaOf(), c.userOf(user)}
+	user, pattern := c.set(t)
+	n := named{route: c.routeOf(pattern), user: c.userOf(user)}
+	if n.route.prefix != "api."+unmatched+"." { // anybody makes up paths
+		n.area = c.areaOf()
+	}
+	return n
 }
 
 // set returns the user and the route that were set.

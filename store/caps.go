@@ -31,8 +31,30 @@ const (
 type subjects struct {
 	token string
 	known map[string]bool
-	count map[string]int // by group
-	other map[string]int // measures of (other), by group
+	count map[string]int    // by budget
+	other map[string]int    // measures of (other), by group
+	round map[string]lookup // for idle ones, by budget
+}
+
+// areas is the budget of areas, which are subjects of "api" and may be made of what a
+// client sends: they take no place of routes.
+const areas = "api.requests"
+
+// budgetOf returns what a name takes a place of: its group, or areas.
+func budgetOf(name string) string {
+	group, subject, _ := counter.Split(name)
+	if group == "api" && subject == "requests" {
+		return areas
+	}
+	return group
+}
+
+// capOf is how many subjects have a place in a budget.
+func (s *Store) capOf(budget string) int {
+	if budget == areas {
+		return s.caps["api"]
+	}
+	return s.caps[budget]
 }
 
 // subjectOf returns the group of a name, and what a cap of it counts: the stem, or
@@ -47,6 +69,8 @@ func subjectOf(name string) (group, subject string) {
 
 // capSubjects moves what has a new subject beyond its group's cap to (other). Only
 // here is it known what is new: an instance knows no other's names.
+//
+// What was not counted for a month makes room for what is new: see makeRoom.
 func (s *Store) capSubjects(tx *sqlx.Tx, sums *sums) error {
 	if len(s.caps) == 0 {
 		return nil
@@ -79,24 +103,37 @@ func (s *Store) capSubjects(tx *sqlx.Tx, sums *sums) error {
 			return err
 		}
 	}
-	before := len(known.known)
-	next := &subjects{token: token, known: maps.Clone(known.known), count: maps.Clone(known.count), other: maps.Clone(known.other)}
+	next := &subjects{token: token, known: maps.Clone(known.known), count: maps.Clone(known.count), other: maps.Clone(known.other), round: maps.Clone(known.round)}
 	known = next
+	found := false
+	looked := map[string]bool{} // in which budgets for idle ones, in this fold
 	slices.Sort(names)
 	for _, name := range names {
 		if !isNew(name) { // it was read, or another measure brought it
 			continue
 		}
 		group, subject := subjectOf(name)
-		if _, of, _ := counter.Split(name); of != counter.Other && next.count[group] < s.caps[group] {
+		budget := budgetOf(name)
+		_, of, measure := counter.Split(name)
+		wanted := of != counter.Other && (budget != areas || measure != counter.Other)
+		if wanted && next.count[budget] >= s.capOf(budget) && !looked[budget] {
+			looked[budget] = true
+			if err := s.makeRoom(tx, sums, next, budget); err != nil {
+				return err
+			}
+		}
+		if wanted && next.count[budget] < s.capOf(budget) {
 			next.add(group, subject)
+			found = true
 			continue
 		}
+		before := len(next.known)
 		if to := next.otherOf(name); to != name {
 			sums.move(name, to)
 		}
+		found = found || len(next.known) > before
 	}
-	if len(next.known) > before {
+	if found {
 		next.token = newID()
 		if _, err := tx.Exec(s.sql.text(sqlSetMeta), "subjects", next.token); err != nil {
 			return err
@@ -115,7 +152,7 @@ func (k *subjects) add(group, subject string) {
 		k.other[group]++
 	case counter.Reserved(of), counter.Derived(subject), of == "requests" && measure == counter.Other:
 	default:
-		k.count[group]++
+		k.count[budgetOf(subject)]++
 	}
 }
 
@@ -138,7 +175,7 @@ func (k *subjects) otherOf(name string) string {
 
 // knownSubjects reads the subjects of all capped groups.
 func (s *Store) knownSubjects(tx *sqlx.Tx, token string) (*subjects, error) {
-	k := &subjects{token: token, known: map[string]bool{}, count: map[string]int{}, other: map[string]int{}}
+	k := &subjects{token: token, known: map[string]bool{}, count: map[string]int{}, other: map[string]int{}, round: map[string]lookup{}}
 	for _, group := range slices.Sorted(maps.Keys(s.caps)) {
 		var list []string
 		text := fmt.Sprintf(sqlKnownSubjects, s.sql.stem("key"))

@@ -51,7 +51,8 @@ type Config struct {
 
 	// MaxNames is how many new names a group may get in one generation (one
 	// Interval, while the database answers). What is beyond counts under the
-	// subject "(other)", so sums stay right. 0: 100,000.
+	// subject "(other)", so sums stay right. Routes and areas do not count together.
+	// 0: 100,000.
 	MaxNames int
 
 	// StartOffline has New return at once, whether the database answers or not.
@@ -67,11 +68,13 @@ type Config struct {
 	// Retention is how long hours and days are kept; see there.
 	Retention Retention
 
-	// Caps are how many subjects a group may have in the database, over all instances
-	// and days; 0: any number. What is new beyond a cap counts under the subject
-	// "(other)", so sums stay right; what is there already counts on. Measures are not
-	// limited, but for (other)'s: 64, beside those that are summed over all routes. Areas count as subjects of "api". nil: api
-	// 5,000, feature 10,000, llm 1,000, error 1,000; a group that is not named has none.
+	// Caps are how many subjects a group may have in the database, over all instances;
+	// 0: any number. What is new beyond a cap counts under the subject "(other)", so
+	// sums stay right; what is there already counts on. A subject that was not counted
+	// for a month gives its place to a new one, and keeps its total. Measures are not
+	// limited, but for (other)'s: 64, beside those that are summed over all routes. Of
+	// "api" routes and areas have as many places each. nil: api 5,000, feature 10,000,
+	// llm 1,000, error 1,000; a group that is not named has none.
 	Caps map[string]int
 
 	// Thresholds are watched by the fold: of the instance that folds, its own list

@@ -254,7 +254,10 @@ func (s *Set) seal(g *generation) Sealed {
 	names := map[string]int{}
 	s.carry = s.carry[:0:0]
 	for _, c := range b.Counts {
-		group, _, _ := Split(c.Name)
+		group, subject, _ := Split(c.Name)
+		if group == "api" && subject == "requests" { // areas, which take no place of routes
+			group = "api.requests"
+		}
 		if _, known := names[group]; names[group] < s.maxNames/2 && (known || len(names) < maxGroups) {
 			names[group]++
 			s.carry = append(s.carry, c.Name)
@@ -302,6 +305,7 @@ type counter struct {
 
 type group struct {
 	names    int             // created here, not carried over
+	areas    int             // of "api", which take no place of routes
 	measures map[string]bool // of its (other)
 }
 
@@ -435,8 +439,12 @@ func (g *generation) counter(name string, maxNames int) (c *counter, over bool) 
 	if subject == Other {
 		over = true // added as such; room for it is kept
 	}
-	if !over && gr.names < maxNames {
-		gr.names++
+	names := &gr.names
+	if groupName == "api" && subject == "requests" {
+		names = &gr.areas
+	}
+	if !over && *names < maxNames {
+		*names++
 		return g.create(strings.Clone(name), hash), false
 	}
 	switch {

@@ -1,0 +1,109 @@
+package store
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/counter"
+)
+
+// What was not counted for a month has no place under a cap any more when something
+// new wants one. Its total stays, and so does its history; when it comes again it is
+// new. History is the witness. What a clock says is not enough: to one that has jumped
+// ahead everything is old. So nothing is old where no other day of that month has
+// counts, nor while the two clocks differ or history is kept for less than a month.
+
+const (
+	idleAfter   = 31 * 24 * time.Hour
+	idleChunk   = 500       // subjects that are looked up at a time,
+	idleChunks  = 4         // in one fold, which must not wait for all of a million
+	idleAgain   = time.Hour // after all were
+	idleWitness = 2         // days before today that have counts
+
+	// Both look up each on its own: as a join, all rows of those days might be read.
+	sqlDaysCounted = `SELECT COUNT(*) FROM %s WHERE (SELECT 1 FROM usage_history h WHERE h.step = 2 AND h.bucket = v.day LIMIT 1) IS NOT NULL`
+	sqlIdle        = `SELECT v.first FROM %s WHERE (SELECT 1 FROM usage_history h WHERE h.step = 2 AND %s AND h.key >= v.first AND h.key <= v.last LIMIT 1) IS NULL`
+)
+
+// lookup is how far the subjects of a budget were looked through for idle ones.
+type lookup struct {
+	last  string    // that was looked up; "": the next is the first one
+	again time.Time // when the next round may begin, by the database's clock
+}
+
+// makeRoom takes idle subjects of a budget out of next until there is room for one at
+// least, or it has looked enough.
+func (s *Store) makeRoom(tx *sqlx.Tx, sums *sums, next *subjects, budget string) error {
+	round, now := next.round[budget], sums.now
+	if wait := round.again.Sub(now); round.last == "" && wait > 0 && wait <= idleAgain { // no longer, whatever the clock did
+		return nil
+	}
+	defer func() { next.round[budget] = round }()
+	round.again = now.Add(idleAgain)
+	today := s.calendar.start(Day, now)
+	from := s.calendar.start(Day, now.Add(-idleAfter))
+	if time.Since(now).Abs() > maxSkew || sums.horizon.of(Day, budget+".x.y") > from.Unix() {
+		return nil
+	}
+	before := s.calendar.buckets(Day, from, today)
+	rows, args := s.sql.values(column{name: "day", numbers: before})
+	var days int
+	if err := tx.Get(&days, s.sql.text(strings.Replace(sqlDaysCounted, "%s", rows, 1)), args...); err != nil || days < idleWitness {
+		return err
+	}
+	in, list := s.sql.oneOf("h.bucket", append(before, today.Unix()))
+	counted := map[string]bool{} // by this very fold
+	for name := range sums.names {
+		_, subject := subjectOf(name)
+		counted[subject] = true
+	}
+	rest := next.after(budget, round.last)
+	for range idleChunks {
+		if len(rest) == 0 || next.count[budget] < s.capOf(budget) {
+			break
+		}
+		piece := rest[:min(idleChunk, len(rest))]
+		rest = rest[len(piece):]
+		round.last = piece[len(piece)-1]
+		last := make([]string, len(piece))
+		for i, subject := range piece {
+			last[i] = subject
+			if strings.HasSuffix(subject, ".") { // a stem: of all its measures
+				last[i] = after(subject)
+			}
+		}
+		rows, args := s.sql.values(column{name: "first", texts: piece}, column{name: "last", texts: last})
+		var idle []string
+		text := strings.Replace(strings.Replace(sqlIdle, "%s", rows, 1), "%s", in, 1)
+		if err := tx.Select(&idle, s.sql.text(text), append(args, list)...); err != nil {
+			return err
+		}
+		for _, subject := range idle {
+			if !counted[subject] {
+				delete(next.known, subject)
+				next.count[budget]--
+			}
+		}
+	}
+	if len(rest) == 0 {
+		round.last = ""
+	}
+	return nil
+}
+
+// after returns the subjects that take a place of a budget and come after last, in
+// order.
+func (k *subjects) after(budget, last string) (list []string) {
+	for subject := range k.known {
+		_, of, measure := counter.Split(subject)
+		own := of == counter.Other || counter.Reserved(of) || counter.Derived(subject) || of == "requests" && measure == counter.Other
+		if subject > last && budgetOf(subject) == budget && !own {
+			list = append(list, subject)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
