@@ -325,12 +325,11 @@ func (s *Store) reopen(ctx context.Context, f *sqliteFile, conn *sqlx.Conn) erro
 
 // explained names the file in an error that is about it.
 func (f *sqliteFile) explained(err error) error {
-	var code resultCode
-	if f == nil || !errors.As(err, &code) || errors.As(err, new(*fileError)) {
+	if f == nil || errors.As(err, new(*fileError)) {
 		return err
 	}
 	what := ""
-	switch code.Code() & 0xff { // https://www.sqlite.org/rescode.html
+	switch resultCode(err) { // https://www.sqlite.org/rescode.html
 	case 8: // READONLY
 		what = "cannot be written to: is its file system read-only?"
 	case 10: // IOERR

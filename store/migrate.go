@@ -124,15 +124,12 @@ func (s *Store) same(a, b *time.Location) bool {
 
 // locked tells whether another start stands in the way of this one.
 func locked(err error) bool {
-	var (
-		state sqlState
-		code  resultCode
-	)
+	var state sqlState
 	switch {
 	case errors.As(err, &state):
 		return state.SQLState() == "55P03" // lock_not_available
-	case errors.As(err, &code):
-		return code.Code()&0xff == 5 // BUSY: at once, while another one turns the WAL on
+	case resultCode(err) == 5: // BUSY: at once, while another one turns the WAL on
+		return true
 	}
 	return false
 }
@@ -342,15 +339,15 @@ func advice(err error) string {
 	var (
 		ours  fault
 		state sqlState
-		file  resultCode
 	)
+	code := resultCode(err)
 	switch {
 	case errors.As(err, &ours):
 		return ""
 	case ruledOut(err):
 		return ": a constraint, a trigger or a missing partition refuses counts: undo it; after 15 minutes, names that are refused count under (invalid)"
-	case errors.As(err, &file):
-		switch file.Code() & 0xff {
+	case code != 0:
+		switch code {
 		case 8, 14: // READONLY, CANTOPEN
 			return ": the file and its directory must exist and be writable"
 		case 26: // NOTADB

@@ -18,15 +18,14 @@ func poison(err error) bool {
 	var (
 		p     panicError
 		state sqlState
-		code  resultCode
 	)
-	switch {
-	case errors.As(err, &state):
+	if errors.As(err, &state) {
 		c := class(state) // data exception, limit exceeded
 		return c == "22" || c == "54"
-	case errors.As(err, &code):
-		c := code.Code() & 0xff // TOOBIG, MISMATCH
-		return c == 18 || c == 20
+	}
+	switch resultCode(err) {
+	case 18, 20: // TOOBIG, MISMATCH
+		return true
 	}
 	return errors.As(err, &p)
 }
@@ -35,20 +34,15 @@ func poison(err error) bool {
 // have none that a batch could break: a constraint, a missing partition, a trigger
 // that raises an error. It may be a mistake, and be undone.
 func ruledOut(err error) bool {
-	var (
-		state sqlState
-		code  resultCode
-	)
-	switch {
-	case errors.As(err, &state):
+	var state sqlState
+	if errors.As(err, &state) {
 		switch class(state) {
 		case "09", "23", "27", "2F", "38", "39", "44", "P0":
 			return true
 		}
-	case errors.As(err, &code):
-		return code.Code()&0xff == 19 // CONSTRAINT, which RAISE gives, too
+		return false
 	}
-	return false
+	return resultCode(err) == 19 // CONSTRAINT, which RAISE gives, too
 }
 
 // stands takes note that a rule refuses batches now, and tells whether rules have done
@@ -64,13 +58,10 @@ func (m *foldMemory) stands(now time.Time) bool {
 
 // timedOut tells whether err says that something took too long.
 func timedOut(err error) bool {
-	var (
-		state sqlState
-		code  resultCode
-	)
+	var state sqlState
 	return errors.Is(err, context.DeadlineExceeded) ||
 		errors.As(err, &state) && state.SQLState() == "57014" || // query_canceled
-		errors.As(err, &code) && code.Code()&0xff == 9 // INTERRUPT
+		resultCode(err) == 9 // INTERRUPT
 }
 
 // siftOut finds the names of a batch that the database refuses. They count under

@@ -5,6 +5,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"reflect"
 	"sync/atomic"
 	"time"
 
@@ -175,9 +176,37 @@ func (f fault) Reason() string { return string(f) }
 // sqlState is how lib/pq and pgx give the SQLSTATE of an error.
 type sqlState interface{ SQLState() string }
 
-// resultCode is how modernc.org/sqlite gives SQLite's
-// result code (https://www.sqlite.org/rescode.html).
-type resultCode interface{ Code() int }
+// resultCode returns the primary result code of SQLite (https://www.sqlite.org/rescode.html)
+// that err is due to, 0 where it is no error of SQLite's. modernc.org/sqlite has a method
+// for it; mattn/go-sqlite3 has but a field, and to import that driver takes a C compiler.
+func resultCode(err error) int {
+	var withCode interface {
+		error
+		Code() int
+	}
+	if errors.As(err, &withCode) {
+		return withCode.Code() & 0xff
+	}
+	switch v := err.(type) {
+	case nil:
+		return 0
+	case interface{ Unwrap() error }:
+		return resultCode(v.Unwrap())
+	case interface{ Unwrap() []error }:
+		for _, e := range v.Unwrap() {
+			if code := resultCode(e); code != 0 {
+				return code
+			}
+		}
+		return 0
+	}
+	if v := reflect.Indirect(reflect.ValueOf(err)); v.Kind() == reflect.Struct && v.Type().PkgPath() == "github.com/mattn/go-sqlite3" {
+		if code := v.FieldByName("Code"); code.IsValid() && code.CanInt() {
+			return int(code.Int()) & 0xff
+		}
+	}
+	return 0
+}
 
 // unavailable marks the errors that mean "not now": all but those that a server
 // gives for what was asked of it, and panics.

@@ -1,5 +1,6 @@
 // Package sqlite opens a SQLite file for a store. The file is the store's own:
-// an application that shares it would see SQLITE_BUSY.
+// an application that shares it would see SQLITE_BUSY. A pool of mattn/go-sqlite3
+// serves as well, for a program that has that driver already: see README.
 package sqlite
 
 import (
