@@ -34,16 +34,15 @@ type response struct {
 
 	user, route string // set by the handler
 	told        atomic.Pointer[told]
-	status      int // the first final one; 0: none yet
+	status      int32 // the first final one; 0: none yet
 	started     atomic.Bool
-	root        bool     // request.Pattern was "/" when it was seen
-	stream      bool     // hijacked, or of a type that is: its duration says nothing
-	late        bool     // the context of came was cancelled when it came
-	gone        bool     // there was nobody to answer when it started
-	notifies    bool     // the handler has asked for CloseNotify
-	length      []string // the header, as it was when the status was known
-	written     int64    // bytes of the body
-	counted     *route   // once started
+	root        bool   // request.Pattern was "/" when it was seen
+	stream      bool   // hijacked, or of a type that is: its duration says nothing
+	late        bool   // the context of came was cancelled when it came
+	gone        bool   // there was nobody to answer when it started
+	notifies    bool   // the handler has asked for CloseNotify
+	written     int64  // bytes of the body
+	counted     *route // once started
 }
 
 // enter notes the request of a middleware: routers set Pattern on the request
@@ -80,7 +79,7 @@ func (c *response) start() {
 	c.counted = n.route
 	c.stream = c.stream || isStream(c.inner.Header())
 	c.counted.count(rec, requests)
-	c.counted.count(rec, status(c.status))
+	c.counted.count(rec, status(int(c.status)))
 	if n.area != "" {
 		rec.Add("api.requests."+n.area, 1)
 	}
@@ -89,13 +88,11 @@ func (c *response) start() {
 	}
 }
 
-// know remembers a final status, the first one, and with it the length that goes with the
-// headers.
+// know remembers a final status, the first one.
 func (c *response) know(status int) {
 	if c.status == 0 {
-		c.status = status
+		c.status = int32(status)
 		c.target = &c.inner
-		c.length = c.inner.Header()["Content-Length"]
 	}
 }
 
@@ -158,10 +155,7 @@ func (c *response) whole() bool {
 	if c.came.Method == http.MethodHead || c.status == http.StatusNoContent || c.status == http.StatusNotModified {
 		return true
 	}
-	if len(c.length) == 0 {
-		return false
-	}
-	n, err := strconv.ParseInt(c.length[0], 10, 64)
+	n, err := strconv.ParseInt(c.inner.Header().Get("Content-Length"), 10, 64)
 	return err == nil && c.written >= n
 }
 

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -132,6 +133,7 @@ func (p *play) serve(w http.ResponseWriter, r *http.Request, outside, inside fun
 	outside(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer p.over.Done()
 		defer func() {
+			p.length = p.header().Get("Content-Length")
 			if p.decided == 0 {
 				p.events = p.header().Get("Content-Type") == "text/event-stream"
 			}
@@ -158,6 +160,9 @@ func (p *play) handle(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", []string{"text/plain", "text/event-stream"}[pick(0, 1)])
 			do("Content-Type %s", w.Header().Get("Content-Type"))
 		case 1:
+			if slices.ContainsFunc(p.done, func(d string) bool { return !strings.HasPrefix(d, "Content-") }) {
+				continue // too late, perhaps
+			}
 			n := pick(0, 1, 700, 5000)
 			w.Header().Set("Content-Length", fmt.Sprint(n))
 			do("Content-Length %d", n)
@@ -329,7 +334,7 @@ func (s spy) WriteHeader(code int) {
 
 func (s spy) know(code int) {
 	if s.p.status == 0 && code >= 200 {
-		s.p.status, s.p.length = code, s.Header().Get("Content-Length")
+		s.p.status = code
 	}
 }
 

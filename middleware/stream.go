@@ -15,6 +15,10 @@ func isStream(h http.Header) bool {
 	if len(types) == 0 {
 		return false
 	}
+	switch types[0] { // what most are
+	case "application/json", "application/json; charset=utf-8", "text/html; charset=utf-8", "text/plain; charset=utf-8":
+		return false
+	}
 	mediaType, parameters, _ := strings.Cut(types[0], ";")
 	mediaType = strings.TrimSpace(mediaType)
 	var lower [64]byte // without an allocation
