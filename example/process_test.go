@@ -18,7 +18,7 @@ import (
 )
 
 // limit is how long anything may take; only a failing test waits for it.
-const limit = 30 * time.Second
+const limit = dbtest.Limit
 
 var (
 	binary string         // the program, as users run it
@@ -152,7 +152,7 @@ func (e *example) counted() int64 {
 // client takes each answer as it is. It repeats no request, as it would on a
 // connection that was kept.
 var client = &http.Client{
-	Timeout:       10 * time.Second,
+	Timeout:       limit,
 	Transport:     &http.Transport{DisableKeepAlives: true},
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 }

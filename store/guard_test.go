@@ -219,12 +219,8 @@ func TestSpoolOnADiskThatHangs(t *testing.T) {
 	s.Inc("feature.a.used")
 	for _, f := range []func(context.Context) error{s.Flush, s.Shutdown} {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		start := time.Now()
 		if err := f(ctx); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%v, want the deadline", err)
-		}
-		if took := time.Since(start); took > 5*time.Second {
-			t.Errorf("it took %v", took)
 		}
 		s.Inc("feature.a.used") // does not wait either
 		cancel()

@@ -480,7 +480,7 @@ func (m *model) checkPanic(err error) {
 func (p *process) shutdown(up bool) {
 	p.turn(fmt.Sprintf("shut down, with the database: %t", up), func() {
 		p.failed = false
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), dbtest.Limit)
 		defer cancel()
 		err := p.store.Shutdown(&sending{Context: ctx, p: p, ended: !up || !p.store.isStarted()})
 		if p.gone {

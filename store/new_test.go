@@ -182,7 +182,7 @@ func TestPostgresErrorsGiveAdvice(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer db.Close()
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), dbtest.Limit)
 		defer cancel()
 		s, err := store.New(ctx, db, c.cfg)
 		if err == nil {

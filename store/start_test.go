@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/jmoiron/sqlx"
 
@@ -25,7 +24,7 @@ import (
 const startEnv = "USAGEKIT_TEST_START"
 
 func startOnce(url string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), dbtest.Limit)
 	defer cancel()
 	db, err := postgres.Open(url)
 	if err != nil {
@@ -54,7 +53,7 @@ func TestManyProcessesStartAtOnce(t *testing.T) {
 		rounds = 2 // the detector sees one process at a time anyway
 	}
 	for range rounds {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), dbtest.Limit)
 		defer cancel()
 		url := store.Server.NewDatabase(t)
 		var all sync.WaitGroup

@@ -15,6 +15,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/store"
 	"github.com/usagekit/usagekit/store/sqlite"
 )
@@ -35,7 +36,7 @@ func TestNotify(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), dbtest.Limit)
 			defer cancel()
 			if err := errors.Join(s.Shutdown(ctx), db.Close()); err != nil {
 				t.Error(err)
@@ -55,7 +56,7 @@ func TestNotify(t *testing.T) {
 	// settled waits until no word is left to be sent.
 	settled := func(t *testing.T, db *sqlx.DB) {
 		t.Helper()
-		for range 3000 {
+		for until := time.Now().Add(dbtest.Limit); time.Now().Before(until); {
 			var n int
 			if err := db.Get(&n, `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'notify/%'`); err != nil {
 				t.Fatal(err)
@@ -132,7 +133,7 @@ func TestNotify(t *testing.T) {
 		count(t, s, append(names, "feature.z.used")...)
 		select {
 		case <-good:
-		case <-time.After(30 * time.Second):
+		case <-time.After(dbtest.Limit):
 			t.Error("the one that would work is not told")
 		}
 	})

@@ -20,7 +20,6 @@ import (
 	"os"
 	"os/exec"
 	"testing"
-	"time"
 
 	"github.com/chromedp/chromedp"
 )
@@ -73,7 +72,7 @@ func run(m *testing.M) int {
 	}
 	chromium = ctx
 	code := m.Run()
-	ctx, cancel = context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel = context.WithTimeout(ctx, patience)
 	defer cancel()
 	if err := chromedp.Cancel(ctx); err != nil && code == 0 {
 		fmt.Fprintln(os.Stderr, "browser: stopping Chromium:", err)

@@ -65,11 +65,12 @@ func (s *site) fill(users, routes int) {
 	}
 }
 
-// TestHeavy prints how fast the page is with much to show. It fails where that is
-// grossly slow: other programs have the machine's attention, too.
+// TestHeavy prints how fast the page is with much to show. The full one, whose machine
+// has nothing else to do, fails where that is grossly slow.
 func TestHeavy(t *testing.T) {
 	users, routes, refreshes := 5_000, 20, 30
-	if os.Getenv("USAGEKIT_BROWSER") == "full" {
+	full := os.Getenv("USAGEKIT_BROWSER") == "full"
+	if full {
 		users, routes, refreshes = 1_000_000, 500, 500
 	}
 	s := serve(t)
@@ -97,7 +98,7 @@ func TestHeavy(t *testing.T) {
 	report := func(what string, got, most float64) {
 		t.Helper()
 		t.Logf("%-40s %7.1f ms (at most %v)", what, got, most)
-		if got > gross*most {
+		if full && got > gross*most {
 			t.Errorf("%s: %.1f ms, at most %v", what, got, most)
 		}
 	}

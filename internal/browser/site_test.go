@@ -65,7 +65,7 @@ func serveIn(t *testing.T, zone *time.Location, file string, hook func(dbtest.Op
 	}
 	t.Cleanup(func() {
 		s.faults.Set(nil)
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := s.store.Shutdown(ctx); err != nil {
 			t.Error(err)

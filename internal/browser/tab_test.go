@@ -15,7 +15,7 @@ import (
 )
 
 // patience is how long a page may take for anything, on a busy machine.
-const patience = 30 * time.Second
+const patience = 3 * time.Minute
 
 // tab is a tab of the browser, and the person in front of it.
 type tab struct {

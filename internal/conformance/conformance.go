@@ -195,7 +195,7 @@ func (b *bench) storeOn(db *sqlx.DB, cfg store.Config) *store.Store {
 		b.t.Fatal(err)
 	}
 	b.t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), dbtest.Limit)
 		defer cancel()
 		if err := s.Shutdown(ctx); err != nil {
 			b.t.Errorf("Shutdown: %v", err)
@@ -275,13 +275,15 @@ func (b *bench) number(query string, args ...any) (n int64) {
 // reported is how often text was logged, or will be in a moment: what a fold did is
 // seen before what it says of it.
 func (b *bench) reported(text string, want int) int {
-	for range 1000 {
-		if b.logs.count(text) >= want {
-			break
-		}
+	b.until(func() bool { return b.logs.count(text) >= want })
+	return b.logs.count(text)
+}
+
+// until waits until it is so, or for as long as a test may wait.
+func (b *bench) until(so func() bool) {
+	for end := time.Now().Add(dbtest.Limit); !so() && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 	}
-	return b.logs.count(text)
 }
 
 // logBuffer keeps what was logged.

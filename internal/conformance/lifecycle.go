@@ -28,6 +28,7 @@ func databaseAway(t *testing.T, b *bench) {
 
 	faults.Set(down)
 	s.Add("feature.a.used", 10)
+	b.until(func() bool { return s.Stats().Err != nil })
 	ctx, cancel := context.WithTimeout(b.ctx, time.Second)
 	defer cancel()
 	if err := s.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, store.ErrUnavailable) {
@@ -65,6 +66,7 @@ func shutdownUndelivered(t *testing.T, b *bench) {
 	if err := s.Flush(flushing); err == nil {
 		t.Error("Flush: no error")
 	}
+	b.until(func() bool { return s.Stats().Err != nil })
 	s.Add("feature.a.used", 4) // another generation
 	s.Inc("feature.b.used")
 	ctx, cancel := context.WithTimeout(b.ctx, 200*time.Millisecond)
@@ -128,9 +130,7 @@ func flushAfterShutdown(t *testing.T, b *bench) {
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(b.ctx, 30*time.Second)
-	defer cancel()
-	if err := s.Flush(ctx); err == nil || errors.Is(err, context.DeadlineExceeded) {
+	if err := s.Flush(b.ctx); err == nil || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("without a database: %v", err)
 	}
 }

@@ -199,12 +199,7 @@ func thresholds(t *testing.T, b *bench) {
 	if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'crossing/%'`); n != int64(len(want)) {
 		t.Errorf("%d crossings recorded, want %d", n, len(want))
 	}
-	for range 2000 {
-		if b.number(`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'notify/%'`) == 0 {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	b.until(func() bool { return b.number(`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'notify/%'`) == 0 })
 	mu.Lock()
 	if !maps.Equal(told, want) {
 		t.Errorf("told %v\nwant %v", told, want)

@@ -94,7 +94,7 @@ func (b *pgBouncer) start() (err error) {
 		return err
 	}
 	b.cmd = cmd
-	if err := answers(b.url(b.server.URL("postgres")), b.done, testLimit); err != nil {
+	if err := answers(b.url(b.server.URL("postgres")), b.done, Limit); err != nil {
 		err = errors.Join(err, b.stop())
 		b.cmd = nil
 		return err

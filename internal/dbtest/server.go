@@ -173,7 +173,7 @@ func (s *Server) command(program string, args ...string) *exec.Cmd {
 // answers. Who was killed may live for a moment yet, and keep the server's memory;
 // and another may have its port, until that one connects elsewhere.
 func (s *Server) Restart() error {
-	for until := time.Now().Add(testLimit); ; time.Sleep(100 * time.Millisecond) {
+	for until := time.Now().Add(Limit); ; time.Sleep(100 * time.Millisecond) {
 		if err := s.start(); err == nil || time.Now().After(until) {
 			return err
 		}
@@ -194,7 +194,7 @@ func (s *Server) start() error {
 		return err
 	}
 	s.cmd = cmd
-	if err := answers(s.URL("postgres"), s.done, testLimit); err != nil {
+	if err := answers(s.URL("postgres"), s.done, Limit); err != nil {
 		tail, _ := os.ReadFile(path)
 		return fmt.Errorf("PostgreSQL does not answer: %w\n%s", errors.Join(err, s.stop(syscall.SIGKILL)), tail[max(0, len(tail)-2000):])
 	}
@@ -254,14 +254,14 @@ func (s *Server) NewDatabase(t testing.TB, options ...string) string {
 		t.Fatal(err)
 	}
 	name := "test_" + strings.ToLower(rand.Text())
-	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), Limit)
 	defer cancel()
 	if _, err := db.ExecContext(ctx, "CREATE DATABASE "+pq.QuoteIdentifier(name)+" "+strings.Join(options, " ")); err != nil {
 		t.Fatalf("a database for the test: %v", err)
 	}
 	t.Cleanup(func() {
 		defer db.Close()
-		ctx, cancel := context.WithTimeout(context.Background(), testLimit)
+		ctx, cancel := context.WithTimeout(context.Background(), Limit)
 		defer cancel()
 		if _, err := db.ExecContext(ctx, "DROP DATABASE "+pq.QuoteIdentifier(name)+" WITH (FORCE)"); err != nil {
 			t.Logf("the test's database stays: %v", err)
@@ -285,8 +285,8 @@ func (s *Server) stop(sig syscall.Signal) error {
 	case <-s.done:
 		s.cmd = nil
 		return nil
-	case <-time.After(testLimit):
-		return fmt.Errorf("PostgreSQL, process %d, did not end within %v of %v", s.cmd.Process.Pid, testLimit, sig)
+	case <-time.After(Limit):
+		return fmt.Errorf("PostgreSQL, process %d, did not end within %v of %v", s.cmd.Process.Pid, Limit, sig)
 	}
 }
 

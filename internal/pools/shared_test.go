@@ -13,6 +13,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/store"
 )
 
@@ -90,7 +91,7 @@ func TestSharedPgBouncer(t *testing.T) {
 				t.Fatal(err)
 			}
 			db := open(t, c.pool, pgBouncer)
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), dbtest.Limit)
 			var running sync.WaitGroup
 			running.Go(func() { app.run(ctx) })
 			var theirs, ours int64
@@ -122,8 +123,7 @@ func open(t *testing.T, p pool, url string) *sqlx.DB {
 
 // use counts, flushes and reads until ctx ends; own is counted by s alone.
 func use(ctx context.Context, t *testing.T, s *store.Store, own string, counted map[string]*atomic.Int64) {
-	limit, cancel := context.WithTimeout(t.Context(), 60*time.Second)
-	defer cancel()
+	limit := dbtest.Context(t)
 	defer func() {
 		if err := s.Shutdown(limit); err != nil {
 			t.Error(err)
