@@ -249,7 +249,7 @@ func TestCap(t *testing.T) {
 	if measures != otherMeasures+1 || got["feature.(other).(other)"] != 100-3-otherMeasures {
 		t.Errorf("%d measures of (other), %d beyond them", measures, got["feature.(other).(other)"])
 	}
-	if s.Overflow() != 7+(20-3)+97 {
+	if s.Overflow() != 7+7+7+97 { // users, areas, routes, features
 		t.Errorf("Overflow() = %d", s.Overflow())
 	}
 }
