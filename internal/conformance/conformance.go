@@ -124,6 +124,7 @@ func Run(t *testing.T, d Database) {
 		{"OtherZone", otherZone},
 		{"ZoneByAnotherName", zoneByAnotherName},
 		{"HistoryUnderOtherRules", otherRules},
+		{"InstancesOfOtherRules", instancesOfOtherRules},
 		{"AddNow", addNow},
 		{"Reset", reset},
 		{"LLMCalls", llmCalls},

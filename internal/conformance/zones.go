@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -343,5 +344,86 @@ func underOtherRules(t *testing.T, b *bench, zones [2]string) {
 	}
 	if n := b.number(`SELECT COUNT(*) FROM usage_history WHERE key LIKE 'user.7.%'`); n != 0 {
 		t.Errorf("%d rows of a user that was erased", n)
+	}
+}
+
+// fixed is a zone of this name whose clocks never change, whatever the system has under it.
+func fixed(t *testing.T, name string, offset time.Duration) *time.Location {
+	t.Helper()
+	header := func(types, chars byte) []byte {
+		h := append([]byte("TZif2"), make([]byte, 39)...)
+		h[39], h[43] = types, chars
+		return h
+	}
+	data := append(header(0, 0), header(1, 1)...)
+	data = binary.BigEndian.AppendUint32(data, uint32(int32(offset/time.Second)))
+	data = append(data, 0, 0, 0, '\n', '\n')
+	zone, err := time.LoadLocationFromTZData(name, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return zone
+}
+
+// Instances that have other rules of the zone, as those of an older image do, write
+// by one: days that have begun go on, nobody is active in one twice, no quota begins
+// anew, and who has other rules says so.
+func instancesOfOtherRules(t *testing.T, b *bench) {
+	noon := 12 - time.Now().UTC().Hour() // there it is, so that today is today by both rules
+	name := fmt.Sprintf("Etc/GMT%+d", -noon)
+	if noon == 0 {
+		name = "UTC"
+	}
+	before, now := fixed(t, name, time.Duration(noon+1)*time.Hour), fixed(t, name, time.Duration(noon)*time.Hour)
+	instance := func(zone *time.Location) *store.Store {
+		cfg := b.config()
+		cfg.Location, cfg.Retention = zone, store.Retention{}
+		return b.store(cfg)
+	}
+	taken := int64(0)
+	count := func(s *store.Store) {
+		t.Helper()
+		s.Inc("feature.a.used")
+		s.Inc("user.7.requests")
+		b.flush(s)
+		if _, err := s.AddNow(b.ctx, "feature.a.used", 1); err != nil {
+			t.Error(err)
+		}
+		taken++
+		if left, _, ok, err := s.Take(b.ctx, "quota.7.daily", 1, 100, 24*time.Hour); left != 100-taken || !ok || err != nil {
+			t.Errorf("Take: %d are left, %v, %v; want %d", left, ok, err, 100-taken)
+		}
+	}
+	of := instance(before)
+	count(of)
+	if why := of.Stats().Degraded; why != "" {
+		t.Errorf("alone: %s", why)
+	}
+	updated := instance(now)
+	count(updated)
+	count(of)
+	count(updated)
+	restarted := instance(before) // beside the new ones
+	count(restarted)
+	count(of)
+	for i, s := range []*store.Store{of, updated, restarted} {
+		if why := s.Stats().Degraded; strings.Contains(why, name) != (s != updated) {
+			t.Errorf("instance %d: Degraded is %q", i, why)
+		}
+		b.want(s, map[string]int64{"user.active.daily": 1, "user.active.monthly": 1})
+		for key, want := range map[string]int64{"feature.a.used": 2 * taken, "quota.7.daily": taken, "user.active.daily": 1} {
+			h, err := s.History(b.ctx, store.Query{Name: key, Step: store.Day})
+			if err != nil || len(h) != 1 || h[0].N != want || h[0].Start.In(now).Hour() != 0 {
+				t.Errorf("instance %d: %s by day: %v, %v; want %d in one that begins at midnight", i, key, h, err, want)
+			}
+		}
+	}
+	if n := b.number(`SELECT COUNT(DISTINCT bucket) FROM usage_history WHERE step = 2`); n != 1 {
+		t.Errorf("the day is %d", n)
+	}
+	// Of a zone that begins anew, every instance has the same.
+	later := instance(now)
+	if why := later.Stats().Degraded; why != "" {
+		t.Errorf("another one with the new rules: %s", why)
 	}
 }
