@@ -193,7 +193,7 @@ func (s *sums) startsOf(quarter int64) [3]int64 {
 	if !ok {
 		t := time.UnixMilli(quarter)
 		for i, step := range []Step{Hour, Day, Month} {
-			starts[i] = s.calendar.start(step, t).Unix()
+			starts[i] = s.calendar.lies(step, t)
 		}
 		s.starts[quarter] = starts
 	}

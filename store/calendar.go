@@ -2,6 +2,7 @@ package store
 
 import (
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -9,15 +10,41 @@ import (
 // quarter hour of UTC. A day starts at the first instant whose local date is
 // that day or later, whatever its clocks do at midnight; an hour ends early
 // where the clock is changed within it.
-type calendar struct{ loc *time.Location }
+type calendar struct {
+	loc   *time.Location
+	rules *atomic.Pointer[rules] // in force instead of loc's; nil: none
+}
+
+func (c calendar) zone() *time.Location {
+	if c.rules != nil {
+		if r := c.rules.Load(); r != nil {
+			return r.loc
+		}
+	}
+	return c.loc
+}
+
+// lies returns where the bucket of step is stored, or will be, that t is in: at its
+// start, unless it was begun under other rules.
+func (c calendar) lies(step Step, t time.Time) int64 {
+	start := c.start(step, t).Unix()
+	if c.rules != nil {
+		if r := c.rules.Load(); r != nil {
+			if at, ok := r.moved[moved{step, start}]; ok {
+				return at
+			}
+		}
+	}
+	return start
+}
 
 // start returns the start of the bucket that t is in.
 func (c calendar) start(step Step, t time.Time) time.Time {
-	t = t.In(c.loc)
+	t = t.In(c.zone())
 	if step == Hour {
 		_, offset := t.Zone()
 		unix := t.Unix() + int64(offset)
-		start := time.Unix(unix-mod(unix, 3600)-int64(offset), 0).In(c.loc)
+		start := time.Unix(unix-mod(unix, 3600)-int64(offset), 0).In(c.zone())
 		if change, _ := t.ZoneBounds(); changes(change) && change.After(start) {
 			return change
 		}
@@ -90,11 +117,11 @@ func changes(t time.Time) bool {
 // date returns the first instant whose local date is y-m-d or later.
 func (c calendar) date(y int, m time.Month, d int) time.Time {
 	midnight := time.Date(y, m, d, 0, 0, 0, 0, time.UTC).Unix()
-	t := time.Unix(midnight-36*3600, 0).In(c.loc) // before it in every zone
+	t := time.Unix(midnight-36*3600, 0).In(c.zone()) // before it in every zone
 	for {
 		start, end := t.ZoneBounds()
 		_, offset := t.Zone()
-		at := time.Unix(midnight-int64(offset), 0).In(c.loc)
+		at := time.Unix(midnight-int64(offset), 0).In(c.zone())
 		if at.Before(end) || !end.After(t) { // no end, or one of a leap year's last day
 			if at.Before(start) {
 				return start

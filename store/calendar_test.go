@@ -17,7 +17,7 @@ func TestCalendar(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := calendar{loc}
+		c := calendar{loc: loc}
 		years := []int{2026, 2040} // the latter, a leap year, by rules, as zones without tables have every year
 		if zone == "Pacific/Apia" {
 			years = []int{2011} // it skipped 30 December
@@ -81,7 +81,7 @@ func TestBuckets(t *testing.T) {
 		}
 		return at
 	}
-	s := &Store{calendar: calendar{zone}, started: make(chan struct{})}
+	s := &Store{calendar: calendar{loc: zone}, started: make(chan struct{})}
 	close(s.started)
 	for _, c := range []struct {
 		step        Step

@@ -27,7 +27,7 @@ const (
 const forGood = time.Duration(math.MaxInt64)
 
 const (
-	sqlLease      = `SELECT value, %s AS now, COALESCE((SELECT p.value FROM usage_meta p WHERE p.name = 'pruned'), '') AS pruned FROM usage_meta WHERE name = 'lease'`
+	sqlLease      = `SELECT value, %s AS now, COALESCE((SELECT p.value FROM usage_meta p WHERE p.name = 'pruned'), '') AS pruned, ` + sqlRules + ` FROM usage_meta WHERE name = 'lease'`
 	sqlSetLease   = `UPDATE usage_meta SET value = ? WHERE name = 'lease'`
 	sqlClearLease = `UPDATE usage_meta SET value = ' 0' WHERE name = 'lease' AND value LIKE ?`
 	sqlWaits      = `SELECT CAST(COALESCE(SUM(length(payload)), 0) AS BIGINT) FROM usage_inbox`
@@ -309,8 +309,8 @@ func (s *Store) lockLease(tx *sqlx.Tx) (lease, error) {
 		return lease{}, err
 	}
 	var rows []struct {
-		Value, Pruned string
-		Now           int64
+		Value, Pruned, Rules string
+		Now                  int64
 	}
 	if err := tx.Select(&rows, s.sql.text(strings.Replace(sqlLease, "%s", s.sql.clock(), 1)+s.sql.lockLease())); err != nil {
 		return lease{}, err
@@ -320,5 +320,5 @@ func (s *Store) lockLease(tx *sqlx.Tx) (lease, error) {
 	}
 	l := lease{now: rows[0].Now, pruned: parseRemoval(rows[0].Pruned)}
 	l.holder, l.until = s.parseLease(rows[0].Value, l.now)
-	return l, nil
+	return l, s.follow(s.run, tx, rows[0].Rules)
 }

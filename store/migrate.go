@@ -26,9 +26,6 @@ const (
 	sqlNewMeta = `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING`
 )
 
-// firstRules is from when on the rules of zones matter: nothing was counted before.
-var firstRules = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
-
 // startTimeout is how long New waits for other starts.
 const startTimeout = 30 * time.Second
 
@@ -91,7 +88,7 @@ func (s *Store) start(ctx context.Context, anyZone bool) error {
 		})
 		if err == nil {
 			s.file.Store(found.file)
-			s.calendar, s.sql = calendar{found.zone}, found.sql
+			s.calendar, s.sql = calendar{found.zone, &s.rules}, found.sql
 			if found.altered != "" {
 				s.log.Warn("usagekit: " + found.altered)
 			}
@@ -306,7 +303,10 @@ func (s *Store) identity(ctx context.Context, tx *sqlx.Tx, d dialect) (*time.Loc
 	if err != nil {
 		return nil, "", fault(fmt.Sprintf("the database's zone: %v: import _ \"time/tzdata\" where the system has no zones", err))
 	}
-	return loc, has["id"], nil
+	if s.zone != nil && s.zone.String() == loc.String() {
+		loc = s.zone // which may have other rules than the system's
+	}
+	return loc, has["id"], s.settleRules(ctx, tx, d, loc, now)
 }
 
 // newID returns 128 random bits in hexadecimal.

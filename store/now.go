@@ -18,7 +18,7 @@ const (
 	// A quota's count, unless it would pass the limit.
 	sqlTake = `INSERT INTO usage_history AS h (step, bucket, key, value) SELECT CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS TEXT), CAST(? AS BIGINT) WHERE CAST(? AS BIGINT) <= ?
 ON CONFLICT (step, bucket, key) DO UPDATE SET value = h.value + excluded.value WHERE h.value + excluded.value <= ? RETURNING value`
-	sqlNow   = `SELECT %s AS now, COALESCE((SELECT value FROM usage_meta WHERE name = 'pruned'), '') AS pruned`
+	sqlNow   = `SELECT %s AS now, COALESCE((SELECT value FROM usage_meta WHERE name = 'pruned'), '') AS pruned, ` + sqlRules
 	sqlTaken = `SELECT value FROM usage_history WHERE step = ? AND bucket = ? AND key = ?`
 
 	sqlReset     = `UPDATE usage_metrics SET value = 0 WHERE key = ?`
@@ -80,10 +80,13 @@ func (s *Store) now(ctx context.Context, tx *sqlx.Tx) (time.Time, removal, error
 		return time.Time{}, removal{}, err
 	}
 	var at struct {
-		Now    int64
-		Pruned string
+		Now           int64
+		Pruned, Rules string
 	}
 	err := tx.Get(&at, s.sql.text(strings.Replace(sqlNow, "%s", s.sql.clock(), 1)))
+	if err == nil {
+		err = s.follow(ctx, tx, at.Rules)
+	}
 	return time.UnixMilli(at.Now), parseRemoval(at.Pruned), err
 }
 
@@ -197,7 +200,7 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, window ti
 		return 0, time.Time{}, false, err
 	}
 	if s == nil {
-		return limit, calendar{time.UTC}.next(step, time.Now()), true, nil
+		return limit, calendar{loc: time.UTC}.next(step, time.Now()), true, nil
 	}
 	var done struct { // by an attempt that may outlast this call
 		left  int64
@@ -209,16 +212,19 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, window ti
 			return s.clash
 		}
 		var at struct {
-			Prepared string
-			Now      int64
+			Prepared, Rules string
+			Now             int64
 		}
 		asked := time.Now()
-		if err := tx.GetContext(ctx, &at, s.sql.text(fmt.Sprintf("SELECT %s AS prepared, %s AS now", s.sql.prepareTake(), s.sql.clock()))); err != nil {
+		if err := tx.GetContext(ctx, &at, s.sql.text(fmt.Sprintf("SELECT %s AS prepared, %s AS now, "+sqlRules, s.sql.prepareTake(), s.sql.clock()))); err != nil {
+			return err
+		}
+		if err := s.follow(ctx, tx, at.Rules); err != nil {
 			return err
 		}
 		now := time.UnixMilli(at.Now)
 		done.until = asked.Add(s.calendar.next(step, now).Sub(now))
-		bucket := s.calendar.start(step, now).Unix()
+		bucket := s.calendar.lies(step, now)
 		var taken int64
 		err := tx.GetContext(ctx, &taken, s.sql.text(sqlTake), int(step), bucket, name, n, n, limit, limit)
 		if done.ok = err == nil; !errors.Is(err, sql.ErrNoRows) {

@@ -26,7 +26,7 @@ const (
 	// transaction: PostgreSQL expects far more rows of a range of names than there
 	// are, and would compile for hundreds of milliseconds what takes one.
 	sqlComplete = `SELECT %s AS prepared, %s AS now, (SELECT COUNT(*) FROM (SELECT 1 FROM usage_inbox LIMIT 1) AS i) AS waiting,
-COALESCE((SELECT value FROM usage_meta WHERE name = 'folded'), '0') AS folded`
+COALESCE((SELECT value FROM usage_meta WHERE name = 'folded'), '0') AS folded, ` + sqlRules
 
 	sqlTotal = `SELECT COALESCE((SELECT value FROM usage_metrics WHERE key = ?), 0)`
 
@@ -44,11 +44,15 @@ func (s *Store) read(ctx context.Context, f func(tx *sqlx.Tx, now time.Time) err
 			Prepared     string
 			Now, Waiting int64
 			Folded       string
+			Rules        string
 		}
 		if err := tx.GetContext(ctx, &c, s.sql.text(fmt.Sprintf(sqlComplete, s.sql.setLocal("jit", "off"), s.sql.clock()))); err != nil {
 			return err
 		}
 		s.skew.Store(c.Now - time.Now().UnixMilli())
+		if err := s.follow(ctx, tx, c.Rules); err != nil {
+			return err
+		}
 		if err := f(tx, time.UnixMilli(c.Now)); err != nil {
 			return err
 		}
@@ -414,7 +418,7 @@ func (s *Store) history(ctx context.Context, tx *sqlx.Tx, spans []span, c condit
 	}
 	counts := make([]Count, 0, len(sums))
 	for b, n := range sums {
-		counts = append(counts, Count{Name: b.Key, Start: time.Unix(b.Bucket, 0).In(s.calendar.loc), N: n})
+		counts = append(counts, Count{Name: b.Key, Start: time.Unix(b.Bucket, 0).In(s.calendar.zone()), N: n})
 	}
 	slices.SortFunc(counts, func(a, b Count) int { return cmp.Or(a.Start.Compare(b.Start), cmp.Compare(a.Name, b.Name)) })
 	return counts, nil
@@ -447,7 +451,7 @@ func (s *Store) checkKept(q *Query, finest bool) error {
 		return nil
 	}
 	if !finest {
-		since := time.Unix(h.of(q.Step, names[max(old, 0)]), 0).In(s.calendar.loc)
+		since := time.Unix(h.of(q.Step, names[max(old, 0)]), 0).In(s.calendar.zone())
 		return queryError(fmt.Sprintf("Step %v is finer than kept before %s (Config.Retention): want %v", q.Step, since.Format(time.DateOnly), coarser))
 	}
 	q.Step = coarser

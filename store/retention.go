@@ -348,7 +348,9 @@ func (s *Store) pruneMeta(ctx context.Context, now time.Time, h horizon) error {
 		if _, err := tx.Exec(s.sql.text(sqlSeenAhead), now.UnixMilli(), now.Add(seenAnew).UnixMilli()); err != nil {
 			return err
 		}
-		_, err := tx.Exec(s.sql.text(sqlOldWriters), now.Add(-writersKept).UnixMilli())
-		return err
+		if _, err := tx.Exec(s.sql.text(sqlOldWriters), now.Add(-writersKept).UnixMilli()); err != nil {
+			return err
+		}
+		return s.keepRules(ctx, tx, now.UnixMilli())
 	})
 }

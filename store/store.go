@@ -145,7 +145,7 @@ type Stats struct {
 	Invalid       int64         // Adds refused: n out of 1 … 2^53−1, or a derived name
 	FoldedThrough time.Time     // every batch that reached the database before is in what was read last; zero: nothing was read, or a clock was wrong and it is not known
 	Skew          time.Duration // the database's clock minus this host's, as of the last read; 0: nothing was read
-	Degraded      string        // why counts are in memory only although there is a spool, or files wait in it for somebody; "": neither
+	Degraded      string        // why counts are in memory only although there is a spool, or files wait in it for somebody, or that this process has other rules of the zone than the database; "": none of it
 	Corrupt       int           // files of the spool that this store set aside, for somebody to look at
 	Err           error         // why the last flush or fold failed; nil: it did not
 }
@@ -183,8 +183,9 @@ type Store struct {
 	interval time.Duration
 	calendar calendar       // known once started
 	zone     *time.Location // Config.Location
-	clash    error          // the database has another zone: this store must not fold
-	writer   string         // random, of this Store alone
+	rules    atomic.Pointer[rules]
+	clash    error  // the database has another zone: this store must not fold
+	writer   string // random, of this Store alone
 	live     *counter.Set
 	spool    *counter.Spool // nil: memory only
 	spoolDir string         // Config.Spool
@@ -397,7 +398,7 @@ func (s *Store) Location() *time.Location {
 	switch {
 	case s == nil:
 	case s.isStarted():
-		return s.calendar.loc
+		return s.calendar.zone()
 	case s.zone != nil:
 		return s.zone
 	}
@@ -416,7 +417,7 @@ func (s *Store) Buckets(step Step, from, to time.Time) []time.Time {
 	if step < Hour || step > Month || from.IsZero() || to.IsZero() {
 		return nil
 	}
-	c := calendar{s.Location()}
+	c := calendar{loc: s.Location()}
 	var starts []time.Time
 	for t := c.start(step, from); from.Before(to) && t.Before(to); t = c.next(step, t) {
 		if len(starts) == maxBuckets {
@@ -444,6 +445,9 @@ func (s *Store) Stats() Stats {
 	}
 	if why := s.live.Degraded(); why != "" {
 		st.Degraded = "counts are in memory only: " + why
+	}
+	if st.Degraded == "" {
+		st.Degraded = s.otherRules()
 	}
 	loc := s.Location()
 	if ms := s.foldedThrough.Load(); ms != 0 {

@@ -78,8 +78,8 @@ func (s *Store) parseCrossing(key string) (Crossing, error) {
 		}
 	}
 	c := Crossing{Step: Step(n[0]), At: n[2], Name: parts[3]}
-	if c.Step != 0 {
-		c.Start = time.Unix(n[1], 0).In(s.calendar.loc)
+	if c.Step >= Hour && c.Step <= Month {
+		c.Start = time.Unix(s.calendar.place(c.Step, n[1]), 0).In(s.calendar.zone())
 	}
 	return c, nil
 }
@@ -250,7 +250,7 @@ func (s *Store) parseWord(name, value string) (w word, err error) {
 	if err == nil {
 		_, err = fmt.Sscan(value, &w.until, &w.tries, &w.N)
 	}
-	w.name, w.value, w.Time = name, value, time.UnixMilli(ms).In(s.calendar.loc)
+	w.name, w.value, w.Time = name, value, time.UnixMilli(ms).In(s.calendar.zone())
 	return w, err
 }
 
