@@ -249,3 +249,71 @@ func TestSQLiteFileUnderTheProcess(t *testing.T) {
 		}
 	}
 }
+
+// What SQLite says of its file names the file: the caller, and whoever looks at the
+// health of the store, learn which one it is about.
+func TestErrorsOfASQLiteFileNameIt(t *testing.T) {
+	for what, pragma := range map[string]string{"cannot be written to": `PRAGMA query_only = 1`, "has no room": `PRAGMA max_page_count = 1`} {
+		path := filepath.Join(t.TempDir(), "usage.db")
+		db, err := sqlite.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		db.SetMaxOpenConns(1) // which the next statement is of
+		s, err := open(t.Context(), db, Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.cancel()
+		db.MustExec(pragma)
+		name := strings.Repeat("x", 400)
+		for i := range 100 { // until a page more is needed
+			if _, err = s.AddNow(t.Context(), fmt.Sprintf("feature.%d%s.used", i, name), 1); err != nil {
+				break
+			}
+		}
+		var told interface{ Reason() string }
+		if !errors.As(err, &told) || !strings.Contains(told.Reason(), path) || !strings.Contains(told.Reason(), what) || !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: %v", pragma, err)
+		}
+		if _, err := s.AddNow(t.Context(), "feature.a.used", 1); err != nil { // on another connection
+			t.Errorf("afterwards: %v", err)
+		}
+	}
+}
+
+// Pools of the application's own: of one connection, without a -wal, and without a file.
+func TestSQLiteFileOfOtherPools(t *testing.T) {
+	for name, dsn := range map[string]string{"without a -wal": "file:%s?_pragma=busy_timeout(5000)&_txlock=immediate", "without a file": ":memory:"} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "usage.db")
+			file := strings.Contains(dsn, "%s")
+			db, err := sqlx.Open("sqlite", strings.ReplaceAll(dsn, "%s", path))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			db.SetMaxOpenConns(1)
+			s, err := New(t.Context(), db, Config{Interval: 20 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			u := &underfoot{T: t, path: path, db: db, s: s}
+			if watched := s.file.Load() != nil; watched != file {
+				t.Errorf("a file is watched: %v", watched)
+			}
+			u.count(5)
+			u.flush()
+			if !file {
+				u.must(s.Shutdown(dbtest.Context(t)))
+				return
+			}
+			u.must(os.Rename(path, path+".aside"))
+			u.count(5)
+			u.noticed()
+			u.must(os.Rename(path+".aside", path))
+			u.works(11)
+		})
+	}
+}
