@@ -6,7 +6,7 @@ go 1.26.0
 // or spoil data: programs choose newer ones, and internal/pools tries the newest.
 require (
 	github.com/DATA-DOG/go-sqlmock v1.5.0
-	github.com/dunglas/httpsfv v1.1.0
+	github.com/dunglas/httpsfv v1.1.2
 	github.com/jmoiron/sqlx v1.3.1
 	github.com/lib/pq v1.11.0
 	golang.org/x/sys v0.42.0
