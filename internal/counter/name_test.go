@@ -145,3 +145,51 @@ func FuzzNamesThatDiffer(f *testing.F) {
 		}
 	})
 }
+
+// What a killed process leaves in its file has the names that they are kept under.
+func TestNamesThatDifferOutliveTheirProcess(t *testing.T) {
+	root := t.TempDir()
+	s := openSpool(t, root)
+	names := lookalikes()
+	for i, name := range names {
+		s.Add(name, int64(i+1))
+	}
+	s.die()
+	next := openSpool(t, root)
+	counts, _ := next.adopt(t)
+	if len(counts) != len(names) || next.lost != 0 {
+		t.Errorf("%d counters of %d names, %d lost: %q", len(counts), len(names), next.lost, next.said)
+	}
+	for i, name := range names {
+		if n := counts[Clean(name)]; n != int64(i+1) {
+			t.Errorf("%q: %d, want %d", name, n, i+1)
+		}
+	}
+	next.die()
+}
+
+// Areas that a generation was full of leave the next one room for the routes.
+func TestRoutesAreCarriedOverBesideAreas(t *testing.T) {
+	s := New(4, func(string) {}, nil)
+	for i := range 4 {
+		s.Add(fmt.Sprintf("api.requests.area%d", i), 1)
+	}
+	s.Add("api.GET /a.requests", 1)
+	s.Seal()
+	s.Prepare()
+	for i := range 4 {
+		s.Add(fmt.Sprintf("api.GET /%d.requests", i), 1)
+	}
+	s.Add("api.GET /a.requests", 1)
+	s.Seal()
+	for i := range 4 { // the generation that was made ahead
+		s.Add(fmt.Sprintf("api.GET /x%d.requests", i), 1)
+	}
+	s.Add("api.GET /a.requests", 1)
+	b, _ := s.Seal()
+	got := map[string]int64{}
+	sum(got, b)
+	if got["api.GET /a.requests"] != 1 {
+		t.Errorf("counted %v", got)
+	}
+}
