@@ -258,7 +258,7 @@ func TestHostileNames(t *testing.T) {
 	names, shown := map[string]int64{}, map[string]bool{}
 	for _, v := range hostileNames {
 		for _, name := range []string{"api.GET /%.requests", "user.%.requests", "feature.%.n", "llm.%.tokens"} {
-			name = counter.Known(strings.Replace(name, "%", v, 1))
+			name = counter.Clean(strings.Replace(name, "%", v, 1))
 			names[name] = most
 			name = strings.TrimPrefix(name, name[:strings.Index(name, ".")+1])
 			shown[visible(strings.TrimSuffix(strings.TrimSuffix(name, ".requests"), ".tokens"))] = true
