@@ -64,7 +64,21 @@ func TestASlowReadIsNoDeadDatabase(t *testing.T) {
 		expect("a read that takes 3 s", "slow")
 		time.Sleep(3 * time.Second)
 		expect("once it is there", "fresh")
-		f.before = nil // or the next may take twice as long
+		time.Sleep(2 * time.Second)
+		history(hang)
+		expect("no answer yet", "slow")
+		time.Sleep(4*time.Second + 200*time.Millisecond)
+		expect("none in 5 s: it may be slow", "slow")
+		f.before = nil
+		time.Sleep(7 * time.Second)
+		expect("all is well", "fresh")
+		time.Sleep(2 * time.Second)
+		history(refuse)
+		expect("one is refused", "stale")
+		time.Sleep(100 * time.Millisecond)
+		others()
+		expect("one is refused, and others are answered", "slow")
+		f.before = nil
 		time.Sleep(2 * time.Second)
 		expect("a quick one", "fresh")
 		time.Sleep(2 * time.Second)
