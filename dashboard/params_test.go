@@ -180,7 +180,7 @@ func TestRepeated(t *testing.T) {
 		"except=feature.&except=api.&except=mail.":                "",
 		"except=feature.&except=&except=api.":                     "mail.sentinel mail.sent", // "" leaves nothing out
 		"except=mail.sent&except=api.":                            "feature.c feature.a,feature.b feature.b feature.a",
-		strings.Repeat("except=x&", 999) + "prefix=mail.":         "mail.sentinel mail.sent",
+		strings.Repeat("except=x&", 99) + "prefix=mail.":          "mail.sentinel mail.sent",
 	} {
 		var got []string
 		a := decode(t, h, "/usage/api/totals?"+query)
@@ -208,7 +208,7 @@ func TestRepeated(t *testing.T) {
 	}
 	for query, want := range map[string]string{
 		"name=x&" + thousand + "name=x":               "name is given 1001 times, 1000 at most",
-		strings.Repeat("except=x&", 1001):             "except is given 1001 times, 1000 at most",
+		strings.Repeat("except=x&", 101):              "except is given 101 times, 100 at most",
 		"name=a&name=%ff":                             "name is not valid UTF-8",
 		"except=a&except=%07":                         "except holds a control character",
 		"except=a&except=" + strings.Repeat("x", 513): "except is longer than a name can be, 512 bytes",
