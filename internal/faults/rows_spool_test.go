@@ -168,24 +168,158 @@ func (r *trial) beside(spool, databaseURL, that string) {
 	}
 }
 
-// otherFileSystems: where a full disk would be the host's crash, counts stay in
-// memory, and health says so; on tmpfs they outlive a kill.
-func otherFileSystems(r *trial) {
-	ram := r.mounted("ramfs", "")
-	r.start(setup{spool: filepath.Join(ram, "spool"), noSpool: true})
-	r.fault(func() {
-		r.degraded(true)
-		r.pause(r.lasts(5*time.Second, time.Second))
-	})
-	r.judge(exactly)
-	other := newTrial(r.T, r.bench, r.row, r.mode)
-	other.start(setup{spool: filepath.Join(r.mounted("tmpfs", "size=16m"), "spool"), kills: true})
-	other.fault(func() {
-		for range int(r.lasts(10, 3)) {
-			other.pause(time.Duration(r.rng.Int64N(int64(time.Second))))
-			other.restartKilled(other.programs[0])
+// mountedNew mounts a new file system on a loop device for the length of the trial.
+func (r *trial) mountedNew(kind, size string) string {
+	r.Helper()
+	top := r.TempDir()
+	dir := filepath.Join(top, kind)
+	r.must(os.Mkdir(dir, 0o700))
+	if err := mountNew(kind, filepath.Join(top, "image"), dir, size); err != nil {
+		r.notRun(fmt.Sprintf("%s cannot be mounted: %v", kind, err))
+	}
+	r.Cleanup(func() {
+		if err := unmount(dir); err != nil {
+			r.Errorf("unmount: %v", err)
 		}
 	})
-	other.judge(bounded)
-	r.note("tmpfs, %d kills: A %d, N %d, T %d", other.kills, other.last.answered[requestsTotal], other.last.counted[requestsTotal], other.last.attempted[requestsTotal])
+	return dir
+}
+
+// overlaid mounts a file system as the root of a container is one, over dir.
+func (r *trial) overlaid(dir string) string {
+	r.Helper()
+	for _, name := range []string{"lower", "upper", "work"} {
+		r.must(os.Mkdir(filepath.Join(dir, name), 0o700))
+	}
+	return r.mounted("overlay", fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", dir))
+}
+
+// otherFileSystems: where a full disk would be the host's crash, counts stay in
+// memory, and health says so; on a tmpfs and on an overlay, as a container's root is
+// one, they outlive a kill.
+func otherFileSystems(r *trial) {
+	for i, dir := range []string{r.mounted("ramfs", ""), r.mountedNew("btrfs", "128M"), r.overlaid(r.mountedNew("btrfs", "128M"))} {
+		part := r
+		if i > 0 {
+			part = newTrial(r.T, r.bench, r.row, r.mode)
+		}
+		part.start(setup{spool: filepath.Join(dir, "spool"), noSpool: true})
+		part.fault(func() {
+			part.degraded(true)
+			part.pause(r.lasts(5*time.Second, time.Second))
+		})
+		part.judge(exactly)
+	}
+	for _, c := range []struct{ name, dir string }{
+		{"tmpfs", r.mounted("tmpfs", "size=16m")},
+		{"overlay on tmpfs", r.overlaid(r.mounted("tmpfs", "size=16m"))},
+		{"overlay on ext4", r.overlaid(r.mountedNew("ext4", "64M"))},
+		{"overlay on xfs", r.overlaid(r.mountedNew("xfs", "320M"))},
+	} {
+		part := newTrial(r.T, r.bench, r.row, r.mode)
+		part.start(setup{spool: filepath.Join(c.dir, "spool"), kills: true})
+		part.fault(func() {
+			for range int(r.lasts(10, 3)) {
+				part.pause(time.Duration(r.rng.Int64N(int64(time.Second))))
+				part.restartKilled(part.programs[0])
+			}
+		})
+		part.judge(bounded)
+		r.note("%s, %d kills: A %d, N %d, T %d", c.name, part.kills, part.last.answered[requestsTotal], part.last.counted[requestsTotal], part.last.attempted[requestsTotal])
+	}
+}
+
+// frozenSpool: what counts in files waits for as long as their file system is frozen,
+// all of the process with it; nothing is lost. On a tmpfs nobody waits for the disk.
+func frozenSpool(r *trial) {
+	disk := r.mountedNew("ext4", "64M")
+	for i, c := range []struct{ name, spool string }{{"on the disk", disk}, {"on a tmpfs", r.mounted("tmpfs", "size=16m")}} {
+		part := r
+		if i > 0 {
+			part = newTrial(r.T, r.bench, r.row, r.mode)
+		}
+		part.stops = true // what it costs is said, and not held against it
+		part.start(setup{spool: filepath.Join(c.spool, "spool")})
+		part.fault(func() {
+			for range int(r.lasts(3, 1)) {
+				r.must(freeze(disk, true))
+				thawed := false
+				defer func() {
+					if !thawed {
+						_ = freeze(disk, false)
+					}
+				}()
+				part.pause(r.lasts(5*time.Second, 2*time.Second))
+				r.must(freeze(disk, false))
+				thawed = true
+				part.pause(time.Second)
+			}
+		})
+		worst := part.load.quantile(1, part.broke, part.healed)
+		part.judge(exactly)
+		r.note("frozen, the spool %s: p99 %.1f ms, worst %.1f ms", c.name, ms(part.load.quantile(0.99, part.broke, part.healed)), ms(worst))
+	}
+}
+
+// foreignInSpool: others have files, directories and links in the spool, and a copy of
+// it by hard links is adopted by somebody else, while the program is killed.
+func foreignInSpool(r *trial) {
+	r.start(setup{kills: true, interval: 2 * time.Second})
+	photo := []byte("\xff\xd8\xff photo")
+	r.others = map[string]string{}
+	r.fault(func() {
+		for i := range 50 {
+			album := filepath.Join(r.spool, fmt.Sprintf("%032x", i))
+			r.foreign(filepath.Join(album, "photo.jpg"), photo)
+			r.foreign(filepath.Join(album, fmt.Sprintf("%019d.counts", i+1)), make([]byte, 4096))
+			r.foreign(filepath.Join(r.spool, fmt.Sprintf("photo-%d.corrupt", i)), photo)
+		}
+		r.must(os.Mkdir(filepath.Join(r.spool, strings.Repeat("e", 32)), 0o700))
+		for range int(r.lasts(10, 3)) {
+			r.pause(time.Duration(r.rng.Int64N(int64(time.Second))))
+			for _, dir := range must1(filepath.Glob(filepath.Join(r.spool, "usagekit-*")))(r) {
+				if err := os.WriteFile(filepath.Join(dir, "photo.jpg"), photo, 0o600); err == nil { // else it has just gone
+					r.others[filepath.Join(dir, "photo.jpg")] = string(photo)
+				}
+			}
+			r.beside(r.linked(), r.url, "") // with what is counted in still, and what is sealed meanwhile
+			r.restartKilled(r.programs[0])
+		}
+	})
+	r.judge(bounded)
+	for path, was := range r.others {
+		if now, err := os.ReadFile(path); err != nil || string(now) != was {
+			r.Errorf("%s is not what it was: %d bytes, %v", path, len(now), err)
+		}
+	}
+	if info, err := os.Stat(filepath.Join(r.spool, strings.Repeat("e", 32))); err != nil || !info.IsDir() {
+		r.Errorf("an empty directory of somebody else's: %v", err)
+	}
+	said := strings.Count(must1(r.programs[0].output())(r), "directory=. ")
+	if starts := r.kills + 1; said < 1 || said > starts {
+		r.Errorf("in %d starts it was said %d times that the spool has others' files", starts, said)
+	}
+	r.note("%d kills, %d files of others", r.kills, len(r.others))
+}
+
+// foreign puts a file of somebody else's into the spool.
+func (r *trial) foreign(path string, content []byte) {
+	r.Helper()
+	r.must(os.MkdirAll(filepath.Dir(path), 0o700))
+	r.must(os.WriteFile(path, content, 0o600))
+	r.others[path] = string(content)
+}
+
+// linked copies the writers' directories by hard links, as they are.
+func (r *trial) linked() (dir string) {
+	r.Helper()
+	dir = must1(os.MkdirTemp(filepath.Dir(r.spool), "linked"))(r)
+	for _, from := range must1(filepath.Glob(filepath.Join(r.spool, "usagekit-*", "*.counts")))(r) {
+		to := filepath.Join(dir, strings.TrimPrefix(from, r.spool))
+		r.must(os.MkdirAll(filepath.Dir(to), 0o700))
+		if err := os.Link(from, to); err != nil && !errors.Is(err, os.ErrNotExist) {
+			r.must(err)
+		}
+	}
+	return dir
 }

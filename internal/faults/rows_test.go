@@ -70,6 +70,8 @@ func matrix() []row {
 		{35, "other file systems", []mode{S}, long, otherFileSystems},
 		{36, "SQLite's file under the process", []mode{Q, QS}, short, sqliteFileTaken},
 		{40, "stored times that cannot be", []mode{S, M, Q}, short, impossibleTimes},
+		{41, "the spool's file system frozen", []mode{S}, short, frozenSpool},
+		{42, "others' files in the spool", []mode{S}, long, foreignInSpool},
 	}
 }
 
@@ -153,7 +155,7 @@ func TestMatrixIsWhole(t *testing.T) {
 	for n := range 36 {
 		want = append(want, n+1)
 	}
-	if want = append(want, 40); !slices.Equal(numbers, want) {
+	if want = append(want, 40, 41, 42); !slices.Equal(numbers, want) {
 		t.Errorf("rows %v, want %v", numbers, want)
 	}
 }

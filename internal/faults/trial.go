@@ -61,8 +61,9 @@ type trial struct {
 	proxies  []*proxy
 	programs []*program
 	load     *load
-	ledger   string // path
-	spool    string // path; "": none
+	ledger   string            // path
+	spool    string            // path; "": none
+	others   map[string]string // what somebody else has in the spool, by path
 	kills    int
 	stops    bool  // programs stand still for a while
 	kept     int   // batches that stay in the inbox, by intent
@@ -460,7 +461,7 @@ func (r *trial) checkSpool() {
 func (r *trial) spooled() (files []string) {
 	r.Helper()
 	err := filepath.WalkDir(r.spool, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() {
+		if _, foreign := r.others[path]; err == nil && d.Type().IsRegular() && !foreign {
 			files = append(files, path)
 		}
 		if errors.Is(err, fs.ErrNotExist) {
