@@ -71,6 +71,20 @@
 //	                     not used: they do not keep what they allocated, or bring a page
 //	                     when a server likes. Counts are in memory; mount ext4, xfs or tmpfs
 //
+// A count in a spool is a write to a page of a file, and the kernel lets it wait for as
+// long as the file system is frozen (fsfreeze, snapshots of a volume) or its device stands
+// still; and not the request alone, but all of the process. What a freeze of 5 s costs,
+// and a kill:
+//
+//	no spool             requests: nothing     a kill: one Interval, and the backlog
+//	spool on a disk      requests: up to 5 s   a kill: nothing
+//	spool on a tmpfs     requests: nothing     a kill: nothing; a restart of the host: all
+//	                                           that is in it; of the container: see above
+//
+// So who freezes disks under load, and would rather lose what was not delivered yet when
+// the host restarts than wait, mounts a tmpfs for the spool. 16 MB is much: what is
+// delivered takes no room.
+//
 // A Store takes two connections from its pool, one for reads and one for writes,
 // and returns them after each transaction; a server that stands still may hold
 // two more. On PostgreSQL, AddNow, Take, Reset and Erase use up to four of their own
