@@ -266,3 +266,29 @@ func TestDirectoriesNamedByTheIDAlone(t *testing.T) {
 		t.Errorf("left behind: %v", left)
 	}
 }
+
+// A damaged mark of sealing does not make a sealed file one whose counts nobody
+// checks.
+func TestDamagedSeal(t *testing.T) {
+	root := t.TempDir()
+	dead := openSpool(t, root)
+	dead.Add("feature.a.used", 172)
+	dead.Seal()
+	dead.Close()
+	dead.die()
+	path := filepath.Join(root, dead.spool.dir, fileName(1))
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for at, b := range map[int64]byte{atSealed + 1: 9, headerSize: 177} {
+		if _, err := f.WriteAt([]byte{b}, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := openSpool(t, root)
+	if got, _ := s.adopt(t); len(got) != 0 || s.lost != 1 {
+		t.Errorf("counted %v, %d lost", got, s.lost)
+	}
+}
