@@ -406,6 +406,9 @@ func read(r io.Reader, dir, name string, inode uint64) (Sealed, header, error) {
 	case number(atSeq) != seq || !bytes.Equal(h[atWriter:atDatabase], writer[:]):
 		return Sealed{}, header{}, errors.New("it is another writer's, or has another number")
 	}
+	if sealed := number(atSealed); sealed != 0 && sealed != 1 {
+		return Sealed{}, header{}, errors.New("whether it was sealed is damaged")
+	}
 	head := header{sealed: number(atSealed) == 1}
 	copy(head.database[:], h[atDatabase:])
 	b := Sealed{Batch: Batch{Opened: number(atOpened)}, Seq: seq, Spooled: true}

@@ -63,7 +63,7 @@ func (r *trial) leaveSpool(dir string) (left map[int64]map[string]int64) {
 // filesOf are the files below dir.
 func (r *trial) filesOf(dir string) []string {
 	r.Helper()
-	return must1(filepath.Glob(filepath.Join(dir, "*", "*")))(r)
+	return must1(filepath.Glob(filepath.Join(dir, "*", "*.counts")))(r)
 }
 
 // damage changes a part of a file: most often where something stands.
