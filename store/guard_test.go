@@ -396,3 +396,42 @@ func TestLaneOfADriverThatPanics(t *testing.T) {
 		}
 	}
 }
+
+// Whoever asks for much keeps the connection of reads for seconds. Flushes, folds and
+// what they look at do not wait for it: counts are as fresh as without.
+func TestALongReadDelaysNoFold(t *testing.T) {
+	ctx := dbtest.Context(t)
+	db, err := sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	s, err := New(ctx, db, Config{Interval: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Shutdown(ctx)
+	<-s.reads // as such a read does, for as long as the test takes
+	defer func() { s.reads <- struct{}{} }()
+	for range 3 {
+		s.Inc("feature.a.used")
+		if err := s.Flush(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for name, look := range map[string]func(context.Context) error{
+			"look": func(ctx context.Context) error { _, err := s.look(ctx); return err },
+			"tell": func(context.Context) error { s.notifyPending(); return nil },
+		} {
+			ended := make(chan error, 1)
+			go func() { ended <- look(ctx) }()
+			select {
+			case err := <-ended:
+				if err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			case <-ctx.Done():
+				t.Fatalf("%s waits for the read", name)
+			}
+		}
+	}
+}
