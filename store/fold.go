@@ -125,7 +125,7 @@ func (s *Store) foldThrough(ctx context.Context, seq int64) error {
 	}
 	for pause := time.Millisecond; ; pause = min(2*pause, time.Second/2) {
 		var own struct{ Guard, Waiting int64 }
-		err := s.attempt(ctx, s.reads, readTimeout, func(tx *sqlx.Tx) error {
+		err := s.glance(ctx, func(tx *sqlx.Tx) error {
 			return tx.Get(&own, s.sql.text(sqlOwn), s.writer, s.writer, seq)
 		})
 		switch {

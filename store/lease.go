@@ -198,7 +198,7 @@ func (s *Store) rest(upserts time.Duration) time.Duration {
 			renewed = time.Now()
 		}
 		var bytes int64
-		err := s.attempt(s.run, s.reads, readTimeout, func(tx *sqlx.Tx) error {
+		err := s.glance(s.run, func(tx *sqlx.Tx) error {
 			return tx.Get(&bytes, s.sql.text(sqlWaits))
 		})
 		if err == nil && bytes > restBytes {
@@ -230,7 +230,7 @@ func (s *Store) look(ctx context.Context) (turn, error) {
 		Waiting int
 		Folded  int64
 	}
-	err := s.attempt(ctx, s.reads, readTimeout, func(tx *sqlx.Tx) error {
+	err := s.glance(ctx, func(tx *sqlx.Tx) error {
 		return tx.Get(&row, s.sql.text(strings.Replace(sqlLook, "%s", s.sql.clock(), 1)))
 	})
 	if err != nil {

@@ -75,7 +75,7 @@ func (s *Store) waitStarted() bool {
 func (s *Store) start(ctx context.Context, anyZone bool) error {
 	for start := time.Now(); ; {
 		var found started // by this attempt
-		err := s.try(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) (err error) {
+		err := s.try(ctx, s.writes, true, sendTimeout, func(tx *sqlx.Tx) (err error) {
 			if found, err = s.migrate(ctx, tx); err != nil {
 				return err
 			}

@@ -202,7 +202,7 @@ func (s *Store) notifyPending() (wait time.Duration, left bool) {
 			Name, Value string
 			Now         int64
 		}
-		err := s.attempt(s.run, s.reads, readTimeout, func(tx *sqlx.Tx) error {
+		err := s.glance(s.run, func(tx *sqlx.Tx) error {
 			return tx.Select(&rows, s.sql.text(strings.Replace(sqlPending, "%s", s.sql.clock(), 1)), last, notifyPiece)
 		})
 		if err != nil {

@@ -34,12 +34,24 @@ type panicError struct{ value any }
 
 func (e panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
 
+var errNotReached = fmt.Errorf("%w: it was not reached since the start", ErrUnavailable)
+
 // attempt is try once the database was reached; ErrUnavailable before.
 func (s *Store) attempt(ctx context.Context, l lane, limit time.Duration, f func(*sqlx.Tx) error) error {
 	if !s.isStarted() {
-		return fmt.Errorf("%w: it was not reached since the start", ErrUnavailable)
+		return errNotReached
 	}
-	return s.try(ctx, l, limit, f)
+	return s.try(ctx, l, l != s.reads, limit, f)
+}
+
+// glance is an attempt of the loops', which reads what they have to know. It goes by
+// the connection of writes: that of reads may be kept for seconds by what somebody
+// asks, and counts are to be as fresh meanwhile.
+func (s *Store) glance(ctx context.Context, f func(*sqlx.Tx) error) error {
+	if !s.isStarted() {
+		return errNotReached
+	}
+	return s.try(ctx, s.writes, false, readTimeout, f)
 }
 
 // try runs f in one explicit transaction on a connection of its own, and
@@ -47,7 +59,7 @@ func (s *Store) attempt(ctx context.Context, l lane, limit time.Duration, f func
 // server does. An error says nothing about whether the transaction took place.
 // Nothing else in this package touches the pool: through PgBouncer, a statement
 // outside a transaction may reach another client's session.
-func (s *Store) try(ctx context.Context, l lane, limit time.Duration, f func(*sqlx.Tx) error) error {
+func (s *Store) try(ctx context.Context, l lane, write bool, limit time.Duration, f func(*sqlx.Tx) error) error {
 	select {
 	case <-l:
 	case <-ctx.Done():
@@ -58,7 +70,7 @@ func (s *Store) try(ctx context.Context, l lane, limit time.Duration, f func(*sq
 	done := make(chan error, 1)
 	var left atomic.Bool // by whoever comes first: the end of f, or the timer
 	go func() {
-		err := s.file.Load().explained(s.transact(ctx, l != s.reads, f))
+		err := s.file.Load().explained(s.transact(ctx, write, f))
 		if left.CompareAndSwap(false, true) {
 			l <- struct{}{}
 		} else {
