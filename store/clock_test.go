@@ -388,8 +388,9 @@ func TestAClaimOfTheFutureIsNone(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer s.cancel()
+		at := time.Now().Add(ahead).UnixMilli() // one, so that they are told in the order of their names
 		for name, claimed := range map[string]time.Duration{"a.hours": ahead, "b.minutes": 10 * time.Minute, "c.claimed": 50 * time.Second, "d.later": maxNotifyWait, "e.free": 0} {
-			db.MustExec(db.Rebind(`INSERT INTO usage_meta VALUES (?, ?)`), fmt.Sprintf("notify/%013d/0/0/5/%s", time.Now().Add(ahead).UnixMilli(), name), fmt.Sprintf("%d 1 5", time.Now().Add(claimed).UnixMilli()))
+			db.MustExec(db.Rebind(`INSERT INTO usage_meta VALUES (?, ?)`), fmt.Sprintf("notify/%013d/0/0/5/%s", at, name), fmt.Sprintf("%d 1 5", time.Now().Add(claimed).UnixMilli()))
 		}
 		s.notifyPending()
 		if got := strings.Join(told, " "); got != "a.hours b.minutes e.free" {
