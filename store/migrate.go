@@ -88,7 +88,7 @@ func (s *Store) start(ctx context.Context, anyZone bool) error {
 		})
 		if err == nil {
 			s.file.Store(found.file)
-			s.calendar, s.sql = calendar{found.zone, &s.rules}, found.sql
+			s.calendar, s.sql.schema = calendar{found.zone, &s.rules}, found.schema
 			if found.altered != "" {
 				s.log.Warn("usagekit: " + found.altered)
 			}
@@ -133,7 +133,7 @@ func locked(err error) bool {
 
 // started is what a start learns of the database.
 type started struct {
-	sql      dialect // with the schema that has the tables
+	schema   string // that has the tables
 	zone     *time.Location
 	id       string
 	database string // which, for the log
@@ -218,7 +218,7 @@ func (s *Store) migrate(ctx context.Context, tx *sqlx.Tx) (found started, err er
 			return found, err
 		}
 	}
-	found.sql = d
+	found.schema = d.schema
 	if found.zone, found.id, err = s.identity(ctx, tx, d); err != nil {
 		return found, err
 	}
