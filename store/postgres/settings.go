@@ -58,7 +58,7 @@ func notOfLibpq() map[string]setting {
 		"authtype":                 {[]string{"*"}, ""}, // libpq ignores it, too
 		"tty":                      {[]string{"*"}, ""},
 		"service":                  {nil, "put what the service has into the address"},
-		"servicefile":              {nil, "set PGSERVICEFILE instead, or put what the service has into the address"},
+		"servicefile":              {nil, "put what the service has into the address"},
 
 		// Of pgx. Nothing here is prepared by name, as those want it who set the first.
 		"default_query_exec_mode":       {[]string{"exec", "simple_protocol"}, "it is pgx's, and nothing is prepared by name here: " + withPgx},

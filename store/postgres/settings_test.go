@@ -5,9 +5,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/lib/pq"
 )
 
 const secret = "hunter2-hunter2"
@@ -43,7 +46,7 @@ func TestSettingsOfLibpqAreHonouredOrRefusedByName(t *testing.T) {
 		{"sslpassword", "x", "sslkey"}, {"sslcertmode", "allow", ""}, {"sslcertmode", "require", "sslcert"}, {"sslcrl", "/x", "sslcrl"}, {"sslcrldir", "/x", "sslcrldir"}, {"sslkeylogfile", "/x", "sslkeylogfile"},
 		{"requirepeer", "postgres", "requirepeer"}, {"gsslib", "gssapi", "gsslib"}, {"gssdelegation", "0", ""}, {"gssdelegation", "1", "gssdelegation"},
 		{"scram_client_key", "x", "scram_client_key"}, {"scram_server_key", "x", "scram_server_key"}, {"oauth_issuer", "x", "oauth_issuer"}, {"oauth_client_id", "x", "oauth_client_id"}, {"oauth_client_secret", "x", "oauth_client_secret"}, {"oauth_scope", "x", "oauth_scope"},
-		{"authtype", "x", ""}, {"tty", "x", ""}, {"servicefile", "/x", "PGSERVICEFILE"}, {"service", "nowhere", "service"},
+		{"authtype", "x", ""}, {"tty", "x", ""}, {"servicefile", "/x", "servicefile"}, {"service", "nowhere", "service"},
 		{"pgbouncer", "true", ""}, {"pgbouncer", "maybe", "pgbouncer"}, {"connection_limit", "1", "SetMaxOpenConns"}, {"pool_timeout", "1", "pool_timeout"}, {"schema", "app", "Config.Schema"}, {"currentSchema", "app", "Config.Schema"}, {"prepareThreshold", "0", ""}, {"prepareThreshold", "5", "prepareThreshold"},
 		{"port", "many", "port"}, {"sslmode", "sometimes", "sslmode"}, {"connect_timeout", "soon", "connect_timeout"}, {"datestyle", "German", "datestyle"}, {"hostaddr", "here", "hostaddr"},
 		{"search_path", "app", ""}, {"application_name", "x'y\\z", ""}, {"statement_timeout", "5000", ""},
@@ -138,6 +141,12 @@ func TestServiceFiles(t *testing.T) {
 	text := "[good]\nhost=localhost\nuser=app\npassword=" + secret + "\n\n[odd]\nhost=localhost\nchannel_binding=require\npassword=" + secret + "\n\n[torn]\n" + secret + "\n"
 	if err := os.WriteFile(filepath.Join(home, ".pg_service.conf"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
+	}
+	if _, ok := reflect.TypeFor[pq.Config]().FieldByName("Service"); !ok { // a lib/pq that reads no service files
+		if _, _, err := parse("service=good"); err == nil || !strings.Contains(err.Error(), "service") || !strings.Contains(err.Error(), "into the address") {
+			t.Errorf("good: %v", err)
+		}
+		return
 	}
 	if cfg, _, err := parse("service=good"); err != nil || cfg.User != "app" || cfg.Password != secret {
 		t.Errorf("good: user %q, %v", cfg.User, err)
