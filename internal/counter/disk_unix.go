@@ -27,6 +27,9 @@ const (
 	unsentFile  = "unsent"     // is in a directory that nothing was sent from
 )
 
+// sentSize is what is left of unsentFile when it is true no more, before it is removed.
+const sentSize = 0
+
 // maxFile is how large a generation's file may become, 16 MiB where addresses have
 // 32 bits: names beyond it are in memory only.
 const maxFile = 256 << 20 >> (4 * (1 - ^uint(0)>>63))
@@ -121,7 +124,7 @@ func (d *disk) Sent(dir string) error {
 		return err
 	}
 	defer f.Close()
-	if err := f.Truncate(0); err != nil { // no link to it says it any more
+	if err := f.Truncate(sentSize); err != nil { // no link to it says it any more
 		return explain(err)
 	}
 	if err := errors.Join(f.Sync(), os.Remove(f.Name())); err != nil {

@@ -406,6 +406,28 @@ func TestWhetherAnythingWasSent(t *testing.T) {
 			t.Error("a copy says that nothing was sent, and it was")
 		}
 	})
+	t.Run("killed while it is noted", func(t *testing.T) {
+		s, root := old(t)
+		s.die()
+		disk, err := OpenDisk(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := s.spool.dir
+		if err := os.Truncate(filepath.Join(root, dir, unsentFile), sentSize); err != nil { // and no more
+			t.Fatal(err)
+		}
+		if disk.(interface{ Unsent(dir string) bool }).Unsent(dir) {
+			t.Error("it says that nothing was sent")
+		}
+		other := openSpool(t, root)
+		if err := other.spool.Adopt(func(string) error { return nil }, func(string, Sealed) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(filepath.Join(root, dir)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("its directory is still there: %v", err)
+		}
+	})
 	t.Run("attempts", func(t *testing.T) {
 		s, root := old(t)
 		s.die()
