@@ -28,7 +28,7 @@ const (
 )
 
 // sentSize is what is left of unsentFile when it is true no more, before it is removed.
-const sentSize = 0
+const sentSize = int64(len(fileMagic)) // ours still, and says nothing
 
 // maxFile is how large a generation's file may become, 16 MiB where addresses have
 // 32 bits: names beyond it are in memory only.
