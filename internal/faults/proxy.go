@@ -442,7 +442,8 @@ func readMessage(from *bufio.Reader) (kind byte, message []byte, err error) {
 	return kind, message, err
 }
 
-// statementOf returns the text of a Query or Parse message.
+// statementOf returns the text of a Query or Parse message, without the schema that a
+// store found its tables in.
 func statementOf(kind byte, message []byte) (text string, ok bool) {
 	body := message[5:]
 	switch kind {
@@ -456,5 +457,5 @@ func statementOf(kind byte, message []byte) (text string, ok bool) {
 		return "", false
 	}
 	first, _, _ := bytes.Cut(body, []byte{0})
-	return string(first), true
+	return strings.ReplaceAll(string(first), `"public".`, ""), true
 }
