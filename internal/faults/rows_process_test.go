@@ -177,7 +177,7 @@ func TestSwappedSealIsCaught(t *testing.T) {
 	r.killSealing()
 	r.load.stop()
 	r.eventually(hangs, func() string { // all that is there is adopted
-		if dirs, err := filepath.Glob(filepath.Join(r.spool, strings.Repeat("[0-9a-f]", 32))); len(dirs) != 1 || err != nil {
+		if dirs, err := filepath.Glob(filepath.Join(r.spool, "usagekit-"+strings.Repeat("[0-9a-f]", 32))); len(dirs) != 1 || err != nil {
 			return fmt.Sprintf("the spool holds %q, %v", dirs, err)
 		}
 		return ""
