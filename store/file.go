@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/counter"
 )
 
 const (
@@ -21,8 +23,8 @@ const (
 // sqliteFile is a SQLite file, which may be moved, replaced or deleted under the
 // process: SQLite goes on with what it has open, and nobody would find that again. So
 // before and after each transaction it is looked whether the path names the file that
-// this process has open, and its -wal and -shm, too. Files are told apart by device and
-// inode. None is opened for that: closing it again would take SQLite's locks along.
+// this process has open, and its -wal and -shm, too. Files are told apart by device,
+// inode, and when they were made. None is opened for that: closing it again would take SQLite's locks along.
 type sqliteFile struct {
 	path string
 	id   string // of the database
@@ -66,7 +68,7 @@ func findFile(ctx context.Context, tx *sqlx.Tx, id string) (*sqliteFile, error) 
 	if err := tx.GetContext(ctx, &path, sqlFiles); err != nil || !filepath.IsAbs(path) {
 		return nil, err
 	}
-	info, err := os.Stat(path)
+	info, err := stat(path)
 	if err != nil || !info.Mode().IsRegular() {
 		return nil, nil
 	}
@@ -84,15 +86,36 @@ func openFiles() (open []os.FileInfo, known bool) {
 		return nil, false
 	}
 	for _, e := range entries {
-		if info, err := os.Stat(dir + "/" + e.Name()); err == nil { // which opens nothing
+		if info, err := stat(dir + "/" + e.Name()); err == nil { // which opens nothing
 			open = append(open, info)
 		}
 	}
 	return open, true
 }
 
+// stamped is what is known of a file, and when it was made: SQLite's -wal is gone soon,
+// and its inode is the next file's of this process, as likely as not.
+type stamped struct {
+	os.FileInfo
+	born uint64
+}
+
+func stat(path string) (os.FileInfo, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	return stamped{info, counter.Born(path)}, nil
+}
+
+func sameFile(a, b os.FileInfo) bool {
+	x, _ := a.(stamped)
+	y, _ := b.(stamped)
+	return x.FileInfo != nil && y.FileInfo != nil && os.SameFile(x.FileInfo, y.FileInfo) && x.born == y.born
+}
+
 func holds(list []os.FileInfo, f os.FileInfo) bool {
-	return slices.ContainsFunc(list, func(o os.FileInfo) bool { return os.SameFile(o, f) })
+	return slices.ContainsFunc(list, func(o os.FileInfo) bool { return sameFile(o, f) })
 }
 
 // forget has a file not be taken for ours again before no connection has it open.
@@ -104,13 +127,13 @@ func (f *sqliteFile) forget(info os.FileInfo) {
 
 // look asks what the path names, and remembers what it should not. The caller holds mu.
 func (f *sqliteFile) look() error {
-	info, err := os.Stat(f.path)
+	info, err := stat(f.path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return f.wrong("was moved or deleted under the process: counts wait until it is there again")
 	case err != nil:
 		return &fileError{f.path, "cannot be looked at", err}
-	case os.SameFile(info, f.main):
+	case sameFile(info, f.main):
 		return nil
 	case !info.Mode().IsRegular() || info.Size() == 0: // it is still being copied, or was made by mistake
 		err = f.wrong("was replaced by an empty one under the process: counts wait until it is there again")
@@ -128,7 +151,7 @@ func (f *sqliteFile) sound() (sound bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	err = f.look()
-	if info, _ := os.Stat(f.path); err != nil && info != nil && info.Mode().IsRegular() && info.Size() > 0 {
+	if info, _ := stat(f.path); err != nil && info != nil && info.Mode().IsRegular() && info.Size() > 0 {
 		return false, nil
 	}
 	return err == nil && len(f.former) == 0, err
@@ -167,20 +190,20 @@ func (f *sqliteFile) connect(ctx context.Context, db *sqlx.DB, reopen func(conte
 	f.mu.Lock()
 	main, wal := f.main, f.beside[0]
 	f.mu.Unlock()
-	before, err := os.Stat(f.path)
+	before, err := stat(f.path)
 	if err != nil {
 		return nil, &fileError{f.path, "cannot be looked at", err}
 	}
-	replaced := !os.SameFile(before, main)
-	if now, err := os.Stat(f.path + besides[0]); replaced && err == nil && wal != nil && os.SameFile(now, wal) && now.Size() > 0 {
+	replaced := !sameFile(before, main)
+	if now, err := stat(f.path + besides[0]); replaced && err == nil && wal != nil && sameFile(now, wal) && now.Size() > 0 {
 		return nil, f.wrong("was replaced by another, but its " + besides[0] + " is that of the one before, and would spoil it: remove it")
 	}
 	conn, err := db.Connx(ctx)
 	if err != nil {
 		return nil, err
 	}
-	after, err := os.Stat(f.path)
-	if err == nil && !os.SameFile(before, after) {
+	after, err := stat(f.path)
+	if err == nil && !sameFile(before, after) {
 		err = f.wrong("was replaced by another under the process")
 	}
 	if err == nil && replaced {
@@ -236,9 +259,9 @@ func (f *sqliteFile) check() error {
 		return err
 	}
 	for i, suffix := range besides {
-		info, err := os.Stat(f.path + suffix)
+		info, err := stat(f.path + suffix)
 		switch was := f.beside[i]; {
-		case err == nil && was != nil && os.SameFile(info, was):
+		case err == nil && was != nil && sameFile(info, was):
 			continue
 		case err != nil && was == nil:
 			continue // another journal mode, or one in which nobody shares
@@ -269,7 +292,7 @@ func (f *sqliteFile) changed() bool {
 		if was == nil {
 			continue
 		}
-		if info, err := os.Stat(f.path + suffix); err == nil && os.SameFile(info, was) {
+		if info, err := stat(f.path + suffix); err == nil && sameFile(info, was) {
 			continue
 		}
 		if open, _ := openFiles(); holds(open, was) {

@@ -317,3 +317,43 @@ func TestSQLiteFileOfOtherPools(t *testing.T) {
 		})
 	}
 }
+
+// SQLite's -wal is gone with its last connection, and the next file that this process
+// makes may have its inode: that is no connection to what the file was.
+func TestAnInodeThatIsUsedAgainIsAnotherFile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "usage.db-wal")
+	reused := false
+	for range 100 {
+		if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		was, err := stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		other, err := os.Create(filepath.Join(dir, "other"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		now, err := stat(other.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if os.SameFile(was.(stamped).FileInfo, now.(stamped).FileInfo) {
+			reused = true
+			if open, known := openFiles(); known && holds(open, was) {
+				t.Error("a file that was made later is taken for the one before")
+			}
+		}
+		if open, known := openFiles(); known && !holds(open, now) {
+			t.Error("an open file is not found")
+		}
+		other.Close()
+		os.Remove(other.Name())
+	}
+	t.Logf("inodes are used again: %v", reused)
+}
