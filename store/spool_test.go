@@ -143,15 +143,14 @@ func TestStartOfflineInAnotherZone(t *testing.T) {
 			t.Fatal(err)
 		}
 		other.Inc("feature.a.used")
-		for (other.Stats().Pending > 0 || other.Stats().Err == nil) && ctx.Err() == nil {
-			time.Sleep(time.Millisecond)
+		for sent := 0; (sent == 0 || other.Stats().Err == nil) && ctx.Err() == nil; time.Sleep(time.Millisecond) {
+			// and folded, perhaps, by the first
+			if err := db.GetContext(ctx, &sent, `SELECT (SELECT COUNT(*) FROM usage_inbox) + (SELECT COUNT(*) FROM usage_metrics)`); err != nil || sent > 1 {
+				t.Fatalf("%d batches were sent, %v", sent, err)
+			}
 		}
 		if err := other.Stats().Err; err == nil || !strings.Contains(err.Error(), "Asia/Kathmandu") {
 			t.Errorf("Stats.Err: %v", err)
-		}
-		var sent int // and folded, perhaps, by the first
-		if err := db.GetContext(ctx, &sent, `SELECT (SELECT COUNT(*) FROM usage_inbox) + (SELECT COUNT(*) FROM usage_metrics)`); err != nil || sent != 1 {
-			t.Errorf("%d batches were sent, %v", sent, err)
 		}
 		if zone := other.Location().String(); zone != "UTC" {
 			t.Errorf("Location: %s", zone)
