@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,8 +19,13 @@ import (
 // takes long, while others are answered, is said to be slow.
 func TestASlowReadIsNoDeadDatabase(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
-		h := open(f)
+		var before atomic.Pointer[func(ctx context.Context, what string) error] // reads go on while it changes
+		h := open(&fake{before: func(ctx context.Context, what string) error {
+			if f := before.Load(); f != nil {
+				return (*f)(ctx, what)
+			}
+			return nil
+		}})
 		said := func() string {
 			t.Helper()
 			w := get(h, "/usage/api/history")
@@ -41,15 +47,17 @@ func TestASlowReadIsNoDeadDatabase(t *testing.T) {
 			}
 		}
 		history := func(of func(context.Context) error) {
-			f.before = func(ctx context.Context, what string) error {
+			f := func(ctx context.Context, what string) error {
 				if what != "History" {
 					return nil
 				}
 				return of(ctx)
 			}
+			before.Store(&f)
 		}
 		all := func(of func(context.Context) error) {
-			f.before = func(ctx context.Context, _ string) error { return of(ctx) }
+			f := func(ctx context.Context, _ string) error { return of(ctx) }
+			before.Store(&f)
 		}
 		hang := func(ctx context.Context) error {
 			<-ctx.Done()
@@ -69,7 +77,7 @@ func TestASlowReadIsNoDeadDatabase(t *testing.T) {
 		expect("no answer yet", "slow")
 		time.Sleep(4*time.Second + 200*time.Millisecond)
 		expect("none in 5 s: it may be slow", "slow")
-		f.before = nil
+		before.Store(nil)
 		time.Sleep(7 * time.Second)
 		expect("all is well", "fresh")
 		time.Sleep(2 * time.Second)
@@ -78,7 +86,7 @@ func TestASlowReadIsNoDeadDatabase(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		others()
 		expect("one is refused, and others are answered", "slow")
-		f.before = nil
+		before.Store(nil)
 		time.Sleep(2 * time.Second)
 		expect("a quick one", "fresh")
 		time.Sleep(2 * time.Second)
@@ -91,7 +99,7 @@ func TestASlowReadIsNoDeadDatabase(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		others()
 		expect("and again", "slow")
-		f.before = nil
+		before.Store(nil)
 		time.Sleep(10 * time.Second)
 		expect("all is well", "fresh")
 
@@ -100,7 +108,7 @@ func TestASlowReadIsNoDeadDatabase(t *testing.T) {
 		expect("no connection", "stale")
 		time.Sleep(2 * time.Second)
 		expect("none, still", "stale")
-		f.before = nil
+		before.Store(nil)
 		time.Sleep(2 * time.Second)
 		expect("all is well", "fresh")
 		time.Sleep(2 * time.Second)
