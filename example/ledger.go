@@ -37,7 +37,7 @@ func (l ledger) write(line string) {
 	}
 }
 
-// marked calls begun once, after the response has begun.
+// marked calls begun once, after the response has begun: WriteHeader alone sends nothing.
 type marked struct {
 	http.ResponseWriter
 	begun func() // nil: it was called
@@ -47,13 +47,6 @@ func (m *marked) mark() {
 	if m.begun != nil {
 		m.begun()
 		m.begun = nil
-	}
-}
-
-func (m *marked) WriteHeader(status int) {
-	m.ResponseWriter.WriteHeader(status)
-	if status >= 200 || status == http.StatusSwitchingProtocols { // others only announce
-		m.mark()
 	}
 }
 
