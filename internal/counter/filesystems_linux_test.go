@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/usagekit/usagekit/internal/dbtest"
 )
 
 // megabytes are how large a file system of a kind is, at least nearly.
@@ -137,6 +139,9 @@ func (c *child) until(t *testing.T, what string, so func(line string) bool) stri
 // Full, and with its files cut, a file system costs no count while the process lives,
 // and never the process: where it cannot be trusted, counts are in memory.
 func TestFileSystemsFullAndCut(t *testing.T) {
+	if dbtest.Race() {
+		t.Skip("the race detector's own code does not survive the fault")
+	}
 	eachFileSystem(t, func(t *testing.T, root string, _ func(), trusted bool) {
 		c := counting(t, root)
 		why := c.until(t, "a word", func(line string) bool { return strings.HasPrefix(line, "degraded ") })
