@@ -21,12 +21,13 @@ import (
 	"github.com/labstack/echo/v5"
 	echomiddleware "github.com/labstack/echo/v5/middleware"
 
+	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/middleware"
 )
 
 func TestMain(m *testing.M) {
 	gin.SetMode(gin.ReleaseMode)
-	os.Exit(m.Run())
+	os.Exit(dbtest.Main(m, &server))
 }
 
 // A router serves h at /novels/{id}, and says which route that is, as README
