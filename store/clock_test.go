@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -16,32 +15,18 @@ import (
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/store/postgres"
-	"github.com/usagekit/usagekit/store/sqlite"
 )
 
 // inOneClock runs test on an empty database of each kind whose clock is this
 // process's, as it is where both are on one host, and in a bubble: time passes where
 // the test sleeps.
 func inOneClock(t *testing.T, test func(t *testing.T, restart func(Config) *Store)) {
-	for name, open := range map[string]func(t *testing.T) (*sqlx.DB, error){
-		"sqlite":   func(t *testing.T) (*sqlx.DB, error) { return sqlite.Open(filepath.Join(t.TempDir(), "usage.db")) },
-		"postgres": func(t *testing.T) (*sqlx.DB, error) { return postgres.Open(Server.NewDatabase(t)) },
-	} {
-		t.Run(name, func(t *testing.T) {
-			if name == "postgres" && Server == nil {
-				t.Log("PostgreSQL was not tried: make test does")
-				return
-			}
-			synctest.Test(t, func(t *testing.T) {
-				db, err := open(t)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer db.Close()
-				test(t, func(cfg Config) *Store { return inBubble(t, db, cfg) })
-			})
+	onEachKind(t, func(t *testing.T, open func(t *testing.T) *sqlx.DB) {
+		synctest.Test(t, func(t *testing.T) {
+			db := open(t)
+			test(t, func(cfg Config) *Store { return inBubble(t, db, cfg) })
 		})
-	}
+	})
 }
 
 // inBubble opens a store without its loops, in a bubble's time.

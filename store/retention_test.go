@@ -17,8 +17,8 @@ import (
 	"github.com/usagekit/usagekit/store/sqlite"
 )
 
-// onEach runs test on an empty database of each kind.
-func onEach(t *testing.T, test func(t *testing.T, db *sqlx.DB)) {
+// onEachKind runs test for each kind of database; open makes an empty one.
+func onEachKind(t *testing.T, test func(t *testing.T, open func(t *testing.T) *sqlx.DB)) {
 	for name, open := range map[string]func(t *testing.T) (*sqlx.DB, error){
 		"sqlite":   func(t *testing.T) (*sqlx.DB, error) { return sqlite.Open(filepath.Join(t.TempDir(), "usage.db")) },
 		"postgres": func(t *testing.T) (*sqlx.DB, error) { return postgres.Open(Server.NewDatabase(t)) },
@@ -28,15 +28,24 @@ func onEach(t *testing.T, test func(t *testing.T, db *sqlx.DB)) {
 				t.Log("PostgreSQL was not tried: make test does")
 				return
 			}
-			t.Parallel()
-			db, err := open(t)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { db.Close() })
-			test(t, db)
+			test(t, func(t *testing.T) *sqlx.DB {
+				db, err := open(t)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { db.Close() })
+				return db
+			})
 		})
 	}
+}
+
+// onEach runs test on an empty database of each kind.
+func onEach(t *testing.T, test func(t *testing.T, db *sqlx.DB)) {
+	onEachKind(t, func(t *testing.T, open func(t *testing.T) *sqlx.DB) {
+		t.Parallel()
+		test(t, open(t))
+	})
 }
 
 // put writes rows of history.
