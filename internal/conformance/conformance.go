@@ -27,6 +27,9 @@ import (
 type Database struct {
 	Name   string
 	Schema string // of the stores' Config, and their tables'; "": none
+	// Again is set where another Database of the same kind is tried as well, and this
+	// one differs in the way there: cases that vary much else vary less of it.
+	Again bool
 	// New makes one, and returns how a pool on it is opened. With faults, its
 	// operations go through them.
 	New func(t testing.TB) func(faults *dbtest.Faults) (*sqlx.DB, error)
@@ -50,7 +53,7 @@ func SQLite() Database {
 // usagekit's tables stand in a schema of their own, which has a difficult name.
 func Elsewhere(server *dbtest.Server) Database {
 	d := PostgreSQL(server, "ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE 'en-US' LOCALE 'C.UTF-8' TEMPLATE template0")
-	d.Schema = `App's usage.v1`
+	d.Schema, d.Again = `App's usage.v1`, true
 	return d
 }
 

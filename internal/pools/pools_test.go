@@ -64,7 +64,7 @@ func (p pool) open(url string, faults *dbtest.Faults) (*sqlx.DB, error) {
 // on makes databases that such a pool reaches, by an address that through makes
 // of a database's URL.
 func (p pool) on(through func(t testing.TB, url string) string) conformance.Database {
-	return conformance.Database{Name: p.driver, New: func(t testing.TB) func(*dbtest.Faults) (*sqlx.DB, error) {
+	return conformance.Database{Name: p.driver, Again: true, New: func(t testing.TB) func(*dbtest.Faults) (*sqlx.DB, error) {
 		url := through(t, server.NewDatabase(t))
 		return func(faults *dbtest.Faults) (*sqlx.DB, error) { return p.open(url, faults) }
 	}}
