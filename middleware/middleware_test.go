@@ -166,8 +166,16 @@ func without(Config) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler { return next }
 }
 
-// test is served over real connections, with the middleware and without: the
-// client must see the same.
+// skipping is with, where every path is skipped.
+func skipping(rec Recorder) counter {
+	return func(cfg Config) func(http.Handler) http.Handler {
+		cfg.Skip = []string{"/"}
+		return New(rec, cfg)
+	}
+}
+
+// test is served over real connections, with the middleware, without, and where that
+// skips all: the client must see the same.
 type test struct {
 	name    string
 	request string // "": GET /x
@@ -190,6 +198,13 @@ func (tt test) run(t *testing.T) {
 				t.Errorf("answers     %+v\nwithout it: %+v", got, want)
 			}
 			rec.check(t, tt.want)
+
+			none := new(counts)
+			got = exchange(t, protocol, tt.build(skipping(none)), request, tt.edit)
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("answers where it is skipped %+v\nwithout it:                %+v", got, want)
+			}
+			none.check(t, nil)
 		})
 	}
 }
