@@ -101,7 +101,7 @@ func (c *response) open(r *http.Request) {
 // informational one (1xx, but for 101, which ends HTTP/1) passes.
 func (o opening) WriteHeader(status int) {
 	o.inner.WriteHeader(status)
-	if status/100 != 1 || status == http.StatusSwitchingProtocols && o.request.ProtoMajor < 2 {
+	if status/100 != 1 || status == http.StatusSwitchingProtocols && o.came.ProtoMajor < 2 {
 		o.know(status)
 	}
 }
