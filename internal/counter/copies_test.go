@@ -125,6 +125,34 @@ func TestHardLinksOfAFileThatIsReplaced(t *testing.T) {
 	}
 }
 
+// A file is emptied for links to it: where none is left, who counts in it still meets
+// no fault.
+func TestAFileWithoutALinkIsNotCut(t *testing.T) {
+	root := t.TempDir()
+	d, err := OpenDisk(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := dirPrefix + newWriter()
+	release, err := d.Own(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release(false)
+	m, err := d.Create(dir, fileName(1), minSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Release()
+	if err := os.Remove(filepath.Join(root, dir, fileName(1))); err != nil {
+		t.Fatal(err)
+	}
+	m.Void()
+	if err := touching(func() { m.Bytes()[headerSize] = 1 }); err != nil {
+		t.Error(err)
+	}
+}
+
 // Removing a delivered batch does not cut what somebody else has a link to.
 func TestLinksOfDeliveredFilesStay(t *testing.T) {
 	root := t.TempDir()

@@ -146,7 +146,7 @@ func (d *disk) Unsent(dir string) bool {
 // sweep removes what a process left that died within Own: not what one that is there
 // just now has not locked yet.
 func (d *disk) sweep() {
-	left, _ := filepath.Glob(d.path(newPrefix + dirPrefix + "*")) // the pattern is well-formed
+	left, _ := filepath.Glob(d.path(newPrefix + "*")) // the pattern is well-formed
 	for _, path := range left {
 		info, err := os.Lstat(path)
 		if err != nil || !info.IsDir() || !ownedBy(strings.TrimPrefix(info.Name(), newPrefix)) || time.Since(info.ModTime()) < time.Minute {
@@ -267,11 +267,7 @@ func (d *disk) openOurs(path string, flag int) (*os.File, error) {
 	if err != nil {
 		return nil, explain(err)
 	}
-	opened, err := f.Stat()
-	if err == nil && !os.SameFile(info, opened) {
-		err = errNotOurs // it took the place of a file meanwhile
-	}
-	if err == nil && d.identityOf(f) != d.madeAt(path) {
+	if d.identityOf(f) != d.madeAt(path) {
 		magic := make([]byte, len(fileMagic))
 		n, readErr := f.ReadAt(magic, 0)
 		switch {

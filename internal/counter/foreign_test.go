@@ -3,7 +3,9 @@
 package counter
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -96,7 +98,7 @@ func foreign(t *testing.T, root, outside, dead string) *album {
 		a.put(t, filepath.Join(hex(i), fileName(3)+".tmp"), zeros)
 	}
 	magic := append([]byte("usagekit"), make([]byte, 500)...)
-	for _, dir := range []string{hex(10), filepath.Join(root, ".new-album"), filepath.Join(root, ".new-"+strings.Repeat("a", 32)), filepath.Join(root, "album")} {
+	for _, dir := range []string{hex(10), filepath.Join(root, ".new-album"), filepath.Join(root, ".new-usagekit-album"), filepath.Join(root, ".new-"+strings.Repeat("a", 32)), filepath.Join(root, "album")} {
 		a.link(t, os.Mkdir(dir, 0o755), dir)
 	}
 	a.put(t, hex(11), photo)
@@ -114,6 +116,9 @@ func foreign(t *testing.T, root, outside, dead string) *album {
 	a.put(t, filepath.Join(dead, "notes.txt"), photo)
 	a.put(t, filepath.Join(dead, "photo.jpg.tmp"), photo)
 	a.put(t, filepath.Join(dead, "usagekit.txt"), magic)
+	a.put(t, filepath.Join(dead, "empty.tmp"), nil)
+	a.put(t, filepath.Join(dead, tmpPrefix+"album"), nil)
+	a.put(t, filepath.Join(dead, tmpPrefix+fileName(89)), photo)
 	a.put(t, at(90), nil)
 	a.put(t, at(91), zeros)
 	a.put(t, at(92), append(make([]byte, headerSize), photo...))
@@ -183,6 +188,51 @@ func TestOnlyWhatIsOursIsTouched(t *testing.T) {
 	}
 }
 
+// Of what is in a spool's directory, that is said to be somebody else's which is, and
+// nothing of ours; no link is taken for a directory.
+func TestWhatIsSaidToBeOthers(t *testing.T) {
+	root := t.TempDir()
+	d, err := OpenDisk(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := func(name string, dir bool) string {
+		t.Helper()
+		var err error
+		if path := filepath.Join(root, name); dir {
+			err = os.Mkdir(path, 0o700)
+		} else {
+			err = os.WriteFile(path, []byte("photo"), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	writer := dirPrefix + newWriter()
+	ours := []string{of(writer, true)}
+	of(newPrefix+dirPrefix+newWriter(), true) // of a process that makes it just now, or was killed then
+	of(writer+"-"+fileName(7)+asideSuffix, false)
+	theirs := []string{
+		of(newPrefix+"album", true), of(newPrefix+newWriter(), true), of(newWriter(), true), of(dirPrefix+"album", true),
+		of("album"+asideSuffix, true), of("photo"+asideSuffix, false), of(dirPrefix+newWriter(), false), of("folder"+fileSuffix+asideSuffix, true),
+	}
+	link := dirPrefix + newWriter()
+	if err := os.Symlink(filepath.Join(root, writer), filepath.Join(root, link)); err != nil {
+		t.Fatal(err)
+	}
+	theirs = append(theirs, link)
+	slices.Sort(theirs)
+	dirs, others, err := d.Dirs()
+	slices.Sort(others)
+	if err != nil || !slices.Equal(dirs, ours) || !slices.Equal(others, theirs) {
+		t.Errorf("Dirs: %q and others' %q, %v; want %q and %q", dirs, others, err, ours, theirs)
+	}
+	if _, err := d.Claim(link); err == nil {
+		t.Error("a link was taken for a directory of ours")
+	}
+}
+
 // A writer puts nothing in place of what others keep where its files would be.
 func TestNothingOfOthersIsReplaced(t *testing.T) {
 	root := t.TempDir()
@@ -192,21 +242,28 @@ func TestNothingOfOthersIsReplaced(t *testing.T) {
 	a := &album{root, map[string]string{}}
 	outside := filepath.Join(t.TempDir(), "photo.jpg")
 	a.put(t, outside, []byte("photo"))
-	for seq := int64(2); seq < 6; seq++ {
+	for seq := int64(2); seq < 7; seq++ {
 		path := filepath.Join(dir, fileName(seq))
-		if seq%2 == 0 {
+		switch {
+		case seq == 6: // what its file would be made from
+			tmp := filepath.Join(dir, tmpPrefix+fileName(seq))
+			a.link(t, os.Symlink(outside, tmp), tmp)
+		case seq%2 == 0:
 			a.put(t, path, []byte("photo"))
-		} else {
+		default:
 			a.link(t, os.Symlink(outside, path), path)
 		}
-		a.link(t, os.Symlink(outside, path+".tmp"), path+".tmp")
 	}
-	for i := range 6 {
+	left := filepath.Join(dir, tmpPrefix+fileName(7)) // ours: in nobody's way
+	if err := os.WriteFile(left, []byte(fileMagic+" and no more"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 7 {
 		b, ok := s.Seal()
 		if !ok || b.Seq != int64(i+1) {
 			t.Fatalf("batch %d: %+v", i+1, b)
 		}
-		if free := b.Seq == 1 || b.Seq == 6; b.Spooled != free {
+		if free := b.Seq == 1 || b.Seq == 7; b.Spooled != free {
 			t.Errorf("batch %d: in a file: %v", b.Seq, b.Spooled)
 		}
 		s.spool.Remove(b.Seq)
@@ -215,6 +272,52 @@ func TestNothingOfOthersIsReplaced(t *testing.T) {
 	s.Close()
 	s.spool.Release()
 	a.check(t)
+}
+
+// What takes the place of a file of ours while it is opened is neither followed nor
+// waited for.
+func TestWhatTakesAFilesPlaceIsNotRead(t *testing.T) {
+	root := t.TempDir()
+	opened, err := OpenDisk(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, dir := opened.(*disk), dirPrefix+newWriter()
+	path := filepath.Join(root, dir, fileName(1))
+	outside := filepath.Join(t.TempDir(), "theirs")
+	if err := errors.Join(os.Mkdir(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(fileMagic+", ours"), 0o600), os.WriteFile(outside, []byte(fileMagic+", theirs"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	ended, stopped := make(chan struct{}), make(chan error)
+	go func() {
+		var err error
+		for tmp := path + ".tmp"; err == nil; {
+			select {
+			case <-ended:
+				stopped <- nil
+				return
+			default:
+			}
+			err = errors.Join(os.Symlink(outside, tmp), os.Rename(tmp, path), os.WriteFile(tmp, []byte(fileMagic+", ours"), 0o600), os.Rename(tmp, path),
+				unix.Mkfifo(tmp, 0o600), os.Rename(tmp, path), os.WriteFile(tmp, []byte(fileMagic+", ours"), 0o600), os.Rename(tmp, path))
+		}
+		<-ended
+		stopped <- err
+	}()
+	for range 20_000 {
+		f, err := d.openOurs(path, os.O_RDONLY)
+		if err != nil {
+			continue
+		}
+		content, err := io.ReadAll(f)
+		if f.Close(); err != nil || !strings.HasSuffix(string(content), ", ours") {
+			t.Errorf("read %q, %v", content, err)
+		}
+	}
+	close(ended)
+	if err := <-stopped; err != nil {
+		t.Fatal(err)
+	}
 }
 
 // A directory of a writer that nothing is left in goes; an empty one of somebody
@@ -237,6 +340,28 @@ func TestEmptyDirectories(t *testing.T) {
 	s.spool.Release()
 	if left := files(t, root, "*"); len(left) != 1 || left[0] != theirs {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// What a process was making when it was killed is no batch, and goes with what is left
+// of the process.
+func TestWhatWasCutOffGoes(t *testing.T) {
+	root := t.TempDir()
+	dead := openSpool(t, root)
+	dead.Add("feature.a.used", 1)
+	dead.die()
+	dir := filepath.Join(root, dead.spool.dir)
+	for seq, content := range map[int64]string{8: "", 9: fileMagic + " and what had come by then"} {
+		if err := os.WriteFile(filepath.Join(dir, tmpPrefix+fileName(seq)), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := openSpool(t, root)
+	if counts, _ := s.adopt(t); counts["feature.a.used"] != 1 || len(s.said) > 0 {
+		t.Errorf("found %v; said %q", counts, s.said)
+	}
+	if _, err := os.Lstat(dir); err == nil {
+		t.Errorf("left behind: %v", files(t, dir, ".*"))
 	}
 }
 

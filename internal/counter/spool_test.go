@@ -389,6 +389,9 @@ func TestWhetherAnythingWasSent(t *testing.T) {
 		s, root := old(t)
 		copied := linked(t, root)
 		s.spool.Sent()
+		if left := files(t, root, "*/"+unsentFile); len(left) > 0 {
+			t.Errorf("there is %v, and something was sent", left)
+		}
 		s.die()
 		if registers, _ := adopt(t, copied, nil); registers > 0 {
 			t.Error("a link says that nothing was sent, and it was")
@@ -763,7 +766,7 @@ func TestManySpoolsOpenAtOnce(t *testing.T) {
 	for range 8 {
 		all.Go(func() {
 			for range 50 {
-				release, err := disk.Own(newWriter())
+				release, err := disk.Own(dirPrefix + newWriter())
 				if err != nil {
 					t.Error(err)
 					return
