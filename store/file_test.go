@@ -87,12 +87,12 @@ func (u *underfoot) copyTo(path string) {
 
 // noticed waits until the store says that its file is not what it was, and sees that
 // nothing that needs it works, and says why.
-func (u *underfoot) noticed() {
+func (u *underfoot) noticed(what string) {
 	u.Helper()
-	u.eventually("the file is named in Stats.Err", func() bool {
+	u.eventually("the file is named in Stats.Err, and what is wrong with it: "+what, func() bool {
 		var told interface{ Reason() string }
 		err := u.s.Stats().Err
-		return errors.As(err, &told) && strings.Contains(told.Reason(), u.path) && errors.Is(err, ErrUnavailable)
+		return errors.As(err, &told) && strings.Contains(told.Reason(), u.path) && strings.Contains(told.Reason(), what) && errors.Is(err, ErrUnavailable)
 	})
 	ctx, cancel := context.WithTimeout(u.Context(), time.Second)
 	defer cancel()
@@ -154,15 +154,18 @@ func (u *underfoot) works(want int64) {
 func TestSQLiteFileUnderTheProcess(t *testing.T) {
 	for name, c := range map[string]struct {
 		fault, heal func(u *underfoot, aside string)
-		lost        int64 // of 100 that were stored before: what the file that is there then does not have
-		quiet       bool  // it heals by itself
+		what        string // is wrong with it
+		lost        int64  // of 100 that were stored before: what the file that is there then does not have
+		quiet       bool   // it heals by itself
 		gap         bool
 	}{
 		"moved away and back": {
+			what:  "moved or deleted",
 			fault: func(u *underfoot, aside string) { u.must(os.Rename(u.path, aside)) },
 			heal:  func(u *underfoot, aside string) { u.must(os.Rename(aside, u.path)) },
 		},
 		"another one, then the right one": {
+			what: "another database",
 			fault: func(u *underfoot, aside string) {
 				other, err := sqlite.Open(aside + ".other")
 				u.must(err)
@@ -173,12 +176,14 @@ func TestSQLiteFileUnderTheProcess(t *testing.T) {
 			heal: func(u *underfoot, aside string) { u.must(os.Rename(aside, u.path)) },
 		},
 		"somebody else's": {
+			what: "no database",
 			fault: func(u *underfoot, aside string) {
 				u.must(os.Rename(u.path, aside), os.WriteFile(u.path, []byte("not a database, and long enough to be seen as none by whoever reads its head, which is of a hundred bytes"), 0o600))
 			},
 			heal: func(u *underfoot, aside string) { u.must(os.Rename(aside, u.path)) },
 		},
 		"an empty one": {
+			what: "an empty one",
 			fault: func(u *underfoot, aside string) {
 				u.must(os.Rename(u.path, aside), os.WriteFile(u.path, nil, 0o600))
 			},
@@ -189,6 +194,7 @@ func TestSQLiteFileUnderTheProcess(t *testing.T) {
 			quiet: true, lost: 40, gap: true,
 		},
 		"deleted, and an older copy": {
+			what:  "moved or deleted",
 			fault: func(u *underfoot, _ string) { u.must(os.Remove(u.path)) },
 			heal: func(u *underfoot, aside string) {
 				_ = os.Remove(u.path + "-wal")
@@ -198,6 +204,7 @@ func TestSQLiteFileUnderTheProcess(t *testing.T) {
 			lost: 40, gap: true,
 		},
 		"all three deleted, and an older copy": {
+			what: "moved or deleted",
 			fault: func(u *underfoot, _ string) {
 				u.must(os.Remove(u.path), os.Remove(u.path+"-wal"), os.Remove(u.path+"-shm"))
 			},
@@ -234,7 +241,7 @@ func TestSQLiteFileUnderTheProcess(t *testing.T) {
 				u.count(5)
 				want := 105 - c.lost
 				if !c.quiet {
-					u.noticed()
+					u.noticed(c.what)
 					want++
 					u.count(5)
 					want += 5
@@ -246,6 +253,52 @@ func TestSQLiteFileUnderTheProcess(t *testing.T) {
 					t.Error("nobody says that batches are missing")
 				}
 			})
+		}
+	}
+}
+
+// A file that is replaced while a transaction goes on does not have what that did, and
+// nobody is told that it has; the one before does, and what stands in its place is used
+// next.
+func TestSQLiteFileReplacedWithinATransaction(t *testing.T) {
+	for what, write := range map[string]bool{"a write": true, "a read": false} {
+		dir := t.TempDir()
+		path, aside := filepath.Join(dir, "usage.db"), filepath.Join(dir, "aside.db")
+		u := &underfoot{T: t, path: path}
+		var err error
+		u.db, err = sqlite.Open(path)
+		u.must(err)
+		defer u.db.Close()
+		u.db.SetMaxOpenConns(1) // which nobody else brings to its end
+		s, err := open(t.Context(), u.db, Config{})
+		u.must(err)
+		defer s.cancel()
+		add := func(n, want int64) {
+			t.Helper()
+			if got, err := s.AddNow(t.Context(), underName, n); err != nil || got != want {
+				t.Errorf("%s: AddNow: %d, %v, want %d", what, got, err, want)
+			}
+		}
+		add(1, 1)
+		u.copyTo(aside + ".copy")
+		add(10, 11)
+		err = s.try(t.Context(), s.writes, write, sendTimeout, func(tx *sqlx.Tx) (err error) {
+			if write {
+				_, err = tx.Exec(`UPDATE usage_metrics SET value = 111 WHERE key = ?`, underName)
+			}
+			return errors.Join(err, os.Rename(path, aside), os.Rename(aside+".copy", path))
+		})
+		if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s of a file that is gone: %v", what, err)
+		}
+		add(2, 3)
+		before, err := sqlite.Open(aside)
+		u.must(err)
+		defer before.Close()
+		var n int64
+		u.must(before.Get(&n, `SELECT value FROM usage_metrics WHERE key = ?`, underName))
+		if want := map[bool]int64{true: 111, false: 11}[write]; n != want {
+			t.Errorf("%s: the file before has %d, want %d", what, n, want)
 		}
 	}
 }
@@ -311,7 +364,7 @@ func TestSQLiteFileOfOtherPools(t *testing.T) {
 			}
 			u.must(os.Rename(path, path+".aside"))
 			u.count(5)
-			u.noticed()
+			u.noticed("moved or deleted")
 			u.must(os.Rename(path+".aside", path))
 			u.works(11)
 		})

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // linked makes a copy of a spool's directory by hard links, as cp -al does.
@@ -171,6 +173,55 @@ func TestLinksOfDeliveredFilesStay(t *testing.T) {
 	if after, err := os.ReadFile(kept); err != nil || string(after) != string(before) {
 		t.Errorf("%d bytes of %d are left, %v", len(after), len(before), err)
 	}
+}
+
+// A delivered batch takes no space, though its file may be in memory still.
+func TestDeliveredFilesTakeNoSpace(t *testing.T) {
+	root := t.TempDir()
+	s := openSpool(t, root)
+	s.Add("feature.a.used", 10)
+	b, _ := s.Seal()
+	f, err := os.Open(filepath.Join(root, s.spool.dir, fileName(b.Seq)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	s.spool.Remove(b.Seq)
+	if info, err := f.Stat(); err != nil || info.Size() > 0 {
+		t.Errorf("%v, %v", info, err)
+	}
+}
+
+// A process that ends gives up the locks of its directory and of its files one after the
+// other: who has the first waits a moment for the others.
+func TestLocksOfAProcessThatEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		root := t.TempDir()
+		d, err := OpenDisk(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := dirPrefix + newWriter()
+		release, err := d.Own(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := d.Create(dir, fileName(1), minSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Release()
+		release(false)
+		go func() {
+			time.Sleep(95 * time.Millisecond)
+			m.Close()
+		}()
+		f, _, err := d.Open(dir, fileName(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	})
 }
 
 // A living writer's directory that was given another name is its own still.

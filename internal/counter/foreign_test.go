@@ -320,6 +320,54 @@ func TestWhatTakesAFilesPlaceIsNotRead(t *testing.T) {
 	}
 }
 
+// Of what was set aside the oldest makes room, and nothing of anybody else's; none takes
+// the place of another.
+func TestTheOldestSetAsideMakesRoom(t *testing.T) {
+	root := t.TempDir()
+	d, err := OpenDisk(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := dirPrefix + newWriter()
+	if err := os.Mkdir(filepath.Join(root, dir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	theirs := filepath.Join(root, "usagekit"+asideSuffix)
+	changed := func(path string) int64 {
+		t.Helper()
+		var info unix.Stat_t
+		if err := errors.Join(os.WriteFile(path, []byte(fileMagic+" and more"), 0o600), unix.Stat(path, &info)); err != nil {
+			t.Fatal(err)
+		}
+		return unix.TimespecToNsec(info.Ctim)
+	}
+	later := func() { // the clock of the file system goes on
+		t.Helper()
+		for at := changed(theirs); changed(theirs) == at; {
+		}
+	}
+	var names []string
+	for i := range asideKept + 1 {
+		if i == 1 || i == asideKept {
+			later()
+		}
+		if err := d.Write(dir, fileName(1), []byte(fileMagic)); err != nil {
+			t.Fatal(err)
+		}
+		name, err := d.SetAside(dir, fileName(1))
+		if err != nil || slices.Contains(names, name) {
+			t.Fatalf("set aside as %q, %v", name, err)
+		}
+		names = append(names, name)
+	}
+	_, firstErr := os.Stat(filepath.Join(root, names[0]))
+	_, lastErr := os.Stat(filepath.Join(root, names[asideKept]))
+	_, theirErr := os.Stat(theirs)
+	if left := files(t, root, dir+"-*"); len(left) != asideKept || firstErr == nil || lastErr != nil || theirErr != nil {
+		t.Errorf("%d are left; the first: %v, the last: %v, somebody else's: %v", len(left), firstErr, lastErr, theirErr)
+	}
+}
+
 // A directory of a writer that nothing is left in goes; an empty one of somebody
 // else's stays.
 func TestEmptyDirectories(t *testing.T) {
@@ -372,20 +420,39 @@ func TestDirectoriesNamedByTheIDAlone(t *testing.T) {
 	dir := filepath.Join(root, "00112233445566778899aabbccddeeff")
 	old := NewSpool(nil, filepath.Base(dir), nil)
 	b := Sealed{Seq: 7, Batch: Batch{Opened: time.Now().UnixMilli(), Counts: []Count{{"feature.a.used", 5}}}}
+	killed := b
+	killed.Seq = 8
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, fileName(7)), old.encode(b), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	f, err := os.Create(filepath.Join(dir, fileName(8))) // it was not sealed, and known by its inode alone
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	id, err := statFile(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id.born = 0
+	content := old.encode(killed)
+	old.putHeader(content, 8, (&disk{root: root}).identity(id))
+	clear(content[atSealed : atSealed+8])
+	if _, err := f.Write(content); err != nil {
+		t.Fatal(err)
+	}
 	s := openSpool(t, root)
+	var seqs []int64
 	if err := s.spool.Adopt(registered, func(writer string, b Sealed) error {
-		if writer != filepath.Base(dir) || b.Seq != 7 || b.Counts[0].N != 5 {
+		if seqs = append(seqs, b.Seq); writer != filepath.Base(dir) || b.Counts[0].N != 5 {
 			t.Errorf("batch %d of %s: %v", b.Seq, writer, b.Counts)
 		}
 		return nil
-	}); err != nil {
-		t.Error(err)
+	}); err != nil || !slices.Equal(seqs, []int64{7, 8}) {
+		t.Errorf("batches %v, %v; %q", seqs, err, s.said)
 	}
 	if left := files(t, root, "*"); slices.Contains(left, dir) {
 		t.Errorf("left behind: %v", left)
