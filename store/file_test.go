@@ -187,7 +187,12 @@ func TestSQLiteFileUnderTheProcess(t *testing.T) {
 			fault: func(u *underfoot, aside string) {
 				u.must(os.Rename(u.path, aside), os.WriteFile(u.path, nil, 0o600))
 			},
-			heal: func(u *underfoot, aside string) { u.must(os.Rename(aside, u.path)) },
+			heal: func(u *underfoot, aside string) {
+				if info, err := os.Stat(u.path); err != nil || info.Size() > 0 { // somebody may be writing it
+					u.Errorf("the empty file is %v, %v", info, err)
+				}
+				u.must(os.Rename(aside, u.path))
+			},
 		},
 		"an older copy": {
 			fault: func(u *underfoot, aside string) { u.must(os.Rename(aside+".copy", u.path)) },
@@ -300,6 +305,66 @@ func TestSQLiteFileReplacedWithinATransaction(t *testing.T) {
 		if want := map[bool]int64{true: 111, false: 11}[write]; n != want {
 			t.Errorf("%s: the file before has %d, want %d", what, n, want)
 		}
+	}
+}
+
+// Who shares the pool may have opened what stood in the file's place for a while: that
+// connection is closed, and gets no counts, when the right file is there again.
+func TestConnectionsToAFormerFileAreClosed(t *testing.T) {
+	for _, last := range []string{"the right file", "another"} { // is what the connection has that waited least
+		t.Run(last, func(t *testing.T) { connectionsToAFormerFile(t, last == "another") })
+	}
+}
+
+func connectionsToAFormerFile(t *testing.T, anotherLast bool) {
+	dir := t.TempDir()
+	path, aside, other := filepath.Join(dir, "usage.db"), filepath.Join(dir, "aside.db"), filepath.Join(dir, "other.db")
+	u := &underfoot{T: t, path: path}
+	var s *Store
+	for _, at := range []string{other, path} {
+		if u.db != nil {
+			s.cancel()
+			u.must(u.db.Close())
+		}
+		var err error
+		u.db, err = sqlite.Open(at)
+		u.must(err)
+		s, err = open(t.Context(), u.db, Config{})
+		u.must(err)
+	}
+	defer u.db.Close()
+	defer s.cancel()
+	_, err := s.AddNow(t.Context(), underName, 1)
+	u.must(err)
+	first, err := u.db.Connx(t.Context())
+	u.must(err)
+	move := func(from, to string) { // with all that is its own
+		for _, suffix := range []string{"-wal", "-shm", ""} {
+			if err := os.Rename(from+suffix, to+suffix); !errors.Is(err, os.ErrNotExist) {
+				u.must(err)
+			}
+		}
+	}
+	move(path, aside)
+	move(other, path)
+	for u.db.Stats().Idle > 0 {
+		conn, err := u.db.Connx(t.Context())
+		u.must(err)
+		discard(conn)
+	}
+	second, err := u.db.Connx(t.Context())
+	u.must(err)
+	if _, err := s.AddNow(t.Context(), underName, 10); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("AddNow, while another file is there: %v", err)
+	}
+	if anotherLast {
+		first, second = second, first
+	}
+	u.must(second.Close(), first.Close())
+	move(path, other)
+	move(aside, path)
+	if n, err := s.AddNow(t.Context(), underName, 100); n != 101 || err != nil {
+		t.Errorf("AddNow, when it is there again: %d, %v, want 101", n, err)
 	}
 }
 

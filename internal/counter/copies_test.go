@@ -84,7 +84,7 @@ func TestHardLinksOfALivingSpool(t *testing.T) {
 	if n := got.counts()["feature.a.used"]; n != 1 || other.lost != 0 || other.spool.Aside() != 0 {
 		t.Errorf("the copy gave %d, %d lost, %d set aside: %q", n, other.lost, other.spool.Aside(), other.said)
 	}
-	if !strings.Contains(other.spool.Stuck(), "another process") {
+	if !strings.Contains(other.spool.Stuck(), "hard link") {
 		t.Errorf("Stuck: %q", other.spool.Stuck())
 	}
 	s.Add("feature.a.used", 1000)

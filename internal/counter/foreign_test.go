@@ -346,6 +346,11 @@ func TestTheOldestSetAsideMakesRoom(t *testing.T) {
 		for at := changed(theirs); changed(theirs) == at; {
 		}
 	}
+	photo := filepath.Join(root, "album"+fileSuffix+asideSuffix)
+	if err := os.WriteFile(photo, []byte("photo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	later()
 	var names []string
 	for i := range asideKept + 1 {
 		if i == 1 || i == asideKept {
@@ -363,8 +368,9 @@ func TestTheOldestSetAsideMakesRoom(t *testing.T) {
 	_, firstErr := os.Stat(filepath.Join(root, names[0]))
 	_, lastErr := os.Stat(filepath.Join(root, names[asideKept]))
 	_, theirErr := os.Stat(theirs)
-	if left := files(t, root, dir+"-*"); len(left) != asideKept || firstErr == nil || lastErr != nil || theirErr != nil {
-		t.Errorf("%d are left; the first: %v, the last: %v, somebody else's: %v", len(left), firstErr, lastErr, theirErr)
+	_, photoErr := os.Stat(photo)
+	if left := files(t, root, dir+"-*"); len(left) != asideKept || firstErr == nil || lastErr != nil || theirErr != nil || photoErr != nil {
+		t.Errorf("%d are left; the first: %v, the last: %v, somebody else's: %v, %v", len(left), firstErr, lastErr, theirErr, photoErr)
 	}
 }
 
