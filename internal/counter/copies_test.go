@@ -175,6 +175,31 @@ func TestLinksOfDeliveredFilesStay(t *testing.T) {
 	}
 }
 
+// Files that nothing is counted in any more are nobody's, also through a link, while the
+// process goes on.
+func TestLinksOfFilesThatAreNotUsedAnyMore(t *testing.T) {
+	for _, end := range []string{"closed without a count", "a file made ahead, and not used"} {
+		root := t.TempDir()
+		s, got := openSpool(t, root), arrived{}
+		s.Prepare()
+		copied := linked(t, root)
+		if end == "closed without a count" {
+			s.Close()
+		} else {
+			for dir, seq := range map[string]int64{root: 2, copied: 1} {
+				if err := os.Remove(filepath.Join(dir, s.spool.dir, fileName(seq))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.Prepare()
+		}
+		if other := got.adopt(t, copied); other.spool.Stuck() != "" || len(got) > 0 || other.lost > 0 {
+			t.Errorf("%s: %q; adopted %v, %d lost", end, other.spool.Stuck(), got, other.lost)
+		}
+		s.die()
+	}
+}
+
 // A delivered batch takes no space, though its file may be in memory still.
 func TestDeliveredFilesTakeNoSpace(t *testing.T) {
 	root := t.TempDir()

@@ -119,6 +119,8 @@ func foreign(t *testing.T, root, outside, dead string) *album {
 	a.put(t, filepath.Join(dead, "empty.tmp"), nil)
 	a.put(t, filepath.Join(dead, tmpPrefix+"album"), nil)
 	a.put(t, filepath.Join(dead, tmpPrefix+fileName(89)), photo)
+	a.put(t, filepath.Join(dead, "7"+fileSuffix), magic)
+	a.put(t, filepath.Join(dead, "+"+fileName(7)[1:]), magic)
 	a.put(t, at(90), nil)
 	a.put(t, at(91), zeros)
 	a.put(t, at(92), append(make([]byte, headerSize), photo...))
@@ -462,6 +464,40 @@ func TestDirectoriesNamedByTheIDAlone(t *testing.T) {
 	}
 	if left := files(t, root, "*"); slices.Contains(left, dir) {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// What is read is told from what is not ours by its first bytes, however little there is.
+func TestWhatIsReadIsOurs(t *testing.T) {
+	for _, content := range []string{"", "usage", "photo", strings.Repeat("\x00", 2*headerSize)} {
+		if _, _, err := read(strings.NewReader(content), dirPrefix+newWriter(), fileName(1), 1); !errors.Is(err, errNotOurs) {
+			t.Errorf("%.10q: %v", content, err)
+		}
+	}
+}
+
+// What waits for somebody is said as long as it waits, and nothing is where the spool
+// is gone.
+func TestNothingIsStuckInASpoolThatIsGone(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "spool")
+	theirs := openSpool(t, root)
+	theirs.spool.SetDatabase(strings.Repeat("ab", 16))
+	theirs.Seal() // what was made before is anybody's
+	theirs.Add("feature.a.used", 1)
+	theirs.Seal()
+	theirs.Add("feature.a.used", 1)
+	theirs.die()
+	s := openSpool(t, root)
+	s.spool.SetDatabase(strings.Repeat("cd", 16))
+	if s.adopt(t); s.spool.Stuck() == "" {
+		t.Error("nobody says what another database's files wait for")
+	}
+	if err := os.RemoveAll(root); err != nil {
+		t.Fatal(err)
+	}
+	s.said = nil
+	if s.adopt(t); s.spool.Stuck() != "" || len(s.said) > 0 {
+		t.Errorf("of a spool that is gone: %q, %q", s.spool.Stuck(), s.said)
 	}
 }
 
