@@ -1,0 +1,235 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/store/sqlite"
+)
+
+// replaced is a store, not started, of 11 counts in a file, and an older copy of that,
+// of 1, which is not there yet: over has it take its place.
+func replaced(t *testing.T, db func(path string) *sqlx.DB) (u *underfoot, over func()) {
+	t.Helper()
+	dir := t.TempDir()
+	u = &underfoot{T: t, path: filepath.Join(dir, "usage.db")}
+	u.db = db(u.path)
+	var err error
+	u.s, err = open(t.Context(), u.db, Config{})
+	u.must(err)
+	t.Cleanup(func() { u.s.cancel(); u.db.Close() })
+	u.add(1, 1)
+	u.copyTo(filepath.Join(dir, "copy.db"))
+	u.add(10, 11)
+	return u, func() {
+		t.Helper()
+		u.must(os.Rename(u.path, filepath.Join(dir, "aside.db")), os.Rename(filepath.Join(dir, "copy.db"), u.path))
+	}
+}
+
+func (u *underfoot) add(n, want int64) {
+	u.Helper()
+	if got, err := u.s.AddNow(u.Context(), underName, n); err != nil || got != want {
+		u.Errorf("AddNow: %d, %v, want %d", got, err, want)
+	}
+}
+
+func (u *underfoot) refused(why string) {
+	u.Helper()
+	if _, err := u.s.AddNow(u.Context(), underName, 1000); err == nil || !strings.Contains(err.Error(), why) || !errors.Is(err, ErrUnavailable) {
+		u.Errorf("AddNow: %v, want that it %s", err, why)
+	}
+}
+
+func sqliteOf(t *testing.T) func(path string) *sqlx.DB {
+	return func(path string) *sqlx.DB {
+		t.Helper()
+		db, err := sqlite.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return db
+	}
+}
+
+// A file that is replaced while a transaction goes on does not have what that did, and
+// nobody is told that it has; the one before does, and what stands in its place is used
+// next.
+func TestSQLiteFileReplacedWithinATransaction(t *testing.T) {
+	for what, write := range map[string]bool{"a write": true, "a read": false} {
+		t.Run(what, func(t *testing.T) {
+			u, over := replaced(t, sqliteOf(t))
+			u.db.SetMaxOpenConns(1) // which nobody else brings to its end
+			err := u.s.try(t.Context(), u.s.writes, write, sendTimeout, func(tx *sqlx.Tx) (err error) {
+				if write {
+					_, err = tx.Exec(`UPDATE usage_metrics SET value = 111 WHERE key = ?`, underName)
+				}
+				over()
+				return err
+			})
+			if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), u.path) {
+				t.Errorf("of a file that is gone: %v", err)
+			}
+			u.add(2, 3)
+			before := sqliteOf(t)(filepath.Join(filepath.Dir(u.path), "aside.db"))
+			defer before.Close()
+			var n int64
+			u.must(before.Get(&n, `SELECT value FROM usage_metrics WHERE key = ?`, underName))
+			if want := map[bool]int64{true: 111, false: 11}[write]; n != want {
+				t.Errorf("the file before has %d, want %d", n, want)
+			}
+		})
+	}
+}
+
+// Who shares the pool may have opened what stood in the file's place for a while: that
+// connection is closed, and gets no counts, when the right file is there again.
+func TestConnectionsToAFormerFileAreClosed(t *testing.T) {
+	for _, last := range []string{"the right file", "another"} { // is what the connection has that waited least
+		t.Run(last, func(t *testing.T) { connectionsToAFormerFile(t, last == "another") })
+	}
+}
+
+func connectionsToAFormerFile(t *testing.T, anotherLast bool) {
+	dir := t.TempDir()
+	path, aside, other := filepath.Join(dir, "usage.db"), filepath.Join(dir, "aside.db"), filepath.Join(dir, "other.db")
+	u := &underfoot{T: t, path: path}
+	var s *Store
+	for _, at := range []string{other, path} {
+		if u.db != nil {
+			s.cancel()
+			u.must(u.db.Close())
+		}
+		var err error
+		u.db, err = sqlite.Open(at)
+		u.must(err)
+		s, err = open(t.Context(), u.db, Config{})
+		u.must(err)
+	}
+	defer u.db.Close()
+	defer s.cancel()
+	u.db.SetMaxOpenConns(2)
+	_, err := s.AddNow(t.Context(), underName, 1)
+	u.must(err)
+	first, err := u.db.Connx(t.Context())
+	u.must(err)
+	move := func(from, to string) { // with all that is its own
+		for _, suffix := range []string{"-wal", "-shm", ""} {
+			if err := os.Rename(from+suffix, to+suffix); !errors.Is(err, os.ErrNotExist) {
+				u.must(err)
+			}
+		}
+	}
+	move(path, aside)
+	move(other, path)
+	for u.db.Stats().Idle > 0 {
+		conn, err := u.db.Connx(t.Context())
+		u.must(err)
+		discard(conn)
+	}
+	second, err := u.db.Connx(t.Context())
+	u.must(err)
+	if _, err := s.AddNow(t.Context(), underName, 10); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("AddNow, while another file is there: %v", err)
+	}
+	if anotherLast {
+		first, second = second, first
+	}
+	u.must(second.Close(), first.Close())
+	move(path, other)
+	move(aside, path)
+	if n, err := s.AddNow(t.Context(), underName, 100); n != 101 || err != nil {
+		t.Errorf("AddNow, when it is there again: %d, %v, want 101", n, err)
+	}
+	if sound, err := s.file.Load().sound(); !sound || err != nil {
+		t.Errorf("all is as it was: %v, %v", sound, err)
+	}
+}
+
+// SQLite shares what it knows of a file in a process: while any pool of it has the one
+// before open, the one in its place is not opened.
+func TestSQLiteFileIsNotOpenedBesideTheOneBefore(t *testing.T) {
+	u, over := replaced(t, sqliteOf(t))
+	other := sqliteOf(t)(u.path)
+	defer other.Close()
+	u.must(other.Ping())
+	over()
+	u.refused("are in use")
+	u.must(other.Close())
+	u.add(2, 3)
+}
+
+// A -wal that has counts of the file before would spoil the one in its place: that one is
+// not opened until somebody has taken it away.
+func TestSQLiteFileBesideTheWALOfTheOneBefore(t *testing.T) {
+	u, over := replaced(t, sqliteOf(t))
+	u.db.SetMaxOpenConns(1)
+	held, err := u.db.Connx(t.Context())
+	u.must(err)
+	over()
+	u.refused("are in use")
+	discard(held) // which leaves the -wal as it is
+	u.refused("remove it")
+	u.must(os.Remove(u.path+"-wal"), os.Remove(u.path+"-shm"))
+	u.add(2, 3)
+}
+
+// A file of another journal mode has no -wal, and has lost none.
+func TestSQLiteFileInPlaceOfOneWithAWAL(t *testing.T) {
+	for _, left := range []bool{true, false} {
+		u, over := replaced(t, func(path string) *sqlx.DB {
+			db := sqlx.MustOpen("sqlite", "file:"+path+"?_pragma=busy_timeout(5000)&_txlock=immediate")
+			db.MustExec(`PRAGMA journal_mode = WAL`) // which the file keeps, and its copy does not
+			return db
+		})
+		over()
+		if !left {
+			u.must(os.Remove(u.path+"-wal"), os.Remove(u.path+"-shm"))
+		}
+		u.add(2, 3)
+		u.add(4, 7)
+	}
+}
+
+// opening is a driver's connector, which has something happen once a connection is open.
+type opening struct {
+	driver driver.Driver
+	dsn    string
+	then   *func()
+}
+
+func (o opening) Driver() driver.Driver { return o.driver }
+
+func (o opening) Connect(context.Context) (driver.Conn, error) {
+	conn, err := o.driver.Open(o.dsn)
+	if then := *o.then; then != nil {
+		*o.then = nil
+		then()
+	}
+	return conn, err
+}
+
+// A file that is replaced again while it is opened is not the one that was opened.
+func TestSQLiteFileReplacedWhileItIsOpened(t *testing.T) {
+	var then func()
+	u, over := replaced(t, func(path string) *sqlx.DB {
+		plain := sqliteOf(t)(path)
+		defer plain.Close()
+		dsn := "file:" + path + "?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_txlock=immediate"
+		return sqlx.NewDb(sql.OpenDB(opening{plain.Driver(), dsn, &then}), "sqlite")
+	})
+	again := u.path + ".again"
+	u.copyTo(again) // of 11
+	over()
+	then = func() { u.must(os.Rename(again, u.path)) }
+	u.refused("replaced")
+	u.add(2, 13)
+}
