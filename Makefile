@@ -35,10 +35,10 @@ run: ## serve the example with demo traffic on SQLite (ADDR, DB and ARGS change 
 	@$(GO) run ./example -addr '$(or $(ADDR),127.0.0.1:8080)' -db '$(or $(DB),usage.db)' -demo $(ARGS)
 
 test: postgresql chromium ## all tests, on SQLite, on a private PostgreSQL, and of the page in Chromium
-	@export USAGEKIT_PG=require; if $(chromium); then export USAGEKIT_CHROMIUM=require; fi; $(call each,$(MODULES),$(GO) test -timeout=30m -parallel=8 -shuffle=on ./...)
+	@export USAGEKIT_PG=require; if $(chromium); then export USAGEKIT_CHROMIUM=require; fi; $(call each,$(MODULES),$(GO) test -timeout=30m -shuffle=on ./...)
 
 race: postgresql ## all tests under the race detector
-	@export USAGEKIT_PG=require; $(call each,$(RACING),$(GO) test -race -timeout=30m -parallel=4 -shuffle=on ./...)
+	@export USAGEKIT_PG=require; $(call each,$(RACING),$(GO) test -race -timeout=30m -shuffle=on ./...)
 
 faults: postgresql ## the fault matrix, with real processes: up to 30 minutes
 	@USAGEKIT_PG=require USAGEKIT_FAULTS=full $(GO) test -timeout 40m -v -count=1 -parallel 6 ./internal/faults

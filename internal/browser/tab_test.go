@@ -193,11 +193,21 @@ func (p *tab) find(selector string) place {
 	return at
 }
 
-// click clicks on what a selector finds.
+// click clicks on what a selector finds. What has moved away meanwhile, as below a part
+// of the page that was slow, it clicks on again: a click on anything else does nothing.
 func (p *tab) click(selector string) {
 	p.Helper()
-	at := p.find(selector)
-	p.do(chromedp.MouseClickXY(at.X+at.W/2, at.Y+at.H/2))
+	p.untilGo("clicked: "+selector, func() bool {
+		at := p.find(selector)
+		eval[chromedp.Void](p, `void addEventListener('click', window.aims = event => {
+			const e = document.querySelector(`+js(selector)+`)
+			window.missed = Boolean(e) && !e.contains(event.target) && ![...e.labels ?? []].some(l => l.contains(event.target))
+			if (window.missed) { event.stopImmediatePropagation(); event.preventDefault() }
+		}, {capture: true, once: true})`)
+		p.do(chromedp.MouseClickXY(at.X+at.W/2, at.Y+at.H/2))
+		missed, err := try[bool](p, `removeEventListener('click', window.aims, {capture: true}), window.missed === true`)
+		return err != nil || !missed // else there is another page now
+	})
 }
 
 // drag draws from one part of what a selector finds to another: 0 is its left, 1

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"database/sql"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"net/url"
@@ -29,7 +30,18 @@ import (
 // their exit code. With USAGEKIT_PG=require it starts a private server first;
 // with USAGEKIT_TEST_DSN it uses that one. Otherwise *server stays nil, and a
 // line says so.
+//
+// Most of the time of such tests is waiting, so more of them run at once than there are
+// cores. -parallel overrides that.
 func Main(m *testing.M, server **Server) int {
+	atOnce := "8"
+	if Race() {
+		atOnce = "4"
+	}
+	if err := flag.Set("test.parallel", atOnce); err != nil {
+		fmt.Fprintln(os.Stderr, "dbtest:", err)
+		return 1
+	}
 	switch dsn := os.Getenv("USAGEKIT_TEST_DSN"); {
 	case dsn != "":
 		*server = &Server{dsn: dsn}

@@ -5,7 +5,6 @@ package pools
 
 import (
 	"database/sql"
-	"flag"
 	"os"
 	"strings"
 	"testing"
@@ -21,10 +20,6 @@ import (
 var server *dbtest.Server
 
 func TestMain(m *testing.M) {
-	// Most of the cases' time is waiting. -parallel overrides it.
-	if err := flag.Set("test.parallel", "4"); err != nil {
-		panic(err)
-	}
 	os.Exit(dbtest.Main(m, &server))
 }
 
