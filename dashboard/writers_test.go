@@ -158,6 +158,35 @@ func TestUnreadAnswersAreGivenUp(t *testing.T) {
 	}
 }
 
+// Who takes an answer slowly, and all the time, has all of it.
+func TestSlowReadersAreAnsweredWhole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := &http.Server{Handler: open(&many{})}
+		l := &pipes{make(chan net.Conn), make(chan struct{})}
+		go srv.Serve(l)
+		client, server := net.Pipe()
+		l.conns <- server
+		defer srv.Close()
+		defer client.Close()
+		fmt.Fprint(client, "GET /usage/api/totals?limit=10000 HTTP/1.1\r\nHost: usage.test\r\n\r\n")
+		res, err := http.ReadResponse(bufio.NewReader(client), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		for n := int64(0); n < res.ContentLength; {
+			m, err := io.CopyN(io.Discard, res.Body, min(res.ContentLength-n, 10_000))
+			if n += m; err != nil {
+				t.Fatalf("%d of %d bytes after %v: %v", n, res.ContentLength, time.Since(began), err)
+			}
+			time.Sleep(answerPause / 10)
+		}
+		if took := time.Since(began); took < 2*answerPause {
+			t.Fatalf("it took %v: too little to tell", took)
+		}
+	})
+}
+
 // The next answer on a connection has all its time again.
 func TestADeadlineEndsWithItsAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
