@@ -14,7 +14,8 @@ import (
 
 const (
 	timeout     = 5 * time.Second  // of a request, and of a read
-	answerPause = 30 * time.Second // that a reader may take for an answer
+	answerPause = 30 * time.Second // that a reader may take for a piece of an answer
+	answerPiece = 64 << 10         // bytes
 	patience    = time.Second      // with a read, where there is an older answer
 	lastFor     = time.Hour        // is what an older answer is kept
 	maxReads    = 4                // at a time

@@ -70,6 +70,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -354,15 +355,19 @@ func write(w http.ResponseWriter, r *http.Request, status int, contentType strin
 	}
 	head(w, status, contentType)
 	if r.Method != http.MethodHead {
-		limitWriting(w, r)
-		_, _ = w.Write(body) // the reader went away
+		for piece := range slices.Chunk(body, answerPiece) {
+			limitWriting(w, r)
+			if _, err := w.Write(piece); err != nil {
+				return // the reader went away
+			}
+		}
 	}
 }
 
-// limitWriting gives up an answer that nobody takes: it may have megabytes, and a
-// server without a WriteTimeout, or with a long one, would keep it for so long. It has
-// an effect where the connection can be reached, and ends with the answer: the server
-// itself takes the deadline back.
+// limitWriting gives up an answer of which nobody takes a piece: it may have megabytes,
+// and a server without a WriteTimeout, or with a long one, would keep it for so long.
+// It has an effect where the connection can be reached, and ends with the answer: the
+// server itself takes the deadline back.
 func limitWriting(w http.ResponseWriter, r *http.Request) {
 	if srv, ok := r.Context().Value(http.ServerContextKey).(*http.Server); ok && srv.WriteTimeout > 0 && srv.WriteTimeout <= answerPause {
 		return
