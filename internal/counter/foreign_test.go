@@ -526,3 +526,46 @@ func TestDamagedSeal(t *testing.T) {
 		t.Errorf("counted %v, %d lost", got, s.lost)
 	}
 }
+
+// A crash of the machine, or a kill within the making of a directory, leaves marks that
+// say nothing; their directories do not stay for it. What somebody wrote does.
+func TestDirectoriesOfTheDeadAreRemoved(t *testing.T) {
+	dead, unfinished := dirPrefix+strings.Repeat("a", 32), newPrefix+dirPrefix+strings.Repeat("b", 32)
+	for name, c := range map[string]struct {
+		dir, file string
+		content   []byte
+		stays     bool
+	}{
+		"no mark":             {dead, "", nil, false},
+		"zeros":               {dead, unsentFile, make([]byte, 26), false},
+		"nothing":             {dead, unsentFile, nil, false},
+		"begun":               {unfinished, tmpPrefix + unsentFile, nil, false},
+		"begun, of zeros":     {unfinished, tmpPrefix + unsentFile, make([]byte, 26), false},
+		"begun, then the end": {unfinished, tmpPrefix + unsentFile, []byte(fileMagic + " 0"), false},
+		"of somebody":         {dead, unsentFile, []byte("to be sent by Friday"), true},
+		"of many zeros":       {dead, unsentFile, make([]byte, 1000), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			dir := filepath.Join(root, c.dir)
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if c.file != "" {
+				if err := os.WriteFile(filepath.Join(dir, c.file), c.content, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ago := time.Now().Add(-time.Hour)
+			if err := os.Chtimes(dir, ago, ago); err != nil {
+				t.Fatal(err)
+			}
+			s := openSpool(t, root)
+			s.adopt(t)
+			s.spool.Release()
+			if _, err := os.Stat(dir); (err == nil) != c.stays {
+				t.Errorf("it stays: %v, want %v", err == nil, c.stays)
+			}
+		})
+	}
+}

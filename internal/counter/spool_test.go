@@ -10,6 +10,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"io/fs"
 	"maps"
 	mathrand "math/rand/v2"
 	"os"
@@ -19,7 +21,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/usagekit/usagekit/internal/dbtest"
@@ -914,5 +918,39 @@ func BenchmarkAddLatency(b *testing.B) {
 			b.ReportMetric(float64(took[min(b.N-1, b.N*999/1000)]), "p99.9-ns")
 			b.ReportMetric(float64(took[b.N-1]), "max-ns")
 		})
+	}
+}
+
+// unreadable is a disk whose files cannot be read, as one that is failing.
+type unreadable struct {
+	Disk
+	root string
+}
+
+func (d unreadable) Open(dir, file string) (io.ReadCloser, uint64, error) {
+	f, inode, err := d.Disk.Open(dir, file)
+	if err != nil {
+		return nil, 0, err
+	}
+	f.Close()
+	cause := &fs.PathError{Op: "read", Path: filepath.Join(d.root, dir, file), Err: syscall.EIO} // as *os.File says it
+	return io.NopCloser(iotest.ErrReader(cause)), inode, nil
+}
+
+// What health says of a disk that fails names no path of the machine.
+func TestAnUnreadableFileNamesNoPath(t *testing.T) {
+	root := t.TempDir()
+	s := openSpool(t, root)
+	s.Add("feature.a.used", 1)
+	s.Seal()
+	s.die()
+	disk, err := OpenDisk(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := NewSpool(unreadable{disk, root}, newWriter(), func(bool, string, ...any) {})
+	_ = other.Adopt(registered, func(string, Sealed) error { return nil })
+	if why := other.Stuck(); !strings.Contains(why, "input/output error") || strings.Contains(why, root) {
+		t.Errorf("Stuck: %q", why)
 	}
 }
