@@ -3,6 +3,7 @@
 package counter
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -107,10 +108,10 @@ func (d *disk) Own(dir string) (func(bool), error) {
 	}, nil
 }
 
-// removeDir removes a directory in which no file is left.
+// removeDir removes a directory in which no file is left, but its mark.
 func (d *disk) removeDir(dir string) {
-	if entries, err := os.ReadDir(d.path(dir)); err == nil && len(entries) == 1 && entries[0].Name() == unsentFile {
-		_ = d.Remove(dir, unsentFile)
+	if entries, err := os.ReadDir(d.path(dir)); err == nil && len(entries) == 1 && strings.TrimPrefix(entries[0].Name(), tmpPrefix) == unsentFile {
+		_ = d.discard(d.path(dir, entries[0].Name()))
 	}
 	_ = unix.Rmdir(d.path(dir)) // only if it is empty
 }
@@ -291,18 +292,31 @@ func (d *disk) madeAt(path string) uint64 {
 	return d.made[path]
 }
 
-// discard removes what a file of ours was being made from.
-func (d *disk) discard(tmp string) error {
-	info, err := os.Lstat(tmp)
-	if err == nil && info.Mode().IsRegular() && info.Size() == 0 { // the magic had still to come
-		return os.Remove(tmp)
-	}
-	f, err := d.openOurs(tmp, os.O_RDONLY)
-	if err != nil {
+// discard removes a mark, or what a file of ours was being made from. The magic may have
+// still to come; and where the machine ended before what was written was on its disk,
+// there are zeros in its place.
+func (d *disk) discard(path string) error {
+	f, err := d.openOurs(path, os.O_RDONLY)
+	switch {
+	case err == nil:
+		f.Close()
+	case !errors.Is(err, errNotOurs) || !isBlank(path):
 		return err
 	}
-	f.Close()
-	return os.Remove(tmp)
+	d.mu.Lock()
+	delete(d.made, path)
+	d.mu.Unlock()
+	return os.Remove(path)
+}
+
+// isBlank tells whether a file has nothing but zeros, and no more than a mark has bytes.
+func isBlank(path string) bool {
+	info, err := os.Lstat(path)
+	if err != nil || !info.Mode().IsRegular() || info.Size() > 64 {
+		return false
+	}
+	content, err := os.ReadFile(path)
+	return err == nil && len(bytes.Trim(content, "\x00")) == 0
 }
 
 // place makes a file of ours by write, and gives it its name when it is whole: what

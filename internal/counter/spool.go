@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"math"
 	"runtime"
 	"runtime/debug"
@@ -466,6 +467,9 @@ func readFull(r io.Reader, b []byte) error {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return errors.New("it is cut short")
 	case err != nil:
+		if in := (*fs.PathError)(nil); errors.As(err, &in) {
+			err = in.Err // for whoever may read health, but not where the file is
+		}
 		return fmt.Errorf("%w: %w", errUnreadable, err)
 	}
 	return nil
