@@ -50,7 +50,7 @@
 //     it to that. In CSV no name is a formula.
 //
 // Read dashboard.go for the way of a request, then params.go, api.go, series.go,
-// export.go, cache.go; tables.go is the page without JavaScript. Of the page itself,
+// export.go, cache.go, batch.go; tables.go is the page without JavaScript. Of the page itself,
 // page.html says what there is and app.js how it lives; view.js has the cards and
 // charts, table.js the tables, detail.js the history of a line, chart.js draws.
 // Charts are made with uPlot (uplot/, MIT licence), as released.

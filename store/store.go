@@ -130,12 +130,13 @@
 // long as Config.Retention says. See Query. A read answers within 5 s, or with
 // ErrUnavailable; Each reads whatever there is, in pages of which that is true.
 //
-// Read store.go and config.go, then shutdown.go, send.go (the flush), fold.go, poison.go and apply.go
-// (into the tables), caps.go and thresholds.go (which apply asks), lease.go (who folds),
-// retention.go, query.go, read.go, span.go and each.go, and what goes to the database at once:
-// now.go, erase.go. llm.go is but names. tx.go is the only way to the database, file.go
-// looks after SQLite's, and
-// dialect.go what PostgreSQL and SQLite do not share.
+// Read store.go and config.go, migrate.go and adopt.go (the tables, and what stood there
+// before), then send.go (the flush), fold.go, poison.go and apply.go (into the tables),
+// caps.go, room.go and thresholds.go (which apply asks), lease.go (who folds), calendar.go
+// and rules.go (where buckets begin), retention.go, query.go, read.go, span.go and each.go,
+// and what goes to the database at once: now.go, erase.go; shutdown.go and log.go for the
+// end. llm.go is but names. tx.go is the only way to the database, file.go looks after
+// SQLite's, and dialect.go has what PostgreSQL and SQLite do not share.
 package store
 
 import (
