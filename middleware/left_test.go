@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -287,3 +288,56 @@ func TestLateWriteHeaderIsBlamedOnTheHandler(t *testing.T) {
 
 //go:noinline
 func lateWriteHeader(w http.ResponseWriter) { w.WriteHeader(500) }
+
+// waiting is the writer of a server whose client is there: it has nothing to say of that.
+type waiting struct {
+	*httptest.ResponseRecorder
+	closing chan bool
+}
+
+func (w waiting) CloseNotify() <-chan bool { return w.closing }
+
+// Where the application has cancelled a context, its answer is not held back for a word of
+// the server's that will not come: a millisecond at most, once for a request, and not at all
+// where that word would change nothing.
+func TestCancelledContextHoldsNoAnswerBack(t *testing.T) {
+	for name, tt := range map[string]struct {
+		h    func(cancel func()) http.HandlerFunc
+		want time.Duration
+	}{
+		"no word": {func(cancel func()) http.HandlerFunc {
+			return func(http.ResponseWriter, *http.Request) { cancel() }
+		}, time.Millisecond},
+		"an answer": {func(cancel func()) http.HandlerFunc {
+			return func(w http.ResponseWriter, r *http.Request) { cancel(); hello(w, r) }
+		}, time.Millisecond},
+		"cancelled between": {func(cancel func()) http.HandlerFunc {
+			return func(w http.ResponseWriter, r *http.Request) { hello(w, r); cancel(); hello(w, r) }
+		}, time.Millisecond},
+		"a whole answer": {func(cancel func()) http.HandlerFunc {
+			return func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Length", "5")
+				hello(w, r)
+				cancel()
+			}
+		}, 0},
+		"an abort": {func(cancel func()) http.HandlerFunc {
+			return func(w http.ResponseWriter, r *http.Request) { hello(w, r); cancel(); panic(http.ErrAbortHandler) }
+		}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				h := New(new(counts), Config{})(tt.h(cancel))
+				start := time.Now()
+				func() {
+					defer func() { _ = recover() }()
+					h.ServeHTTP(waiting{httptest.NewRecorder(), make(chan bool, 1)}, httptest.NewRequestWithContext(ctx, "GET", "/x", nil))
+				}()
+				if d := time.Since(start); d > tt.want {
+					t.Errorf("the answer was held back for %v, want %v at most", d, tt.want)
+				}
+			})
+		})
+	}
+}
