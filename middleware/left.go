@@ -9,17 +9,19 @@ import (
 // on: of the client's class. (nginx logs this number.)
 const statusGone = 499
 
-// left tells whether the client has left: whether the connection's own context is
-// cancelled, or in HTTP/2 the stream's.
+// cancelled tells whether the request's context is: where it is not, nobody has left.
+func (c *response) cancelled() bool { return c.came.Context().Err() != nil }
+
+// left tells whether the client has left, where the context is cancelled: whether the
+// connection's own is, or in HTTP/2 the stream's.
 //
-// The request's is not enough: the application may have derived that, or the server's
-// base context, from one that it cancelled itself. net/http gives no cause, so any
-// other than context.Canceled is the application's: a deadline, a signal. For the
+// The application may have derived the request's, or the server's base context, from one
+// that it cancelled itself. net/http gives no cause, so
+// any other than context.Canceled is the application's: a deadline, a signal. For the
 // rest the server is asked by http.CloseNotifier, which knows nothing of contexts. A
 // writer that hides that leaves no other witness than the context.
 func (c *response) left() (left bool) {
-	ctx := c.came.Context()
-	if ctx.Err() == nil || context.Cause(ctx) != context.Canceled {
+	if context.Cause(c.came.Context()) != context.Canceled {
 		return false
 	}
 	defer func() {
@@ -35,7 +37,12 @@ func (c *response) left() (left bool) {
 			asked = asked || t.counts().notifies
 			w = t.counts().inner.ResponseWriter
 		case notifier:
-			return asked || notified(t.CloseNotify(), c.late)
+			closing := t.CloseNotify()
+			if !asked && !c.waited {
+				c.waited = true
+				await(closing)
+			}
+			return asked || len(closing) > 0
 		case wrapper:
 			w = t.Unwrap()
 		default:
@@ -45,20 +52,14 @@ func (c *response) left() (left bool) {
 	return true
 }
 
-// notified tells whether a CloseNotifier has something to say, and takes that from
-// nobody. A server says it right after it has cancelled the context, which may have
-// woken us in between: so there is a wait for it, where the application has cancelled
-// a context in vain. It is short if that was long ago.
-func notified(closing <-chan bool, longAgo bool) bool {
-	limit := 100 * time.Millisecond
-	if longAgo {
-		limit = 500 * time.Microsecond
-	}
-	for wait := 10 * time.Microsecond; len(closing) == 0; wait *= 2 {
-		if wait > limit {
-			return false
-		}
+// await gives a CloseNotifier the time to say something, and takes that from nobody. A
+// server says it right after it has cancelled the context, which may have woken us in
+// between, and in HTTP/2 by a goroutine of its own. Where the application has cancelled
+// the context nothing will come, and the answer stands still meanwhile: so this is
+// over within a millisecond. On a machine so busy that it takes longer, a request of
+// a client that left counts under what the handler said.
+func await(closing <-chan bool) {
+	for wait := 10 * time.Microsecond; len(closing) == 0 && wait < 500*time.Microsecond; wait *= 2 {
 		time.Sleep(wait)
 	}
-	return true
 }

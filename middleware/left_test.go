@@ -46,7 +46,8 @@ func abandon(t *testing.T, protocol string, build func(left func()) http.Handler
 // awaitLeft waits until a server, whose writer w is, has said to all who ask that the client
 // left: it cancels the context a moment before.
 func awaitLeft(w http.ResponseWriter) {
-	for !notified(w.(notifier).CloseNotify(), false) {
+	for closing := w.(notifier).CloseNotify(); len(closing) == 0; {
+		await(closing)
 	}
 }
 

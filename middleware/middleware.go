@@ -130,24 +130,16 @@ func New(rec Recorder, cfg Config) func(http.Handler) http.Handler {
 // an effect until the response starts, on every middleware around w that can be
 // found from it. Where there is no w, ResponseWriter has one.
 func SetUser(w http.ResponseWriter, id string) {
-	for c, hidden := range responses(w, nil) {
-		if hidden {
-			c.tell(func(t *told) { t.user = id })
-		} else {
-			c.user = id
-		}
+	for c := range responses(w, nil) {
+		c.tell(func(t *told) { t.user = id })
 	}
 }
 
 // SetRoute says which route the request took, as SetUser does the user: for
 // routers that do not set http.Request.Pattern.
 func SetRoute(w http.ResponseWriter, pattern string) {
-	for c, hidden := range responses(w, nil) {
-		if hidden {
-			c.tell(func(t *told) { t.route = pattern })
-		} else {
-			c.route = pattern
-		}
+	for c := range responses(w, nil) {
+		c.tell(func(t *told) { t.route = pattern })
 	}
 }
 
@@ -195,22 +187,29 @@ func (m *middleware) serve(next http.Handler, nth int32, w http.ResponseWriter, 
 		m.pass(next, outer, w, r)
 		return
 	}
-	c := &response{inner: target{w}, in: m, since: time.Since(m.base)}
-	c.open(r)
+	root := r.Pattern == "/"
+	c := &response{inner: target{w}, in: m, came: r, request: r, root: root, since: time.Since(m.base)}
+	c.open()
 	if outer == nil && m.inside.handlers.Load() > 1 {
-		var leave func()
-		if outer, leave = m.inside.enter(c, r, nth); leave != nil {
-			defer leave()
+		var in key
+		if outer, in = m.inside.enter(c, r, nth); in != nil {
+			defer m.inside.leave(in)
 		}
 	}
 	if outer != nil {
 		c.tells(outer)
+		c.enter(r, &m.cfg)
 	}
-	if skips { // and so does what is inside
+	if w = wrap(c, k.has); skips { // and so does what is inside
 		c.started.Store(true)
-		next.ServeHTTP(wrap(c, k.has), r)
-		return
+		next.ServeHTTP(w, r)
+	} else {
+		m.count(next, c, w, r)
 	}
+}
+
+// count has next serve a request that c counts.
+func (m *middleware) count(next http.Handler, c *response, w http.ResponseWriter, r *http.Request) {
 	returned := false
 	defer func() {
 		if returned {
@@ -223,7 +222,11 @@ func (m *middleware) serve(next http.Handler, nth int32, w http.ResponseWriter, 
 			panic(v)
 		}
 	}()
-	m.pass(next, c, wrap(c, k.has), r)
+	if m.cfg.Context {
+		m.pass(next, c, w, r)
+	} else {
+		next.ServeHTTP(w, r)
+	}
 	returned = true
 }
 
@@ -234,7 +237,7 @@ func (m *middleware) pass(next http.Handler, c *response, w http.ResponseWriter,
 		r = r.WithContext(context.WithValue(r.Context(), writerKey{}, w))
 		defer func() { outside.Pattern = r.Pattern }() // as if it were the same
 	}
-	c.enter(r, m.cfg)
+	c.enter(r, &m.cfg)
 	next.ServeHTTP(w, r)
 }
 

@@ -33,6 +33,9 @@ func responses(w http.ResponseWriter, known *kinds) iter.Seq2[*response, bool] {
 				w, known = c.inner.ResponseWriter, &c.in.kinds
 				continue
 			}
+			if w == nil || known != nil && known.find(w).plain {
+				return
+			}
 			if u, ok := w.(wrapper); ok {
 				w = u.Unwrap()
 				continue
@@ -97,15 +100,26 @@ func (k *kinds) writersIn(t reflect.Type) (fields []int) {
 // told is what was heard of a request from behind a writer that hides where it came
 // from. It does not change: who knows more tells it anew.
 type told struct {
-	user, route string // by SetUser and SetRoute
-	names       *named // what an inner middleware would have counted
+	outer       *response // counts what this one tells; nil: this one counts
+	asks        *Config   // with the functions of inner middlewares; nil: there are none
+	user, route string    // by SetUser and SetRoute
+	names       *named    // what an inner middleware would have counted
+}
+
+func (t *told) countsFor() *response {
+	if t == nil {
+		return nil
+	}
+	return t.outer
 }
 
 // tells has c tell outer, which counts, what it would have counted itself.
 func (c *response) tells(outer *response) {
-	c.outer = outer
-	c.asks = outer.asks
-	c.user, c.route = outer.set(outer.told.Load())
+	t := &told{outer: outer, asks: outer.asks()}
+	if known := outer.told.Load(); known != nil {
+		t.user, t.route = known.user, known.route
+	}
+	c.told.Store(t)
 }
 
 // tell has edit change what c was told.
@@ -127,10 +141,12 @@ func (c *response) tell(edit func(*told)) {
 // and their copies share: of one that stands around several handlers.
 type inside struct {
 	handlers atomic.Int32
-	parts    [16]struct {
-		sync.Mutex
-		of map[unsafe.Pointer]entered
-	}
+	parts    [16]part
+}
+
+type part struct {
+	sync.Mutex
+	of map[key]entered
 }
 
 // entered is a request at the outermost handler of a middleware.
@@ -140,29 +156,37 @@ type entered struct {
 	c   *response
 }
 
+// A key keeps its headers: as long as it is there no others have the same.
+type key unsafe.Pointer
+
 // enter returns the response of another handler that r has entered; nil: there is none,
-// and c is remembered until leave is called, unless that is nil.
-func (in *inside) enter(c *response, r *http.Request, by int32) (outer *response, leave func()) {
-	key := reflect.ValueOf(r.Header).UnsafePointer()
-	if key == nil {
+// and c is remembered until leave is called with the key, unless that is nil.
+func (in *inside) enter(c *response, r *http.Request, by int32) (outer *response, _ key) {
+	k := key(reflect.ValueOf(r.Header).UnsafePointer())
+	if k == nil {
 		return nil, nil
 	}
-	part := &in.parts[uintptr(key)/64%uintptr(len(in.parts))]
+	part := in.part(k)
 	part.Lock()
 	defer part.Unlock()
-	if e, ok := part.of[key]; ok {
+	if e, ok := part.of[k]; ok {
 		if e.by != by && e.uri == r.RequestURI { // else it is a request of its own, with the headers of the one that it serves
 			return e.c, nil
 		}
 		return nil, nil
 	}
 	if part.of == nil {
-		part.of = map[unsafe.Pointer]entered{}
+		part.of = map[key]entered{}
 	}
-	part.of[key] = entered{by, r.RequestURI, c}
-	return nil, func() {
-		part.Lock()
-		defer part.Unlock()
-		delete(part.of, key)
-	}
+	part.of[k] = entered{by, r.RequestURI, c}
+	return nil, k
 }
+
+func (in *inside) leave(k key) {
+	part := in.part(k)
+	part.Lock()
+	defer part.Unlock()
+	delete(part.of, k)
+}
+
+func (in *inside) part(k key) *part { return &in.parts[uintptr(k)/64%uintptr(len(in.parts))] }

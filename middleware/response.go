@@ -1,7 +1,6 @@
 package middleware
 
 import (
-	"cmp"
 	"net/http"
 	"path"
 	"strconv"
@@ -26,38 +25,55 @@ type response struct {
 	in      *middleware
 	came    *http.Request // as it came: its context is next to the connection's
 	request *http.Request // the innermost one seen
-	asks    struct {      // for what nobody has set; an inner middleware fills gaps
-		user, route, area func(*http.Request) string
-	}
-	since time.Duration // after in.base
-	outer *response     // hidden, which counts what this one tells; nil: this one counts
+	since   time.Duration // after in.base
 
-	user, route string // set by the handler
-	told        atomic.Pointer[told]
-	status      int32 // the first final one; 0: none yet
-	started     atomic.Bool
-	root        bool   // request.Pattern was "/" when it was seen
-	stream      bool   // hijacked, or of a type that is: its duration says nothing
-	late        bool   // the context of came was cancelled when it came
-	gone        bool   // there was nobody to answer when it started
-	notifies    bool   // the handler has asked for CloseNotify
-	written     int64  // bytes of the body
-	counted     *route // once started
+	told     atomic.Pointer[told]
+	counted  *route // once started
+	written  int64  // bytes of the body
+	status   int32  // the first final one; 0: none yet
+	started  atomic.Bool
+	root     bool // request.Pattern was "/" when it was seen
+	stream   bool // hijacked, or of a type that is: its duration says nothing
+	gone     bool // there was nobody to answer when it started
+	notifies bool // the handler has asked for CloseNotify
+	waited   bool // for the server to say that the client left
 }
 
 // enter notes the request of a middleware: routers set Pattern on the request
 // that they are given, and code between two middlewares may have copied it.
-func (c *response) enter(r *http.Request, cfg Config) {
+func (c *response) enter(r *http.Request, cfg *Config) {
 	c.request, c.root = r, r.Pattern == "/"
-	if c.asks.user == nil {
-		c.asks.user = cfg.User
+	if known := c.asks(); known != cfg {
+		if asks := known.or(cfg); asks != known {
+			c.tell(func(t *told) { t.asks = asks })
+		}
 	}
-	if c.asks.route == nil {
-		c.asks.route = cfg.Route
+}
+
+// asks has the functions for what nobody has set: an inner middleware fills gaps.
+func (c *response) asks() *Config {
+	if t := c.told.Load(); t != nil && t.asks != nil {
+		return t.asks
 	}
-	if c.asks.area == nil {
-		c.asks.area = cfg.Area
+	return &c.in.cfg
+}
+
+// or returns cfg, or if it lacks functions that another one has, one with those.
+func (cfg *Config) or(other *Config) *Config {
+	if (cfg.User != nil || other.User == nil) && (cfg.Route != nil || other.Route == nil) && (cfg.Area != nil || other.Area == nil) {
+		return cfg
 	}
+	all := *cfg
+	if all.User == nil {
+		all.User = other.User
+	}
+	if all.Route == nil {
+		all.Route = other.Route
+	}
+	if all.Area == nil {
+		all.Area = other.Area
+	}
+	return &all
 }
 
 // start counts the request, the first time it is called.
@@ -66,25 +82,27 @@ func (c *response) start() {
 		return
 	}
 	defer func() { _ = recover() }() // a Recorder's: never the request's
-	if c.outer == nil && c.left() {
+	t := c.told.Load()
+	outer := t.countsFor()
+	if outer == nil && c.cancelled() && c.left() {
 		c.gone, c.stream, c.status = true, true, statusGone
 	}
 	c.know(http.StatusOK)
-	n := c.names()
-	if c.outer != nil {
-		c.outer.tell(func(t *told) { t.names = &named{n.route, n.area, n.user} })
+	route, area, user := c.names(t)
+	if outer != nil {
+		outer.tell(func(t *told) { t.names = &named{route, area, user} })
 		return
 	}
 	rec := c.in.rec
-	c.counted = n.route
+	c.counted = route
 	c.stream = c.stream || isStream(c.inner.Header())
-	c.counted.count(rec, requests)
-	c.counted.count(rec, status(int(c.status)))
-	if n.area != "" {
-		rec.Add("api.requests."+n.area, 1)
+	route.count(rec, requests)
+	route.count(rec, status(int(c.status)))
+	if area != "" {
+		rec.Add("api.requests."+area, 1)
 	}
-	if n.user != "" {
-		rec.Add("user."+n.user+".requests", 1)
+	if user != "" {
+		rec.Add("user."+user+".requests", 1)
 	}
 }
 
@@ -102,49 +120,45 @@ type named struct {
 	area, user string // "": none, nobody
 }
 
-func (c *response) names() named {
-	t := c.told.Load()
-	if t != nil && t.names != nil {
-		return *t.names
+func (c *response) names(t *told) (route *route, area, user string) {
+	var pattern string
+	asks := &c.in.cfg
+	if t != nil {
+		if n := t.names; n != nil {
+			return n.route, n.area, n.user
+		}
+		user, pattern, asks = t.user, t.route, c.asks()
 	}
-	user, pattern := c.set(t)
-	n := named{route: c.routeOf(pattern), user: c.userOf(user)}
-	if n.route.prefix != "api."+unmatched+"." { // anybody makes up paths
-		n.area = c.areaOf()
+	route, user = c.routeOf(pattern, asks.Route), c.userOf(user, asks.User)
+	if route.prefix != "api."+unmatched+"." { // anybody makes up paths
+		area = c.areaOf(asks.Area)
 	}
-	return n
-}
-
-// set returns the user and the route that were set.
-func (c *response) set(t *told) (user, route string) {
-	if t == nil {
-		return c.user, c.route
-	}
-	return cmp.Or(t.user, c.user), cmp.Or(t.route, c.route)
+	return route, area, user
 }
 
 // end counts a request that has not started, how long it took, and how it ended: v is
 // what the handler panicked with, if it did not return.
 func (c *response) end(returned bool, v any) {
-	if !c.started.Load() {
+	began := c.started.Load()
+	if !began {
 		if !returned { // net/http sends no answer, whatever is remembered
 			c.status = http.StatusInternalServerError
 		}
 		c.start()
 	}
-	if c.outer != nil {
+	if c.counted == nil && c.told.Load().countsFor() != nil {
 		return // it will see
 	}
 	defer func() { _ = recover() }()
-	gone := c.gone || c.left() && !c.whole()
 	rec := c.in.rec
 	if !c.stream && c.counted != nil {
 		c.counted.count(rec, latency(time.Since(c.in.base)-c.since))
 	}
-	if gone || v == http.ErrAbortHandler {
+	abort := v == http.ErrAbortHandler
+	if abort || c.gone || began && c.cancelled() && !c.whole() && c.left() {
 		rec.Add("error.aborted", 1)
 	}
-	if v != nil && v != http.ErrAbortHandler {
+	if v != nil && !abort {
 		rec.Add("error.panic", 1)
 	}
 }
@@ -159,11 +173,15 @@ func (c *response) whole() bool {
 	return err == nil && c.written >= n
 }
 
-// ask calls one of Config's functions.
+// ask calls one of Config's functions, if there is one.
 func (c *response) ask(f func(*http.Request) string) (answer string, ok bool) {
 	if f == nil {
 		return "", true
 	}
+	return c.call(f)
+}
+
+func (c *response) call(f func(*http.Request) string) (answer string, ok bool) {
 	defer func() {
 		if recover() != nil {
 			answer, ok = failed, false
@@ -172,18 +190,18 @@ func (c *response) ask(f func(*http.Request) string) (answer string, ok bool) {
 	return f(c.request), true
 }
 
-func (c *response) userOf(user string) string {
+func (c *response) userOf(user string, ask func(*http.Request) string) string {
 	if user == "" {
 		var ok bool
-		if user, ok = c.ask(c.asks.user); !ok {
+		if user, ok = c.ask(ask); !ok {
 			return failed
 		}
 	}
 	return escape(user)
 }
 
-func (c *response) areaOf() string {
-	area, ok := c.ask(c.asks.area)
+func (c *response) areaOf(ask func(*http.Request) string) string {
+	area, ok := c.ask(ask)
 	switch {
 	case !ok:
 		return failed
@@ -207,11 +225,11 @@ func isTaken(area string) bool {
 	return area == "total" || area == "today"
 }
 
-func (c *response) routeOf(route string) *route {
+func (c *response) routeOf(route string, ask func(*http.Request) string) *route {
 	known := &c.in.routes
 	if route == "" {
 		var ok bool
-		if route, ok = c.ask(c.asks.route); !ok {
+		if route, ok = c.ask(ask); !ok {
 			return known.find(c.in.rec, failed, "", false)
 		}
 	}

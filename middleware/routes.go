@@ -73,6 +73,9 @@ func status(code int) int {
 
 // latency returns the measure of a duration.
 func latency(d time.Duration) int {
+	if d <= 5*time.Millisecond { // what most take
+		return latencies
+	}
 	for i, ms := range [...]time.Duration{5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10000} {
 		if d <= ms*time.Millisecond {
 			return latencies + i

@@ -31,7 +31,7 @@ type kinds struct {
 
 const maxKinds = 16
 
-func (k *kinds) find(w http.ResponseWriter) kind {
+func (k *kinds) find(w http.ResponseWriter) *kind {
 	of := reflect.TypeOf(w)
 	var seen []kind
 	if p := k.seen.Load(); p != nil {
@@ -39,14 +39,14 @@ func (k *kinds) find(w http.ResponseWriter) kind {
 	}
 	for i := range seen {
 		if seen[i].of == of {
-			return seen[i]
+			return &seen[i]
 		}
 	}
 	_, response := w.(interface{ counts() *response })
 	_, around := w.(wrapper)
-	one := kind{of, optional(w), !response && !around && !k.hides(of)}
+	one := &kind{of, optional(w), !response && !around && !k.hides(of)}
 	if len(seen) < maxKinds {
-		all := append(seen[:len(seen):len(seen)], one)
+		all := append(seen[:len(seen):len(seen)], *one)
 		k.seen.Store(&all) // one that another goroutine stored just now comes again
 	}
 	return one
@@ -91,8 +91,7 @@ type target struct{ http.ResponseWriter }
 // opening is the target until the status is known.
 type opening struct{ *response }
 
-func (c *response) open(r *http.Request) {
-	c.came, c.late = r, r.Context().Err() != nil
+func (c *response) open() {
 	c.opening.ResponseWriter = opening{c}
 	c.target = &c.opening
 }
@@ -116,9 +115,11 @@ func (c *response) Write(p []byte) (int, error) {
 // write tells that n bytes are going to be handed on. None do not answer anything, but
 // decide that the status is 200, if there is none.
 func (c *response) write(n int) {
-	if n > 0 {
+	switch {
+	case c.started.Load():
+	case n > 0:
 		c.start()
-	} else {
+	default:
 		c.know(http.StatusOK)
 	}
 }
