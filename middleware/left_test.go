@@ -271,19 +271,19 @@ func TestLateWriteHeaderIsBlamedOnTheHandler(t *testing.T) {
 			lateWriteHeader(w)
 		}, "hijacked"},
 	} {
-		t.Run(name, func(t *testing.T) {
+		for _, cfg := range []Config{{}, {Skip: []string{"/"}}} {
 			var logged bytes.Buffer
 			rec := new(counts)
-			srv, serving := serve(t, "HTTP/1.1", &logged, New(rec, Config{})(New(new(counts), Config{})(tt.h)))
+			srv, serving := serve(t, "HTTP/1.1", &logged, New(rec, cfg)(New(new(counts), Config{})(tt.h)))
 			if resp, err := srv.Client().Get(srv.URL); err == nil {
 				resp.Body.Close()
 			}
 			serving.Wait()
 			srv.Close()
 			if text := logged.String(); !strings.Contains(text, tt.want) || !strings.Contains(text, "middleware.lateWriteHeader (left_test.go:") {
-				t.Errorf("the log says %q", text)
+				t.Errorf("%s, skipping %q: the log says %q", name, cfg.Skip, text)
 			}
-		})
+		}
 	}
 }
 
