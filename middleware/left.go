@@ -33,7 +33,7 @@ func (c *response) left() (left bool) {
 	w := c.inner.ResponseWriter
 	for range maxWrapped {
 		switch t := w.(type) {
-		case interface{ counts() *response }:
+		case ours:
 			asked = asked || t.counts().notifies
 			w = t.counts().inner.ResponseWriter
 		case notifier:

@@ -20,12 +20,17 @@ import (
 // http.ResponseController does. A response is hidden when it was not found by Unwrap
 // alone: then nobody knows whether what is inside runs at the same time (as in
 // http.TimeoutHandler), and it has to be told things. known is what is known of types of
-// writers; nil: nothing yet.
+// writers.
+//
+// Without that it is a handler who asks, perhaps long after it was called. Outside of an
+// http.TimeoutHandler that has given it up, somebody's writer may have another request by
+// now: there only our own are followed.
 func responses(w http.ResponseWriter, known *kinds) iter.Seq2[*response, bool] {
 	return func(yield func(c *response, hidden bool) bool) {
+		at := crossing{late: known == nil}
 		hidden := false
 		for range maxWrapped {
-			if of, ok := w.(interface{ counts() *response }); ok {
+			if of, ok := w.(ours); ok {
 				c := of.counts()
 				if !yield(c, hidden) {
 					return
@@ -36,11 +41,11 @@ func responses(w http.ResponseWriter, known *kinds) iter.Seq2[*response, bool] {
 			if w == nil || known != nil && known.find(w).plain {
 				return
 			}
-			if u, ok := w.(wrapper); ok {
+			if u, ok := w.(wrapper); ok && !at.outside {
 				w = u.Unwrap()
 				continue
 			}
-			c := known.within(reflect.ValueOf(w), 8)
+			c := known.within(reflect.ValueOf(w), 8, &at)
 			if c == nil {
 				return
 			}
@@ -49,8 +54,16 @@ func responses(w http.ResponseWriter, known *kinds) iter.Seq2[*response, bool] {
 	}
 }
 
+type ours interface{ counts() *response }
+
+// crossing is what a walk through fields has to know of http.TimeoutHandler.
+type crossing struct {
+	late    bool // the handler may have been given up
+	outside bool // what comes is outside of one that may have
+}
+
 // within returns the response that is in the fields of a writer; nil: none is.
-func (k *kinds) within(v reflect.Value, depth int) *response {
+func (k *kinds) within(v reflect.Value, depth int, at *crossing) *response {
 	for v.Kind() == reflect.Interface || v.Kind() == reflect.Pointer {
 		if v.IsNil() {
 			return nil
@@ -63,8 +76,14 @@ func (k *kinds) within(v reflect.Value, depth int) *response {
 	if v.Kind() != reflect.Struct || depth == 0 {
 		return nil
 	}
+	switch t := v.Type(); {
+	case t.PkgPath() == "net/http" && t.Name() == "timeoutWriter":
+		at.outside = at.late
+	case at.outside && !t.Implements(reflect.TypeFor[ours]()):
+		return nil
+	}
 	for _, i := range k.writersIn(v.Type()) {
-		if c := k.within(v.Field(i), depth-1); c != nil {
+		if c := k.within(v.Field(i), depth-1, at); c != nil {
 			return c
 		}
 	}
@@ -97,8 +116,8 @@ func (k *kinds) writersIn(t reflect.Type) (fields []int) {
 	return fields
 }
 
-// told is what was heard of a request from behind a writer that hides where it came
-// from. It does not change: who knows more tells it anew.
+// told is what was said of a request, perhaps by what runs at the same time. It does
+// not change: who knows more tells it anew.
 type told struct {
 	outer       *response // counts what this one tells; nil: this one counts
 	asks        *Config   // with the functions of inner middlewares; nil: there are none

@@ -42,7 +42,7 @@ func (k *kinds) find(w http.ResponseWriter) *kind {
 			return &seen[i]
 		}
 	}
-	_, response := w.(interface{ counts() *response })
+	_, response := w.(ours)
 	_, around := w.(wrapper)
 	one := &kind{of, optional(w), !response && !around && !k.hides(of)}
 	if len(seen) < maxKinds {
@@ -152,7 +152,7 @@ func (c *response) flushError() error {
 func flushes(w http.ResponseWriter) bool {
 	for range maxWrapped {
 		switch t := w.(type) {
-		case interface{ counts() *response }:
+		case ours:
 			w = t.counts().inner.ResponseWriter
 		case flushError:
 			of := reflect.TypeOf(w)
