@@ -51,6 +51,17 @@ func awaitLeft(w http.ResponseWriter) {
 	}
 }
 
+// hesitant is a writer that waits before it answers.
+type hesitant struct {
+	http.ResponseWriter
+	wait func()
+}
+
+func (p hesitant) WriteHeader(status int) {
+	p.wait()
+	p.ResponseWriter.WriteHeader(status)
+}
+
 // A client that left before anything was handed on was answered by nobody, whatever the
 // handler says then; one that left later was answered, and the answer aborted.
 func TestClientThatLeft(t *testing.T) {
@@ -163,10 +174,10 @@ func TestClientThatLeft(t *testing.T) {
 		})
 		t.Run("TimeoutHandler inside "+protocol, func(t *testing.T) {
 			rec := new(counts)
-			abandon(t, protocol, func(func()) http.Handler {
-				return New(rec, Config{})(http.TimeoutHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			abandon(t, protocol, func(left func()) http.Handler {
+				return New(rec, Config{})(hides(func(w http.ResponseWriter) http.ResponseWriter { return hesitant{w, left} })(http.TimeoutHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					<-r.Context().Done()
-				}), time.Hour, ""))
+				}), time.Hour, "")))
 			})
 			rec.check(t, counted("(unmatched)", nobody))
 		})

@@ -63,6 +63,7 @@ func TestRandomSequencesOfCalls(t *testing.T) {
 				for i := range sequences {
 					p := newPlay(rand.Uint64())
 					p.timeout = strings.HasSuffix(name, "TimeoutHandler")
+					p.waits = name == "outside of TimeoutHandler"
 					p.hints = name != "inside of TimeoutHandler" // which takes 103 for the status, and answers 200
 					plays.Store(fmt.Sprint(i), p)
 					class, whole := p.ask(t, client, srv.URL, fmt.Sprint(i))
@@ -85,6 +86,7 @@ type play struct {
 	over    sync.WaitGroup // the middleware, and the handler
 	hints   bool           // 103 is no status
 	timeout bool           // the server may be done before the handler is
+	waits   bool           // for the server to say that the client left, before it answers
 	rec     counts
 	server  http.ResponseWriter
 	ctx     context.Context // of the connection
@@ -127,9 +129,23 @@ func (p *play) ask(t *testing.T, client *http.Client, url, name string) (class i
 	return class, err == nil
 }
 
+// await waits for what a server says of a client that left.
+func (p *play) await() {
+	if p.ctx.Err() != nil {
+		awaitLeft(p.server)
+	}
+}
+
 func (p *play) serve(w http.ResponseWriter, r *http.Request, outside, inside func(http.Handler) http.Handler) {
 	p.server, p.ctx = w, r.Context()
-	counting := New(&p.rec, Config{})(inside(http.HandlerFunc(p.handle)))
+	handler := inside(http.HandlerFunc(p.handle))
+	counting := New(&p.rec, Config{})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p.waits { // it ends with the context, perhaps before the server has said so
+			defer p.await()
+			w = hesitant{w, p.await}
+		}
+		handler.ServeHTTP(w, r)
+	}))
 	outside(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer p.over.Done()
 		defer func() {
