@@ -16,10 +16,10 @@ func (c *response) cancelled() bool { return c.came.Context().Err() != nil }
 // connection's own is, or in HTTP/2 the stream's.
 //
 // The application may have derived the request's, or the server's base context, from one
-// that it cancelled itself. net/http gives no cause, so
-// any other than context.Canceled is the application's: a deadline, a signal. For the
-// rest the server is asked by http.CloseNotifier, which knows nothing of contexts. A
-// writer that hides that leaves no other witness than the context.
+// that it cancelled itself. net/http gives no cause, so any other than context.Canceled
+// is the application's: a deadline, a signal. For the rest the server is asked by
+// http.CloseNotifier, which knows nothing of contexts. A writer that hides that leaves no
+// other witness than the context.
 func (c *response) left() (left bool) {
 	if context.Cause(c.came.Context()) != context.Canceled {
 		return false

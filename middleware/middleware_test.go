@@ -1070,6 +1070,11 @@ func TestAllocations(t *testing.T) {
 			t.Errorf("a request takes %v allocations, want %v", got, want)
 		}
 	}
+	h := New(recorderFunc(func(string, int64) {}), Config{})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { SetUser(w, "42"); w.WriteHeader(204) }))
+	w, r := httptest.NewRecorder(), httptest.NewRequest("GET", "/x", nil)
+	if got := testing.AllocsPerRun(100, func() { h.ServeHTTP(w, r) }); got != 3 {
+		t.Errorf("a request with SetUser takes %v allocations, want 3", got)
+	}
 }
 
 // counting is a Recorder with counters to keep.
