@@ -142,6 +142,13 @@ func TestAGuardThatMovedRollsTheFoldBack(t *testing.T) {
 	}
 }
 
+// resultError is an error of SQLite's, as modernc.org/sqlite gives it.
+type resultError int
+
+func (e resultError) Error() string { return "SQLite: refused" }
+
+func (e resultError) Code() int { return int(e) }
+
 // What an error means decides whether a batch waits or is set aside.
 func TestErrorsAreToldApart(t *testing.T) {
 	for _, c := range []struct {
@@ -173,6 +180,14 @@ func TestErrorsAreToldApart(t *testing.T) {
 		{&pq.Error{Code: "XX001"}, false, false, false}, // data_corrupted
 		{&pq.Error{Code: "42703"}, false, false, false},
 		{&pq.Error{Code: "54000"}, false, true, false},
+		{resultError(1), false, false, false},         // no such table, of a trigger's
+		{resultError(5), true, false, false},          // BUSY
+		{resultError(10 | 12<<8), true, false, false}, // IOERR
+		{resultError(13), true, false, false},         // FULL
+		{resultError(18), false, true, false},         // TOOBIG
+		{resultError(19 | 7<<8), false, false, true},  // CONSTRAINT, of a trigger
+		{resultError(20), false, true, false},         // MISMATCH
+		{&fileError{"/usage.db", "was replaced", resultError(1)}, true, false, false},
 		{panicError{"index out of range"}, false, true, false},
 		{errConflict, false, false, false},
 	} {

@@ -1,0 +1,221 @@
+package store
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/store/postgres"
+	"github.com/usagekit/usagekit/store/sqlite"
+)
+
+// What refuses one name, and whether it is a rule that may be meant to stay.
+var refuseOne = map[string]struct {
+	on, off string
+	rule    bool
+}{
+	"sqlite/a trigger": {`CREATE TRIGGER never BEFORE INSERT ON usage_metrics WHEN NEW.key = 'feature.bad.used' BEGIN SELECT RAISE(ABORT, 'never'); END`,
+		`DROP TRIGGER never`, true},
+	"sqlite/a trigger of a missing table": {`CREATE TRIGGER never BEFORE INSERT ON usage_metrics WHEN NEW.key = 'feature.bad.used' BEGIN INSERT INTO nowhere VALUES (1); END`,
+		`DROP TRIGGER never`, false},
+	"postgres/a CHECK":                      {`ALTER TABLE usage_metrics ADD CONSTRAINT never CHECK (key <> 'feature.bad.used')`, `ALTER TABLE usage_metrics DROP CONSTRAINT never`, true},
+	"postgres/a trigger":                    raisesOne("P0001", true),
+	"postgres/a trigger that lacks a right": raisesOne("42501", false),
+	"postgres/a trigger with a mistake":     raisesOne("XX000", false),
+}
+
+func raisesOne(code string, rule bool) struct {
+	on, off string
+	rule    bool
+} {
+	return struct {
+		on, off string
+		rule    bool
+	}{`CREATE FUNCTION never() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'never' USING ERRCODE = '` + code + `'; END $$;
+CREATE TRIGGER never BEFORE INSERT ON usage_metrics FOR EACH ROW WHEN (NEW.key = 'feature.bad.used') EXECUTE FUNCTION never()`,
+		`DROP TRIGGER never ON usage_metrics; DROP FUNCTION never`, rule}
+}
+
+// pools opens a database of a kind, as often as it is called.
+func pools(t *testing.T, kind string) func() *sqlx.DB {
+	t.Helper()
+	path, url := filepath.Join(t.TempDir(), "usage.db"), ""
+	if kind != "sqlite" {
+		if Server == nil {
+			t.Skip("PostgreSQL was not tried: make test does")
+		}
+		url = Server.NewDatabase(t)
+	}
+	return func() *sqlx.DB {
+		t.Helper()
+		db, err := sqlite.Open(path)
+		if url != "" {
+			db, err = postgres.Open(url)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { db.Close() })
+		return db
+	}
+}
+
+// One name that the database refuses keeps its own writer's batches waiting, in their
+// order; those of others are folded, and it is said what waits. Once it is undone, or
+// has stood for as long as no mistake does, all are in, once.
+func TestARefusedNameKeepsOnlyItsOwnWriterWaiting(t *testing.T) {
+	for name, c := range refuseOne {
+		for _, stays := range []bool{false, true} {
+			if stays && !c.rule {
+				continue // nobody means that
+			}
+			t.Run(name+map[bool]string{true: "/stays", false: "/is undone"}[stays], func(t *testing.T) {
+				kind, _, _ := strings.Cut(name, "/")
+				s := unstarted(t, pools(t, kind)(), nil)
+				opened := time.Now()
+				seqs := map[string]int{}
+				arrives := func(writer string, names ...string) {
+					t.Helper()
+					seqs[writer]++
+					b := counter.Batch{Opened: opened.UnixMilli()}
+					for _, name := range names {
+						b.Counts = append(b.Counts, counter.Count{Name: name, N: 1})
+					}
+					execute(t, s, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 4000000000000) ON CONFLICT DO NOTHING`, writer, []byte{})
+					execute(t, s, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?)`, writer, seqs[writer], b.Opened, b.Encode())
+				}
+				waiting := func(writer string) (n int) {
+					t.Helper()
+					if err := s.db.GetContext(t.Context(), &n, s.db.Rebind(`SELECT COUNT(*) FROM usage_inbox WHERE writer = ?`), writer); err != nil {
+						t.Fatal(err)
+					}
+					return n
+				}
+				execute(t, s, c.on)
+				arrives("a", "feature.bad.used", "feature.a.used")
+				arrives("a", "feature.a.used")
+				for range 2 {
+					arrives("b", "feature.b.used")
+					arrives("c", "feature.c.used")
+				}
+				var err error
+				for range 12 {
+					if _, err = s.fold(t.Context(), true); waiting("b")+waiting("c") == 0 {
+						break
+					}
+				}
+				if n := waiting("b") + waiting("c"); n > 0 || waiting("a") != 2 {
+					t.Fatalf("%d batches of others wait, and %d of 2 of its own writer, after 12 folds: %v", n, waiting("a"), err)
+				}
+				arrives("b", "feature.b.used") // a later one does not wait at all
+				leader := false
+				s.foldTurn(&leader)
+				if waiting("b") > 0 {
+					t.Error("one that came later waits")
+				}
+				if err := s.Stats().Err; err == nil || !strings.Contains(err.Error(), "refuses") {
+					t.Errorf("a batch is refused, and Stats.Err is %v", err)
+				}
+				want := map[string]int64{"feature.b.used": 3, "feature.c.used": 2}
+				if got := totalsWithout(t, s, "user."); !maps.Equal(got, want) {
+					t.Errorf("got %v\nwant %v", got, want)
+				}
+				if through := s.Stats().FoldedThrough; through.After(opened) {
+					t.Errorf("complete through %v, and a batch of %v waits", through, opened)
+				}
+				want["feature.a.used"], want["feature.bad.used"] = 2, 1
+				if stays {
+					_, _ = s.fold(t.Context(), true)
+					stood(s)
+					delete(want, "feature.bad.used")
+					want["feature.(invalid).used"] = 1
+				} else {
+					execute(t, s, c.off)
+				}
+				for range 30 {
+					if _, err = s.fold(t.Context(), true); waiting("a") == 0 {
+						break
+					}
+				}
+				if got := totalsWithout(t, s, "user."); !maps.Equal(got, want) {
+					t.Errorf("in the end: got %v, %v\nwant %v", got, err, want)
+				}
+				if s.foldTurn(&leader); s.Stats().Err != nil {
+					t.Errorf("in the end: Stats.Err is %v", s.Stats().Err)
+				}
+			})
+		}
+	}
+}
+
+// Flush and Reset of other instances work beside it; and steady counts of theirs do not
+// keep it from being tried again.
+func TestOthersFlushBesideARefusedName(t *testing.T) {
+	for name, c := range refuseOne {
+		if !c.rule {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			kind, _, _ := strings.Cut(name, "/")
+			open := pools(t, kind)
+			var stores [2]*Store
+			for i := range stores {
+				s, err := New(t.Context(), open(), Config{Interval: 50 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = s.Shutdown(dbtest.Context(t)) })
+				stores[i] = s
+			}
+			a, b := stores[0], stores[1]
+			execute(t, a, c.on)
+			a.Inc("feature.bad.used")
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if err := a.Flush(ctx); err == nil {
+				t.Error("a name was flushed that is refused")
+			}
+			flushed := int64(0)
+			flush := func() {
+				t.Helper()
+				b.Inc("feature.b.used")
+				flushed++
+				if err := b.Flush(dbtest.Context(t)); err != nil {
+					t.Fatalf("another instance's Flush: %v", err)
+				}
+			}
+			for range 3 {
+				flush()
+			}
+			b.Inc("feature.c.used")
+			if err := b.Reset(dbtest.Context(t), "feature.c.used"); err != nil {
+				t.Errorf("another instance's Reset: %v", err)
+			}
+			execute(t, a, c.off)
+			for deadline := time.Now().Add(time.Minute); ; {
+				flush()
+				n, err := b.Get(t.Context(), "feature.bad.used")
+				if n == 1 {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("it was undone, and %d is folded, %v", n, err)
+				}
+			}
+			want := map[string]int64{"feature.b.used": flushed, "feature.bad.used": 1}
+			got := totalsWithout(t, b, "user.")
+			if maps.DeleteFunc(got, func(_ string, n int64) bool { return n == 0 }); !maps.Equal(got, want) {
+				t.Errorf("got %v\nwant %v", got, want)
+			}
+		})
+	}
+}
