@@ -29,6 +29,7 @@ const (
 	sweepEvery     = time.Minute      // a fold asks for writers that were not seen for days
 	badKept        = 100
 	refusalPause   = 15 * time.Minute // for which what somebody's rule refuses waits for that to be undone
+	refusedAgain   = 5 * time.Second  // after which one that was refused is tried again although others wait
 	maxTries       = 500              // to find the names of a batch that the database refuses
 )
 
@@ -90,8 +91,9 @@ type foldResult struct {
 	batches int           // how many were merged
 	swept   int64         // see foldMemory
 	size    int           // of what was merged, when it had too many names for more; else 0
-	more    bool          // others wait still
+	more    bool          // others wait still, and can be folded; with an error, too
 	newer   string        // a batch that waits for a later release
+	refused error         // why some wait that the database refuses; nil: none do
 	upserts time.Duration // what apply took
 	crossed int           // thresholds
 	sums    *sums         // that were written; nil: none
@@ -171,7 +173,7 @@ func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
 	s.mu.Unlock()
 	memory.size, memory.limit = cmp.Or(memory.size, foldBytes), cmp.Or(memory.limit, foldTimeout)
 	var f foldResult
-	var tried atomic.Pointer[[]waiting]
+	var tried atomic.Pointer[choice]
 	err := s.attempt(ctx, s.writes, memory.limit, func(tx *sqlx.Tx) (err error) {
 		f, err = s.foldTx(tx, force, memory, &tried)
 		return err
@@ -179,24 +181,35 @@ func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
 	if err == nil && f.busy {
 		return f, nil // it was another's turn: what was learned holds
 	}
+	more := false
 	if err == nil {
 		for _, r := range f.reports {
 			s.log.Error("usagekit: "+r.message, r.args...)
 		}
 		s.applied(f.sums, f.crossed)
 		memory = foldMemory{size: cmp.Or(f.size, min(2*memory.size, foldBytes)), newer: f.newer, swept: f.swept, refusedSince: memory.refusedSince, refusedLast: memory.refusedLast}
-	} else if list := tried.Load(); list != nil && !errors.Is(err, errConflict) && ctx.Err() == nil {
-		memory.size, memory.suspect, memory.panics = 0, "", false
-		for _, w := range *list {
-			memory.size += w.Size
+		f.refused = s.foldedAfter(tried.Load())
+	} else if c := tried.Load(); c != nil && !errors.Is(err, errConflict) && ctx.Err() == nil {
+		sifted := memory.suspect
+		memory.suspect, memory.panics = "", false
+		if !c.again {
+			memory.size = 0
+			for _, w := range c.list {
+				memory.size += w.Size
+			}
+			memory.size = max(1, memory.size/2)
 		}
-		memory.size = max(1, memory.size/2)
-		switch {
-		case len(*list) > 1:
-		case poison(err), ruledOut(err) && memory.stands(time.Now()):
-			memory.suspect, memory.panics = (*list)[0].name(), errors.As(err, new(panicError))
+		switch first := c.list[0]; {
+		case len(c.list) > 1:
+			more = !errors.Is(err, ErrUnavailable)
+		case first.name() != sifted && (poison(err) || ruledOut(err) && memory.stands(time.Now())):
+			memory.suspect, memory.panics = first.name(), errors.As(err, new(panicError))
+			more = true
 		case timedOut(err): // it cannot be less, so it may take longer
 			memory.limit = min(2*memory.limit, maxFoldTimeout)
+		case !errors.Is(err, ErrUnavailable):
+			s.putBehind(first, err)
+			more = c.others
 		}
 	}
 	s.mu.Lock()
@@ -204,7 +217,7 @@ func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
 	s.folding = memory
 	s.mu.Unlock()
 	if err != nil {
-		return foldResult{}, err
+		return foldResult{more: more}, err
 	}
 	if !known && f.newer != "" {
 		s.log.Warn("usagekit: a batch was written by a later release, and waits for an instance of that one", "batch", f.newer)
@@ -212,7 +225,7 @@ func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
 	return f, nil
 }
 
-func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic.Pointer[[]waiting]) (foldResult, error) {
+func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic.Pointer[choice]) (foldResult, error) {
 	l, err := s.lockLease(tx)
 	if err != nil {
 		return foldResult{}, err
@@ -228,21 +241,25 @@ func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic
 	if now-swept >= sweepEvery.Milliseconds() || now < swept { // batches may wait for longer than that
 		seen, swept = 0, now
 	}
-	list, more, err := s.choose(tx, memory.size, seen)
+	c, err := s.choose(tx, memory, seen)
 	if err != nil {
 		return foldResult{}, err
 	}
-	if more {
+	list := c.list
+	if c.more {
 		swept = memory.swept // it left some of them
 	}
-	tried.Store(&list)
+	if len(list) > 0 {
+		tried.Store(&c)
+	}
 	m := merging{sums: s.newSums(time.UnixMilli(now), l.pruned), now: now, pruned: l.pruned, guards: map[string]*guard{}, suspect: memory.suspect, panics: memory.panics}
-	f := foldResult{swept: swept, more: more}
+	f := foldResult{swept: swept, more: c.more}
 	for rest := list; len(rest) > 0; {
 		if len(m.sums.names) >= s.foldNames {
-			merged := list[:len(list)-len(rest)]
+			merged := c
+			merged.list = list[:len(list)-len(rest)]
 			tried.Store(&merged)
-			for _, w := range merged { // so that the next one chooses no more than that, fairly
+			for _, w := range merged.list { // so that the next one chooses no more than that, fairly
 				f.size += w.Size
 			}
 			f.more, f.swept = true, memory.swept
@@ -278,7 +295,7 @@ func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic
 	if _, err := tx.Exec(s.sql.text(sqlFolded)); err != nil {
 		return foldResult{}, err
 	}
-	if !f.more && f.newer == "" { // all that had arrived by now is in
+	if !f.more && !c.left && f.newer == "" { // all that had arrived by now is in
 		if _, err := tx.Exec(s.sql.text(sqlSetMeta), "folded", strconv.FormatInt(now, 10)); err != nil {
 			return foldResult{}, err
 		}
@@ -289,16 +306,30 @@ func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic
 	return f, err
 }
 
+// choice is what one fold takes: batches by writer, in order, without their payloads.
+type choice struct {
+	list   []waiting
+	more   bool // the next fold has something to do
+	others bool // the batches of other writers wait, which nothing is known against
+	again  bool // it is a refused batch that is tried again, alone
+	left   bool // some that are refused wait behind
+}
+
 // choose picks what one fold takes: the first batch of every writer, then the second
-// of each, oldest first, up to size bytes but one at least. It returns them by
-// writer, in order, without their payloads, and whether more wait.
-func (s *Store) choose(tx *sqlx.Tx, size int, seen int64) (list []waiting, more bool, err error) {
+// of each, oldest first, up to a size in bytes but one at least. Writers whose first one
+// was refused come behind (see turn).
+func (s *Store) choose(tx *sqlx.Tx, memory foldMemory, seen int64) (c choice, err error) {
 	query, args := sqlWaiting, []any{foldDepth, seen}
 	if s.sql.sqlite { // which begins with the inbox
 		query, args = sqlWaitingLite, args[:1]
 	}
-	if err := tx.Select(&list, s.sql.text(query), args...); err != nil || len(list) == 0 {
-		return nil, false, err
+	var list []waiting
+	if err := tx.Select(&list, s.sql.text(query), args...); err != nil {
+		return choice{}, err
+	}
+	c = s.turn(list, s.sql.sqlite || seen == 0, memory.suspect, time.Now())
+	if list = c.list; len(list) == 0 || c.again {
+		return c, nil
 	}
 	rank, last := make([]int, len(list)), 0
 	order := make([]int, len(list))
@@ -312,19 +343,20 @@ func (s *Store) choose(tx *sqlx.Tx, size int, seen int64) (list []waiting, more 
 	slices.SortStableFunc(order, func(a, b int) int {
 		return cmp.Or(cmp.Compare(rank[a], rank[b]), cmp.Compare(list[a].Opened, list[b].Opened))
 	})
-	n := 0
+	n, size := 0, memory.size
 	for n < len(order) && (n == 0 || size >= list[order[n]].Size) {
 		size -= list[order[n]].Size
 		n++
 	}
-	more = n < len(order) || last >= foldDepth
+	c.more = n < len(order) || last >= foldDepth
+	c.others = list[0].Writer != list[len(list)-1].Writer
 	order = order[:n]
 	slices.Sort(order)
-	chosen := make([]waiting, n)
+	c.list = make([]waiting, n)
 	for i, o := range order {
-		chosen[i] = list[o]
+		c.list[i] = list[o]
 	}
-	return chosen, more, nil
+	return c, nil
 }
 
 // payloads reads those of some batches, in their order.

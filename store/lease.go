@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
@@ -146,9 +147,11 @@ func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
 	if err == nil && (f.busy || f.newer != "") {
 		s.report(&s.foldErr, l.late)
 	} else {
-		s.report(&s.foldErr, err)
+		s.report(&s.foldErr, cmp.Or(err, f.refused))
 	}
 	switch {
+	case err != nil && f.more:
+		return time.Millisecond, false // the others must not wait for what this one met
 	case err != nil:
 		return rand.N(maxBackoff) + minBackoff, false
 	case f.busy:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"maps"
 	"time"
 
@@ -54,6 +55,122 @@ func (m *foldMemory) stands(now time.Time) bool {
 	}
 	m.refusedLast = now
 	return now.Sub(m.refusedSince) >= refusalPause
+}
+
+// refusal is what a writer's next batch met when it was folded alone. For the sake of
+// their order that writer's wait; those of others do not.
+type refusal struct {
+	batch string
+	err   error
+	tried time.Time
+}
+
+// refusedError says that some batches wait, and that the others are folded.
+type refusedError struct {
+	writers int
+	err     error // that of the one that was tried last
+}
+
+func (e *refusedError) Error() string { return e.what() + ": " + e.err.Error() }
+
+// Reason is what everybody may be told who sees the store's health: nothing that a
+// driver says.
+func (e *refusedError) Reason() string {
+	code := ""
+	if state := sqlState(nil); errors.As(e.err, &state) {
+		code = " (SQLSTATE " + state.SQLState() + ")"
+	}
+	return e.what() + code + "; the application's log says why"
+}
+
+func (e *refusedError) what() string {
+	return fmt.Sprintf("the database refuses batches, which are tried again (of %d writers, whose later ones wait as well); those of others are folded", e.writers)
+}
+
+func (e *refusedError) Unwrap() error { return e.err }
+
+// putBehind has the batches of a writer wait behind those of others: its next one is
+// refused.
+func (s *Store) putBehind(w waiting, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refusals == nil {
+		s.refusals = map[string]refusal{}
+	}
+	s.refusals[w.Writer] = refusal{w.name(), err, time.Now()}
+}
+
+// foldedAfter takes note that c was folded, and returns why others wait. Where one was
+// refused before, whatever refused it may be undone: then all are taken again.
+func (s *Store) foldedAfter(c *choice) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c != nil && len(c.list) > 0 {
+		if _, refused := s.refusals[c.list[0].Writer]; refused {
+			clear(s.refusals)
+		}
+	}
+	var last refusal
+	for _, r := range s.refusals {
+		if last.err == nil || r.tried.After(last.tried) {
+			last = r
+		}
+	}
+	if last.err == nil {
+		return nil
+	}
+	return &refusedError{len(s.refusals), last.err}
+}
+
+// turn is whose turn it is of those that wait, by writer and in order: all of a writer's
+// but of those whose next batch was refused; or one of these, alone, where nothing else
+// waits, and every refusedAgain. That of a suspect comes first. all tells that no other
+// writer has anything in the inbox.
+func (s *Store) turn(list []waiting, all bool, suspect string, now time.Time) (c choice) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.refusals) == 0 && suspect == "" {
+		return choice{list: list}
+	}
+	first := map[string]int{} // of each writer
+	for i, w := range list {
+		if _, ok := first[w.Writer]; !ok {
+			first[w.Writer] = i
+		}
+	}
+	last, next := time.Time{}, -1
+	for writer, r := range s.refusals {
+		i, waits := first[writer]
+		if waits && list[i].name() != r.batch || !waits && all { // another instance has folded it
+			delete(s.refusals, writer)
+			continue
+		}
+		if r.tried.After(last) {
+			last = r.tried
+		}
+		if waits && (next < 0 || r.tried.Before(s.refusals[list[next].Writer].tried)) {
+			next = i
+		}
+	}
+	for _, w := range list {
+		if _, refused := s.refusals[w.Writer]; !refused {
+			c.list = append(c.list, w)
+		}
+	}
+	c.others = len(c.list) > 0
+	due := next >= 0 && (!c.others || now.Sub(last) >= refusedAgain || now.Before(last))
+	for _, i := range first {
+		if suspect != "" && list[i].name() == suspect {
+			due, next = true, i
+		}
+	}
+	c.left = len(s.refusals) > 0
+	if due {
+		_, refused := s.refusals[list[next].Writer]
+		c.list, c.again, c.more = list[next:next+1], true, len(list) > 1
+		c.left = len(s.refusals) > 1 || !refused && c.left
+	}
+	return c
 }
 
 // timedOut tells whether err says that something took too long.

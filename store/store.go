@@ -110,8 +110,9 @@
 // batch counts once, however often it arrives.
 //
 // A constraint, a trigger or a missing partition that somebody gave the tables, and that
-// refuses counts, may be a mistake: what it refuses waits, whole, and Stats.Err says
-// why. Where it refuses some names for 15 minutes, those count under (invalid), and a
+// refuses counts, may be a mistake: what it refuses waits, whole, with what its instance
+// flushed after it (and a Flush there says so), and Stats.Err says why; those of others
+// are folded meanwhile. Where it refuses some names for 15 minutes, those count under (invalid), and a
 // batch of which even that is refused is kept in usage_meta and counts as dropped; while
 // it refuses everything, nothing is given up.
 //
@@ -253,12 +254,13 @@ type Store struct {
 	degraded string    // what the log said last
 
 	folding   foldMemory
-	foldNames int           // manyFoldNames; tests have less
-	seenFold  seenFold      // of foldLoop
-	asked     asked         // of pruneLoop
-	fileErr   error         // of watchLoop
-	idling    time.Duration // of foldLoop: how long it waited last with nothing to fold
-	quiet     time.Duration // quietAfter; tests have less
+	refusals  map[string]refusal // by writer: what is folded behind that of others
+	foldNames int                // manyFoldNames; tests have less
+	seenFold  seenFold           // of foldLoop
+	asked     asked              // of pruneLoop
+	fileErr   error              // of watchLoop
+	idling    time.Duration      // of foldLoop: how long it waited last with nothing to fold
+	quiet     time.Duration      // quietAfter; tests have less
 	began     time.Time
 	stirred   atomic.Int64 // since began, when something was last known to be counted somewhere
 	asleep    atomic.Bool  // nothing looks at the database

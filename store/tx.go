@@ -240,6 +240,12 @@ func unavailable(err error) error {
 			return err
 		}
 	}
+	switch resultCode(err) {
+	case 1, 18, 19, 20: // ERROR, TOOBIG, CONSTRAINT, MISMATCH
+		if !errors.As(err, new(*fileError)) {
+			return err
+		}
+	}
 	var (
 		p    panicError
 		ours fault
