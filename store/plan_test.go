@@ -5,12 +5,14 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -208,6 +210,48 @@ func readsSeek(t *testing.T, driverName, dsn string) {
 }
 
 // pagesOfEach reads n counts in pages, none of which is much larger than it should be.
+// The buckets of a range are listed once; and an answer whose list failed is none.
+func TestRangesAreListedOnce(t *testing.T) {
+	faults := &dbtest.Faults{}
+	db, err := faults.Open("sqlite", "file:"+filepath.Join(t.TempDir(), "usage.db")+"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_txlock=immediate")
+	s := unstarted(t, sqlx.NewDb(db, "sqlite3"), err)
+	if _, err := s.AddNow(t.Context(), "feature.a.used", 1); err != nil {
+		t.Fatal(err)
+	}
+	from := time.Now().AddDate(0, -2, 0)
+	for what, c := range map[string]struct {
+		read  func() error
+		lists int64
+	}{
+		"Totals": {func() error { _, err := s.Totals(t.Context(), Query{Prefix: "feature.", From: from}); return err }, 1},
+		"Rows":   {func() error { _, err := s.Rows(t.Context(), Query{Prefix: "feature.", From: from}); return err }, 1},
+		"History": {func() error {
+			_, err := s.History(t.Context(), Query{Prefix: "feature.", From: from, Step: Day})
+			return err
+		}, 1},
+	} {
+		var lists, fails atomic.Int64
+		refused := errors.New("the list is refused")
+		faults.Set(func(op dbtest.Op) dbtest.Fault {
+			if strings.Contains(op.Query, "WITH RECURSIVE") && lists.Add(1) == fails.Load() {
+				return dbtest.Fault{Err: refused}
+			}
+			return dbtest.Fault{}
+		})
+		if err := c.read(); err != nil || lists.Load() != c.lists {
+			t.Errorf("%s: %d lists, %v; want %d", what, lists.Load(), err, c.lists)
+		}
+		for n := range lists.Load() {
+			lists.Store(0)
+			fails.Store(n + 1)
+			if err := c.read(); !errors.Is(err, refused) {
+				t.Errorf("%s: list %d failed, and the answer's error is %v", what, n+1, err)
+			}
+		}
+		faults.Set(nil)
+	}
+}
+
 func pagesOfEach(t *testing.T, s *Store, q Query, n int) {
 	t.Helper()
 	left, err := s.all(t.Context(), &q)
