@@ -144,10 +144,11 @@ func (s *Store) spans(ctx context.Context, tx *sqlx.Tx, q *Query, each bool) ([]
 			parts = append(parts, p)
 		}
 	}
-	spans, err := s.fineSpans(ctx, tx, q, parts)
-	if !each {
-		spans, err = s.fewSpans(ctx, tx, q, parts)
+	cover := s.fewSpans
+	if each {
+		cover = s.fineSpans
 	}
+	spans, err := cover(ctx, tx, q, parts)
 	if len(spans) == 0 {
 		spans = []span{{step: Day}}
 	}
