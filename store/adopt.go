@@ -226,7 +226,7 @@ SELECT what, itself, stops FROM (
 	UNION ALL SELECT 14, 'it has row-level security', false, false FROM t WHERE secured
 	UNION ALL SELECT 15, 'it inherits from ' || CAST(CAST(h.inhparent AS REGCLASS) AS TEXT), true, false FROM t JOIN pg_catalog.pg_inherits h ON h.inhrelid = t.oid WHERE NOT relispartition
 	UNION ALL SELECT DISTINCT 16, 'there is ' || pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid),
-		d.classid IN (CAST('pg_catalog.pg_constraint' AS REGCLASS), CAST('pg_catalog.pg_trigger' AS REGCLASS)), false
+		false, false
 	FROM t JOIN pg_catalog.pg_depend d
 		ON d.refclassid = CAST('pg_catalog.pg_class' AS REGCLASS) AND d.refobjid = t.oid OR d.refclassid = CAST('pg_catalog.pg_type' AS REGCLASS) AND d.refobjid = t.reltype
 	LEFT JOIN pg_catalog.pg_constraint k ON d.classid = CAST('pg_catalog.pg_constraint' AS REGCLASS) AND k.oid = d.objid
