@@ -2,10 +2,13 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -143,6 +146,40 @@ func TestErasedIDsLeaveTheFile(t *testing.T) {
 	}
 	if n, err := s.Get(t.Context(), "user.7.requests"); n != 1 || err != nil {
 		t.Errorf("user.7.requests = %d, %v", n, err)
+	}
+}
+
+// The log is cut where everything else is done: in its turn, within its time, and in the
+// file that the path names.
+func TestEraseCutsTheLogInItsTurnAndInTheRightFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "usage.db")
+	db, err := sqlite.Open(path)
+	s := unstarted(t, db, err)
+	if err := s.emptyLog(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	token := <-s.writes
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := s.emptyLog(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while the connection of writes is in use: %v", err)
+	}
+	s.writes <- token
+	if err := os.Rename(path, path+".aside"); err != nil {
+		t.Fatal(err)
+	}
+	var told *fileError
+	if err := s.emptyLog(t.Context()); !errors.As(err, &told) || !errors.Is(err, ErrUnavailable) {
+		t.Errorf("while its file is elsewhere: %v", err)
+	}
+	if found, err := filepath.Glob(path + "*"); err != nil || slices.Contains(found, path) {
+		t.Errorf("a file was made in its place: %v, %v", found, err)
+	}
+	if err := os.Rename(path+".aside", path); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.emptyLog(t.Context()); err != nil {
+		t.Errorf("when it is there again: %v", err)
 	}
 }
 
