@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -278,7 +279,7 @@ func (s *Store) emptyLog(ctx context.Context) error {
 	for start := time.Now(); ; {
 		busy, err := s.checkpoint(ctx)
 		if err != nil {
-			return unavailable(err)
+			return err
 		}
 		if !busy {
 			return nil
@@ -294,13 +295,25 @@ func (s *Store) emptyLog(ctx context.Context) error {
 	}
 }
 
-// checkpoint is outside of any transaction, where SQLite wants it.
+// checkpoint is outside of any transaction, where SQLite wants it, and else an attempt
+// like any other.
 func (s *Store) checkpoint(ctx context.Context) (busy bool, err error) {
-	conn, err := s.db.Connx(ctx)
-	if err != nil {
-		return false, err
+	if !s.isStarted() {
+		return false, errNotReached
 	}
-	var done struct{ Busy, Log, Checkpointed int }
-	err = conn.GetContext(ctx, &done, `PRAGMA wal_checkpoint(TRUNCATE)`)
-	return done.Busy != 0, errors.Join(err, conn.Close())
+	var done atomic.Bool // by an attempt that may outlast this call
+	err = s.take(ctx, s.writes, sendTimeout, func(ctx context.Context) error {
+		file := s.file.Load()
+		conn, err := file.connect(ctx, s.db, s.reopen)
+		if err != nil {
+			return err
+		}
+		err = guarded(func() error {
+			busy, err := cutLog(ctx, conn)
+			done.Store(!busy)
+			return errors.Join(err, file.check())
+		})
+		return errors.Join(err, conn.Close())
+	})
+	return !done.Load(), err
 }

@@ -126,15 +126,15 @@ func (f *sqliteFile) forget(info os.FileInfo) {
 }
 
 // look asks what the path names, and remembers what it should not. The caller holds mu.
-func (f *sqliteFile) look() error {
-	info, err := stat(f.path)
+func (f *sqliteFile) look() (info os.FileInfo, err error) {
+	info, err = stat(f.path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return f.wrong("was moved or deleted under the process: counts wait until it is there again")
+		return nil, f.wrong("was moved or deleted under the process: counts wait until it is there again")
 	case err != nil:
-		return &fileError{f.path, "cannot be looked at", err}
+		return nil, &fileError{f.path, "cannot be looked at", err}
 	case sameFile(info, f.main):
-		return nil
+		return info, nil
 	case !info.Mode().IsRegular() || info.Size() == 0: // it is still being copied, or was made by mistake
 		err = f.wrong("was replaced by an empty one under the process: counts wait until it is there again")
 	default:
@@ -142,7 +142,7 @@ func (f *sqliteFile) look() error {
 	}
 	f.forget(f.main)
 	f.forget(info)
-	return err
+	return info, err
 }
 
 // sound tells whether nothing has changed. Else there is nothing to connect to, for
@@ -150,8 +150,8 @@ func (f *sqliteFile) look() error {
 func (f *sqliteFile) sound() (sound bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	err = f.look()
-	if info, _ := stat(f.path); err != nil && info != nil && info.Mode().IsRegular() && info.Size() > 0 {
+	info, err := f.look()
+	if err != nil && info != nil && info.Mode().IsRegular() && info.Size() > 0 {
 		return false, nil
 	}
 	return err == nil && len(f.former) == 0, err
@@ -237,9 +237,16 @@ func (f *sqliteFile) busy(db *sqlx.DB) bool {
 func retire(ctx context.Context, conn *sqlx.Conn) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	var busy, log, moved int
-	_ = conn.QueryRowxContext(ctx, sqlCheckpoint).Scan(&busy, &log, &moved)
+	_, _ = cutLog(ctx, conn)
 	discard(conn)
+}
+
+// cutLog brings what the -wal of a connection has into its file; busy tells that
+// others keep it from that.
+func cutLog(ctx context.Context, conn *sqlx.Conn) (busy bool, err error) {
+	var log, moved int
+	err = conn.QueryRowxContext(ctx, sqlCheckpoint).Scan(&busy, &log, &moved)
+	return busy, err
 }
 
 func discard(conn *sqlx.Conn) {
@@ -255,7 +262,7 @@ func (f *sqliteFile) check() error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.look(); err != nil {
+	if _, err := f.look(); err != nil {
 		return err
 	}
 	for i, suffix := range besides {
@@ -287,7 +294,7 @@ func (f *sqliteFile) check() error {
 func (f *sqliteFile) changed() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.look() != nil || len(f.former) > 0 {
+	if _, err := f.look(); err != nil || len(f.former) > 0 {
 		return true
 	}
 	for i, suffix := range besides {

@@ -57,9 +57,14 @@ func (s *Store) glance(ctx context.Context, f func(*sqlx.Tx) error) error {
 // try runs f in one explicit transaction on a connection of its own, and
 // returns after limit, from when it has its lane, or when ctx ends, whatever the
 // server does. An error says nothing about whether the transaction took place.
-// Nothing else in this package touches the pool: through PgBouncer, a statement
-// outside a transaction may reach another client's session.
+// Nothing else in this package touches the pool, but for the checkpoint of a SQLite file:
+// through PgBouncer, a statement outside a transaction may reach another client's session.
 func (s *Store) try(ctx context.Context, l lane, write bool, limit time.Duration, f func(*sqlx.Tx) error) error {
+	return s.take(ctx, l, limit, func(ctx context.Context) error { return s.transact(ctx, write, f) })
+}
+
+// take runs f, which uses one connection, in its turn.
+func (s *Store) take(ctx context.Context, l lane, limit time.Duration, f func(context.Context) error) error {
 	select {
 	case <-l:
 	case <-ctx.Done():
@@ -70,7 +75,7 @@ func (s *Store) try(ctx context.Context, l lane, write bool, limit time.Duration
 	done := make(chan error, 1)
 	var left atomic.Bool // by whoever comes first: the end of f, or the timer
 	go func() {
-		err := s.file.Load().explained(s.transact(ctx, write, f))
+		err := s.file.Load().explained(f(ctx))
 		if left.CompareAndSwap(false, true) {
 			l <- struct{}{}
 		} else {
@@ -231,12 +236,6 @@ func unavailable(err error) error {
 		switch class(state) {
 		case "08", "40", "53", "55", "57", "58", "25":
 		default:
-			return err
-		}
-	}
-	switch resultCode(err) {
-	case 1, 18, 19, 20: // ERROR, TOOBIG, CONSTRAINT, MISMATCH
-		if !errors.As(err, new(*fileError)) {
 			return err
 		}
 	}
