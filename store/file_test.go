@@ -330,6 +330,41 @@ func TestSQLiteFileOfOtherPools(t *testing.T) {
 	}
 }
 
+// Where the pool has let all connections go, SQLite removes what it appends, and there
+// is nothing of it to look for among what this process has open: an idle service with
+// ten thousand sockets would do that each Interval.
+func TestASQLiteFileThatNobodyHasOpenIsLookedAtAlone(t *testing.T) {
+	db, err := sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
+	s := unstarted(t, db, err)
+	add := func() {
+		t.Helper()
+		if _, err := s.AddNow(t.Context(), "feature.a.used", 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add()
+	f := s.file.Load()
+	if f == nil || f.beside[0] == nil {
+		t.Skip("this system does not tell what a process has open")
+	}
+	db.SetMaxIdleConns(0)
+	add() // on the last connection
+	for range 2 {
+		if f.changed() {
+			t.Error("the file is not what it was")
+		}
+		for i, suffix := range besides {
+			if f.beside[i] != nil {
+				t.Errorf("its %s is gone, and looked for", suffix)
+			}
+		}
+	}
+	add()
+	if f.changed() || f.check() != nil {
+		t.Error("afterwards, the file is not what it was")
+	}
+}
+
 // SQLite's -wal is gone with its last connection, and the next file that this process
 // makes may have its inode: that is no connection to what the file was.
 func TestAnInodeThatIsUsedAgainIsAnotherFile(t *testing.T) {
