@@ -305,8 +305,10 @@ func (f *sqliteFile) changed() bool {
 		if info, err := stat(f.path + suffix); err == nil && sameFile(info, was) {
 			continue
 		}
-		if open, _ := openFiles(); holds(open, was) {
+		if open, known := openFiles(); holds(open, was) {
 			return true
+		} else if known {
+			f.beside[i] = nil // it is not to be looked for again
 		}
 	}
 	return false
