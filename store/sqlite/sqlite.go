@@ -28,7 +28,10 @@ import (
 // counts wait in the spool or in memory, and all goes on when the database with the same
 // id stands there again, be it an older copy: what that one lacks is reported as missing
 // batches. A file that is overwritten in place is not seen: put another in its place by
-// renaming it, without a -wal of the one before. The same holds for a pool of one's own.
+// renaming it, without a -wal of the one before. What stands there is not used before this
+// process has closed what it had open of the other: a second pool on the file, of the
+// application's own, has to let its connections go (SetConnMaxIdleTime), for SQLite's
+// locks are the process's. The same holds for a pool of one's own.
 func Open(path string) (*sqlx.DB, error) {
 	if path == "" || strings.HasPrefix(path, ":memory:") || strings.ContainsRune(path, 0) {
 		return nil, fmt.Errorf("sqlite: %q is no file: want the path of the database", path)
