@@ -1,0 +1,140 @@
+package store
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+)
+
+const aDay = 24 * time.Hour
+
+func quietly() Config { return Config{Logger: slog.New(slog.DiscardHandler)} }
+
+// aged puts an hour that is too old, and returns whether it is there still.
+func (s *Store) aged(t *testing.T) func() bool {
+	t.Helper()
+	at := time.Now().AddDate(0, 0, -60)
+	s.put(t, row{bucket{Hour, s.calendar.start(Hour, at).Unix(), "feature.a.used"}, 1})
+	return func() bool { return s.count(t, allHistory+` WHERE step = 1`) > 0 }
+}
+
+// A service that is quiet for days, or for months, has no wrong clock for that: while a
+// process runs it knows how time went on. Nothing is said, and what is too old is removed
+// with what is counted next, by whichever instance folds that.
+func TestQuietServicesForget(t *testing.T) {
+	inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
+		all := []*Store{restart(quietly()), restart(quietly())}
+		parts := [][]*pruned{all[0].prunings(), all[1].prunings()}
+		for n, quiet := range []time.Duration{0, 62 * time.Hour, 9 * aDay, 9 * aDay, 31 * aDay, 31 * aDay, 200 * aDay} {
+			time.Sleep(quiet)
+			there := all[0].aged(t)
+			i := min(n, 3) % 2 // the second one never was asked before it had been quiet
+			if err := all[i].prune(t.Context(), parts[i]); err != nil {
+				t.Errorf("quiet for %v: %v", quiet, err)
+			}
+			if there() {
+				t.Errorf("quiet for %v: what is too old stays", quiet)
+			}
+		}
+	})
+}
+
+// A process that starts after a pause cannot know how time went on. While it runs, or
+// others come within eight days, what is too old is removed after a week; where they come
+// more seldom, by the fourth.
+func TestServicesThatStartNowAndThenForget(t *testing.T) {
+	inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
+		for _, c := range []struct {
+			name       string
+			run, pause time.Duration
+			within     int // starts after a pause
+		}{
+			{"closed at night", 14 * time.Hour, 10 * time.Hour, 1},
+			{"closed at weekends", 4*aDay + 10*time.Hour, 2*aDay + 14*time.Hour, 2},
+			{"a minute every five days", time.Minute, 5 * aDay, 3},
+			{"a minute every nine days", time.Minute, 9 * aDay, 4},
+			{"a minute a month", time.Minute, 31 * aDay, 4},
+			{"a year between", time.Minute, 365 * aDay, 4},
+			{"a pause, then it stays", 8 * aDay, 20 * aDay, 1},
+		} {
+			run := func() {
+				s := restart(quietly())
+				parts := s.prunings()
+				for end := time.Now().Add(c.run); time.Now().Before(end); time.Sleep(min(c.run, 3*time.Hour)) {
+					_ = s.prune(t.Context(), parts)
+				}
+			}
+			for began := time.Now(); time.Since(began) < 9*aDay; time.Sleep(aDay) { // whatever was before
+				_ = restart(quietly()).lookedAt(t)
+			}
+			for round := range 3 {
+				there, starts := restart(quietly()).aged(t), 0
+				for there() && starts < 10 {
+					time.Sleep(c.pause)
+					run()
+					starts++
+				}
+				if starts > c.within {
+					t.Errorf("%s, round %d: what is too old is removed by start %d, want %d at most", c.name, round, starts, c.within)
+				}
+			}
+		}
+	})
+}
+
+// lookedAt has the clock looked at.
+func (s *Store) lookedAt(t *testing.T) error {
+	_, err := s.lookAtClock(t.Context())
+	return err
+}
+
+// A machine that is suspended stops the clock that does not jump, and its own goes on:
+// that is no reason to keep what is too old for ever.
+func TestMachinesThatAreSuspendedForget(t *testing.T) {
+	inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
+		s := restart(quietly())
+		parts := s.prunings()
+		suspend := func(d time.Duration) {
+			time.Sleep(d)
+			s.asked.at = s.asked.at.Add(d)
+		}
+		for _, c := range []struct {
+			name          string
+			night, weekly time.Duration
+			weeks         int
+		}{
+			{"at night", 14 * time.Hour, 0, 0},
+			{"at night and over the holidays", 14 * time.Hour, 12 * aDay, 2},
+			{"half of the time", 0, 12 * aDay, 4},
+		} {
+			suspend(c.weekly)
+			there, weeks := s.aged(t), 0
+			for ; there() && weeks < 10; weeks++ {
+				for range 5 {
+					for range 10 {
+						_ = s.prune(t.Context(), parts)
+						time.Sleep(time.Hour)
+					}
+					suspend(c.night)
+				}
+				suspend(c.weekly)
+			}
+			if weeks > max(c.weeks, 1) {
+				t.Errorf("suspended %s: what is too old is removed in week %d, want %d at most", c.name, weeks, c.weeks)
+			}
+		}
+	})
+}
+
+// A process that counts but once, and lives for minutes, looks after what is old as well.
+func TestShortProcessesForget(t *testing.T) {
+	idle(t, func(t *testing.T, v *idleService) {
+		s := v.instance(Config{})
+		there := s.aged(t)
+		s.Inc("user.7.calls") // of which there are no hours
+		time.Sleep(2 * time.Minute)
+		if there() {
+			t.Error("what is too old stays")
+		}
+	})
+}
