@@ -93,6 +93,7 @@ func TestRetentionWhenTheClockJumps(t *testing.T) {
 		was := s.count(t, allHistory)
 		for _, jump := range []time.Duration{40 * 24 * time.Hour, 73 * 365 * 24 * time.Hour} {
 			time.Sleep(jump)
+			s.asked.at = s.asked.at.Add(jump) // its own clock does not jump
 			for _, again := range []*Store{s, restart(cfg)} {
 				for range 3 {
 					if err := prune(again); err == nil || !strings.Contains(err.Error(), "nothing is removed") {
@@ -134,13 +135,14 @@ func TestRetentionWhenTheClockIsRightAgain(t *testing.T) {
 			name, record string
 			known        int64 // afterwards
 		}{
-			{"it was ahead, and not believed", removal{now, now + 70*365*day, now + 70*365*day}.String(), now},
-			{"it was behind", removal{now, now - 20*365*day, now - 20*365*day}.String(), now},
+			{"it was ahead, and not believed", removal{now, now + 70*365*day, now + 70*365*day, 0}.String(), now},
+			{"it was behind", removal{now, now - 20*365*day, now - 20*365*day, 0}.String(), now},
 			{"it is behind what was believed", removal{last: now + 70*365*day}.String(), now + 70*365*day},
-			{"and has been for a week", removal{now + 70*365*day, now - 7*day, now - day}.String(), now},
+			{"and has been for a week", removal{now + 70*365*day, now - 7*day, now - day, 0}.String(), now},
 			{"the record is damaged", "x", now},
 		} {
 			s.db.MustExec(s.db.Rebind(`UPDATE usage_meta SET value = ? WHERE name = 'pruned'`), c.record)
+			s.asked = asked{} // as of a process that has just begun
 			if err := s.prune(t.Context(), s.prunings()); err != nil && c.record != "x" {
 				t.Errorf("%s: %v", c.name, err)
 			}
@@ -152,8 +154,9 @@ func TestRetentionWhenTheClockIsRightAgain(t *testing.T) {
 				t.Fatalf("%s: %d rows of %d are left", c.name, n, was)
 			}
 		}
-		s.db.MustExec(s.db.Rebind(`UPDATE usage_meta SET value = ? WHERE name = 'pruned'`), removal{now, now + 50*day, now + 50*day}.String())
+		s.db.MustExec(s.db.Rebind(`UPDATE usage_meta SET value = ? WHERE name = 'pruned'`), removal{now, now + 50*day, now + 50*day, 0}.String())
 		time.Sleep(60 * 24 * time.Hour)
+		s.asked = asked{}
 		if err := s.prune(t.Context(), s.prunings()); err == nil || s.count(t, allHistory) != was {
 			t.Errorf("a jump to what was taken back before is believed: %v", err)
 		}
@@ -256,28 +259,39 @@ func TestWritersOfTheFuture(t *testing.T) {
 // within a process with a clock that does not jump.
 func TestRemovalAt(t *testing.T) {
 	const hour, day, now = 3_600_000, 24 * 3_600_000, 1_800_000_000_000
+	const steady, jumped = 1, 2
 	for _, c := range []struct {
-		name   string
-		r      removal
-		jumped bool
-		want   removal
+		name string
+		r    removal
+		as   int
+		want removal
 	}{
-		{"an hour later", removal{last: now - hour}, false, removal{last: now}},
-		{"after a weekend", removal{last: now - 2*day}, false, removal{last: now}},
-		{"a little back", removal{last: now + hour}, false, removal{last: now}},
-		{"as it was before it was doubted", removal{now - hour, now + 900*day, now + 900*day}, false, removal{last: now}},
-		{"after a week", removal{last: now - 7*day}, false, removal{now - 7*day, now, now}},
-		{"doubted for six days", removal{now - 90*day, now - 6*day, now - hour}, false, removal{now - 90*day, now - 6*day, now}},
-		{"doubted for a week", removal{now - 90*day, now - 7*day, now - hour}, false, removal{last: now}},
-		{"which nobody saw", removal{now - 90*day, now - 30*day, now - 30*day}, false, removal{now - 90*day, now, now}},
-		{"which was seen once a week", removal{now - 90*day, now - 8*day, now - 8*day}, false, removal{last: now}},
-		{"and jumped again", removal{now - 90*day, now - 7*day, now - hour}, true, removal{now - 90*day, now, now}},
-		{"and went back", removal{now - 90*day, now - 7*day, now + hour}, false, removal{now - 90*day, now, now}},
-		{"behind, after it was ahead", removal{now + 90*day, now - 900*day, now - 900*day}, false, removal{now + 90*day, now, now}},
-		{"never", removal{}, false, removal{0, now, now}},
+		{"an hour later", removal{last: now - hour}, 0, removal{last: now}},
+		{"after a weekend", removal{last: now - 2*day}, 0, removal{last: now}},
+		{"a little back", removal{last: now + hour}, 0, removal{last: now}},
+		{"as it was before it was doubted", removal{now - hour, now + 900*day, now + 900*day, 2}, 0, removal{last: now}},
+		{"after a week", removal{last: now - 7*day}, 0, removal{now - 7*day, now, now, 0}},
+		{"after a week that somebody saw", removal{last: now - 7*day}, steady, removal{last: now}},
+		{"which others doubt", removal{now - 90*day, now - hour, now - hour, 0}, steady, removal{last: now}},
+		{"doubted for six days", removal{now - 90*day, now - 6*day, now - hour, 0}, 0, removal{now - 90*day, now - 6*day, now, 0}},
+		{"doubted for a week", removal{now - 90*day, now - 7*day, now - hour, 0}, 0, removal{last: now}},
+		{"which nobody saw", removal{now - 90*day, now - 30*day, now - 30*day, 0}, 0, removal{now - 90*day, now, now, 1}},
+		{"twice", removal{now - 90*day, now - 30*day, now - 30*day, 1}, 0, removal{now - 90*day, now, now, 2}},
+		{"three times", removal{now - 90*day, now - 30*day, now - 30*day, 2}, 0, removal{last: now}},
+		{"seen for days after the second", removal{now - 90*day, now - 6*day, now - hour, 2}, 0, removal{now - 90*day, now - 6*day, now, 2}},
+		{"which was seen once a week", removal{now - 90*day, now - 8*day, now - 8*day, 0}, 0, removal{last: now}},
+		{"and jumped again", removal{now - 90*day, now - 7*day, now - hour, 0}, jumped, removal{now - 90*day, now, now, 1}},
+		{"and went back", removal{now - 90*day, now - 7*day, now + hour, 2}, 0, removal{now - 90*day, now, now, 0}},
+		{"behind, after it was ahead", removal{now + 90*day, now - 900*day, now - 900*day, 0}, 0, removal{now + 90*day, now, now, 1}},
+		{"never", removal{}, 0, removal{0, now, now, 0}},
 	} {
-		if got := c.r.at(now, c.jumped); got != c.want {
+		if got := c.r.at(now, c.as == steady, c.as == jumped); got != c.want {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+	for text, want := range map[string]removal{"1 2 3": {1, 2, 3, 0}, "1 2 3 4": {1, 2, 3, 4}, "1 2": {}, "x": {}, "": {}} {
+		if got := parseRemoval(text); got != want {
+			t.Errorf("%q is %v, want %v", text, got, want)
 		}
 	}
 }

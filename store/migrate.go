@@ -88,7 +88,7 @@ func (s *Store) start(ctx context.Context, anyZone bool) error {
 		})
 		if err == nil {
 			s.file.Store(found.file)
-			s.calendar, s.sql.schema = calendar{found.zone, &s.rules}, found.schema
+			s.calendar, s.sql.schema, s.asked = calendar{found.zone, &s.rules}, found.schema, found.asked
 			if found.altered != "" {
 				s.log.Warn("usagekit: " + found.altered)
 			}
@@ -138,6 +138,7 @@ type started struct {
 	id       string
 	database string // which, for the log
 	file     *sqliteFile
+	asked    asked
 	altered  string // what an earlier release did to another application's table; "": nothing that can be seen
 }
 
@@ -219,7 +220,7 @@ func (s *Store) migrate(ctx context.Context, tx *sqlx.Tx) (found started, err er
 		}
 	}
 	found.schema = d.schema
-	if found.zone, found.id, err = s.identity(ctx, tx, d); err != nil {
+	if err = s.identity(ctx, tx, d, &found); err != nil {
 		return found, err
 	}
 	// A file or server that cannot be written to shows it now.
@@ -267,8 +268,9 @@ func (d dialect) schemaVersion(ctx context.Context, tx *sqlx.Tx, list []relation
 	return version, nil
 }
 
-// identity returns the database's zone, set by the first start, and its id.
-func (s *Store) identity(ctx context.Context, tx *sqlx.Tx, d dialect) (*time.Location, string, error) {
+// identity finds the database's zone, set by the first start, its id, and whether its
+// clock is right, as far as can be known.
+func (s *Store) identity(ctx context.Context, tx *sqlx.Tx, d dialect, found *started) error {
 	zone := "UTC"
 	if s.zone != nil {
 		zone = s.zone.String()
@@ -276,7 +278,7 @@ func (s *Store) identity(ctx context.Context, tx *sqlx.Tx, d dialect) (*time.Loc
 	var meta []struct{ Name, Value string }
 	err := tx.SelectContext(ctx, &meta, d.text(`SELECT name, value FROM usage_meta WHERE name IN ('id', 'zone', 'lease', 'pruned', 'folded')`))
 	if err != nil {
-		return nil, "", err
+		return err
 	}
 	has := map[string]string{}
 	for _, m := range meta {
@@ -284,7 +286,7 @@ func (s *Store) identity(ctx context.Context, tx *sqlx.Tx, d dialect) (*time.Loc
 	}
 	var now int64
 	if err := tx.GetContext(ctx, &now, s.sql.text("SELECT "+s.sql.clock())); err != nil {
-		return nil, "", err
+		return err
 	}
 	last := now // nothing was removed yet; or by a release that did not note it, and folded
 	if folded, err := strconv.ParseInt(has["folded"], 10, 64); err == nil {
@@ -295,18 +297,23 @@ func (s *Store) identity(ctx context.Context, tx *sqlx.Tx, d dialect) (*time.Loc
 			continue
 		}
 		if _, err := tx.ExecContext(ctx, d.text(sqlNewMeta), m[0], m[1]); err != nil {
-			return nil, "", err
+			return err
 		}
 		has[m[0]] = m[1]
 	}
 	loc, err := time.LoadLocation(has["zone"])
 	if err != nil {
-		return nil, "", fault(fmt.Sprintf("the database's zone: %v: import _ \"time/tzdata\" where the system has no zones", err))
+		return fault(fmt.Sprintf("the database's zone: %v: import _ \"time/tzdata\" where the system has no zones", err))
 	}
 	if s.zone != nil && s.zone.String() == loc.String() {
 		loc = s.zone // which may have other rules than the system's
 	}
-	return loc, has["id"], s.settleRules(ctx, tx, d, loc, now)
+	found.zone, found.id = loc, has["id"]
+	found.asked, _ = asked{}.next(time.UnixMilli(now))
+	if parseRemoval(has["pruned"]).at(now, false, false).doubted == 0 {
+		found.asked.since = time.Time{}
+	}
+	return s.settleRules(ctx, tx, d, loc, now)
 }
 
 // newID returns 128 random bits in hexadecimal.

@@ -19,11 +19,14 @@ import (
 // late counts in the totals alone. Each is four days at least.
 //
 // Nothing is removed on the word of a clock alone, for it may be wrong. A time that is
-// within two days of the last removal is believed; one far beyond it, as after a long
-// pause, is when it was said for a week, in which somebody looked and time went on as it
-// should. Until then the log has a line, and everything stays. What was counted under a
-// clock that was ahead stays where that put it, in every range that covers that time,
-// until it is old.
+// within two days of the last removal is believed; and, however quiet the service is, one
+// up to which a process has seen it go on as time does, since it was believed or for a
+// week. Where there is no such process, as after a start that follows a longer pause, it
+// is when it was said for a week, in which somebody looked every eight days; and where
+// processes come more seldom, by the fourth after a pause. Until then the log has a line,
+// and everything stays. What was counted under a clock that was ahead stays where that
+// put it, in every range that covers that time, until it is old. A process looks when it
+// folds, a minute and a half after its start at the earliest, and then once an hour.
 type Retention struct {
 	Hourly    time.Duration // hours; 0: 35 days, negative: for ever
 	Daily     time.Duration // days, no shorter than Hourly; 0: 400 days, negative: for ever
@@ -38,9 +41,10 @@ const (
 	pruneChunk  = 2_000                            // rows in one transaction
 	pruneShare  = 5                                // the part of the time that they take
 	maxSkew     = time.Hour                        // between the database's clock and ours, beyond which nothing is removed
-	maxGap      = 2 * 24 * time.Hour               // between two removals, beyond which the clock is doubted
+	maxGap      = 2 * 24 * time.Hour               // between two removals, beyond which the clock is doubted, unless somebody saw it go on
 	doubtTime   = 7 * 24 * time.Hour               // after which it is believed
-	doubtGap    = doubtTime + 24*time.Hour         // between two looks at it meanwhile
+	doubtGap    = doubtTime + 24*time.Hour         // between two looks at it meanwhile;
+	doubtGaps   = 3                                // longer ones, after which it is believed as well
 	writersKept = counter.MaxAge + 30*24*time.Hour // from when it was seen last, a writer is remembered
 )
 
@@ -133,11 +137,13 @@ func (s *Store) pruneLoop() {
 		return
 	}
 	parts, failed := s.prunings(), false
-	for wait := time.Minute; s.pause(wait/2 + rand.N(wait)); {
+	for wait, first := time.Minute, true; s.pause(wait/2 + rand.N(wait)); first = false {
 		wait = pruneEvery
-		select {
-		case <-s.folds: // of before
-		default:
+		if !first { // a process may not live to see a second one
+			select {
+			case <-s.folds: // of before
+			default:
+			}
 		}
 		select {
 		case <-s.folds:
@@ -161,35 +167,44 @@ func (s *Store) pruneLoop() {
 }
 
 // removal is as of when history was removed last; and of a clock that is far from it,
-// from what time on it has said so, and until. Unix milliseconds; 0: never, none.
+// from what time on it has said so, and until, and how often it had gone on before that
+// without being looked at. Unix milliseconds; 0: never, none.
 //
 // It stands in usage_meta. A clock that jumps takes what is stored along only where
 // that was written after the jump: this is what was written before.
-type removal struct{ last, doubted, seen int64 }
+type removal struct{ last, doubted, seen, gaps int64 }
 
-// parseRemoval returns none of what cannot be read, which doubts every clock.
+// parseRemoval returns none of what cannot be read, which doubts every clock. A release
+// of before writes no gaps.
 func parseRemoval(text string) (r removal) {
-	if _, err := fmt.Sscan(text, &r.last, &r.doubted, &r.seen); err != nil {
+	if n, _ := fmt.Sscan(text, &r.last, &r.doubted, &r.seen, &r.gaps); n < 3 {
 		return removal{}
 	}
 	return r
 }
 
-func (r removal) String() string { return fmt.Sprintf("%d %d %d", r.last, r.doubted, r.seen) }
+func (r removal) String() string {
+	return fmt.Sprintf("%d %d %d %d", r.last, r.doubted, r.seen, r.gaps)
+}
 
-// at returns what r becomes when a clock says now. jumped tells that it has not gone on
-// as time did, since it was asked last.
-func (r removal) at(now int64, jumped bool) removal {
+// at returns what r becomes when a clock says now. steady tells that somebody has seen
+// it go on until then as time did, jumped that it has not.
+func (r removal) at(now int64, steady, jumped bool) removal {
 	near := func(a, b int64, gap time.Duration) bool { return max(a-b, b-a) <= gap.Milliseconds() }
 	switch {
-	case near(r.last, now, maxGap):
+	case steady, near(r.last, now, maxGap):
 		return removal{last: now}
-	case jumped || r.doubted == 0 || now < r.seen || !near(r.seen, now, doubtGap):
-		return removal{r.last, now, now}
+	case r.doubted == 0 || now < r.seen:
+		return removal{r.last, now, now, 0}
+	case jumped || !near(r.seen, now, doubtGap):
+		if r.gaps+1 >= doubtGaps {
+			return removal{last: now}
+		}
+		return removal{r.last, now, now, r.gaps + 1}
 	case now-r.doubted >= doubtTime.Milliseconds():
 		return removal{last: now}
 	}
-	return removal{r.last, r.doubted, now}
+	return removal{r.last, r.doubted, now, r.gaps}
 }
 
 // before is the earlier of now and of when history was removed last: what is too old by
@@ -199,16 +214,32 @@ func (r removal) before(now time.Time) time.Time { return time.UnixMilli(min(now
 // since is the later of both: what must be kept for some time is kept from then on.
 func (r removal) since(now int64) int64 { return max(now, r.last) }
 
-// asked is what the database's clock said, and when that was by ours, which does not
-// jump. Of pruneLoop.
-type asked struct{ said, at time.Time }
+// asked is what the database's clock said, when that was by ours, which does not jump,
+// and since when, by the former, both have gone on alike; the zero time where it was
+// believed then. Since the start, and of pruneLoop.
+type asked struct{ said, at, since time.Time }
+
+// next returns what comes of it when the clock says now, and by how much it has jumped.
+func (was asked) next(now time.Time) (asked, time.Duration) {
+	is := asked{now, time.Now(), was.since}
+	jump := now.Sub(was.said) - is.at.Sub(was.at)
+	if was == (asked{}) {
+		is.since, jump = now, 0
+	} else if jump.Abs() > maxSkew {
+		is.since = now
+	}
+	return is, jump
+}
+
+// steady tells whether it went on for so long that it is right.
+func (a asked) steady() bool { return a.since.IsZero() || a.said.Sub(a.since) >= doubtTime }
 
 // lookAtClock asks the database's, and notes that as a removal that is about to be made,
 // unless the clock is doubted.
 func (s *Store) lookAtClock(ctx context.Context) (time.Time, error) {
 	var done struct { // by an attempt that may outlast this call
-		now time.Time
-		r   removal
+		asked asked
+		r     removal
 	}
 	was := s.asked
 	err := s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
@@ -227,21 +258,25 @@ func (s *Store) lookAtClock(ctx context.Context) (time.Time, error) {
 		if skew := time.Since(now); skew.Abs() > maxSkew {
 			return fault("the database's clock differs from this host's by " + skew.Round(time.Second).String() + ": nothing is removed until one of them is set right")
 		}
-		jumped := !was.at.IsZero() && (now.Sub(was.said)-time.Since(was.at)).Abs() > maxSkew
-		r := parseRemoval(pruned).at(ms, jumped)
+		is, jump := was.next(now)
+		r := parseRemoval(pruned).at(ms, is.steady(), jump.Abs() > maxGap) // less is what a suspended host makes
 		_, err := tx.Exec(s.sql.text(sqlSetMeta), "pruned", r.String())
-		done.now, done.r = now, r
+		if r.doubted == 0 {
+			is.since = time.Time{}
+		}
+		done.asked, done.r = is, r
 		return err
 	})
 	if err != nil {
 		return time.Time{}, err
 	}
-	s.asked = asked{done.now, time.Now()}
-	if last := time.UnixMilli(done.r.last); last.Before(done.now) && done.r.doubted != 0 {
-		return time.Time{}, fault(fmt.Sprintf("the clocks say %s, and history was removed last as of %s: nothing is removed until they have said so for %d days; set them right if they are wrong",
-			done.now.UTC().Format(time.DateTime), last.UTC().Format(time.DateTime), doubtTime/(24*time.Hour)))
+	s.asked = done.asked
+	now := s.asked.said
+	if last := time.UnixMilli(done.r.last); last.Before(now) && done.r.doubted != 0 {
+		return time.Time{}, fault(fmt.Sprintf("the clocks say %s, and history was removed last as of %s, so there was a long pause, or they are wrong: nothing is removed until they have said so for %d days; set them right if they are wrong",
+			now.UTC().Format(time.DateTime), last.UTC().Format(time.DateTime), doubtTime/(24*time.Hour)))
 	}
-	return done.now, nil
+	return now, nil
 }
 
 // prune removes what is too old, in short transactions with pauses between them, by
