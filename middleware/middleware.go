@@ -63,6 +63,11 @@
 // Through one that does neither, as httptest.ResponseRecorder in place of a buffer,
 // it works where both are what one New returned, or have Config.Context.
 //
+// What a handler serves beside its own request, as the parts of a batch, are requests
+// of their own, each with its route. Only parts that it makes by copying its own request
+// are taken for that, where they go to another handler that counts, or to a writer that
+// unwraps to its own.
+//
 // A request costs two looks at the clock and two at its context, two allocations (one
 // more for its area, and for each SetUser and SetRoute) and four or five Adds: the names
 // of a route are made once. One New around several handlers takes a lock besides.
@@ -132,7 +137,7 @@ func New(rec Recorder, cfg Config) func(http.Handler) http.Handler {
 // found from it; outside of an http.TimeoutHandler on the one around that, if it is
 // next to it. Where there is no w, ResponseWriter has one.
 func SetUser(w http.ResponseWriter, id string) {
-	for c := range responses(w, nil) {
+	for c := range responses(w, nil, place{}, false) {
 		c.tell(func(t *told) { t.user = id })
 	}
 }
@@ -140,7 +145,7 @@ func SetUser(w http.ResponseWriter, id string) {
 // SetRoute says which route the request took, as SetUser does the user: for
 // routers that do not set http.Request.Pattern.
 func SetRoute(w http.ResponseWriter, pattern string) {
-	for c := range responses(w, nil) {
+	for c := range responses(w, nil, place{}, false) {
 		c.tell(func(t *told) { t.route = pattern })
 	}
 }
@@ -165,21 +170,19 @@ type middleware struct {
 }
 
 func (m *middleware) handler(next http.Handler) http.Handler {
-	nth := m.inside.handlers.Add(1)
+	nth := uint16(m.inside.handlers.Add(1))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { m.serve(next, nth, w, r) })
 }
 
-func (m *middleware) serve(next http.Handler, nth int32, w http.ResponseWriter, r *http.Request) {
+func (m *middleware) serve(next http.Handler, nth uint16, w http.ResponseWriter, r *http.Request) {
 	skips := m.skips(r.URL.Path)
 	k := m.kinds.find(w)
 	outer, hidden := (*response)(nil), false
 	if !k.plain {
-		outer, hidden = m.outer(w)
+		outer, hidden = m.outer(w, place{m, nth, r}, false)
 	}
 	if outer == nil && m.cfg.Context {
-		if outer, _ = m.outer(ResponseWriter(r.Context())); outer != nil {
-			hidden = true
-		}
+		outer, hidden = m.outer(ResponseWriter(r.Context()), place{m, nth, r}, true)
 	}
 	switch {
 	case outer != nil && skips:
@@ -190,11 +193,11 @@ func (m *middleware) serve(next http.Handler, nth int32, w http.ResponseWriter, 
 		return
 	}
 	root := r.Pattern == "/"
-	c := &response{inner: target{w}, in: m, came: r, request: r, root: root, since: time.Since(m.base)}
+	c := &response{inner: target{w}, in: m, nth: nth, came: r, request: r, root: root, since: time.Since(m.base)}
 	c.open()
 	if outer == nil && m.inside.handlers.Load() > 1 {
 		var in key
-		if outer, in = m.inside.enter(c, r, nth); in != nil {
+		if outer, in = m.inside.enter(c); in != nil {
 			defer m.inside.leave(in)
 		}
 	}
@@ -244,9 +247,9 @@ func (m *middleware) pass(next http.Handler, c *response, w http.ResponseWriter,
 	next.ServeHTTP(w, r)
 }
 
-// outer returns the response around w that counts for m, too; nil: none.
-func (m *middleware) outer(w http.ResponseWriter) (c *response, hidden bool) {
-	for c, hidden := range responses(w, &m.kinds) {
+// outer returns the response around w that counts for m, too, what came to at; nil: none.
+func (m *middleware) outer(w http.ResponseWriter, at place, byContext bool) (c *response, hidden bool) {
+	for c, hidden := range responses(w, &m.kinds, at, byContext) {
 		if m.same(c.in) {
 			return c, hidden
 		}

@@ -1021,10 +1021,10 @@ func TestUnwrapComesToAnEnd(t *testing.T) {
 	type cycle struct{ unwrapper }
 	self := new(cycle)
 	self.ResponseWriter = self
-	for range responses(self, nil) {
+	for range responses(self, nil, place{}, false) {
 		t.Error("found a response")
 	}
-	for range responses(unwrapper{nil}, nil) {
+	for range responses(unwrapper{nil}, nil, place{}, false) {
 		t.Error("found a response")
 	}
 	SetUser(httptest.NewRecorder(), "7")

@@ -10,46 +10,49 @@ import (
 	"unsafe"
 )
 
-// A request that is inside of another middleware of the same Recorder counts there.
-// That one is found through the writer: by Unwrap, and where somebody's writer has
+// A request that is inside of another middleware of the same Recorder counts there, if
+// it is the same request: what a handler serves beside its own counts for itself.
+// That other one is found through the writer: by Unwrap, and where somebody's writer has
 // none, in the fields that he keeps the inner one in, as nearly all do. Where not even
 // those lead outwards, since the response is kept in a buffer, one middleware around
 // several handlers knows its requests by themselves.
 
 // responses gives the responses around w, the innermost first. It follows Unwrap as
 // http.ResponseController does. A response is hidden when it was not found by Unwrap
-// alone: then nobody knows whether what is inside runs at the same time (as in
+// alone, nor was w: then nobody knows whether what is inside runs at the same time (as in
 // http.TimeoutHandler), and it has to be told things. known is what is known of types of
 // writers.
 //
 // Without that it is a handler who asks, perhaps long after it was called. Outside of an
 // http.TimeoutHandler that has given it up, somebody's writer may have another request by
 // now: there only our own are followed.
-func responses(w http.ResponseWriter, known *kinds) iter.Seq2[*response, bool] {
+//
+// All are of the request that came to at; where that is not known, of the innermost one's.
+func responses(w http.ResponseWriter, known *kinds, at place, hidden bool) iter.Seq2[*response, bool] {
 	return func(yield func(c *response, hidden bool) bool) {
-		at := crossing{late: known == nil}
-		hidden := false
+		over := crossing{late: known == nil}
+		hidden, since := hidden, hidden // since the last one
 		for range maxWrapped {
 			if of, ok := w.(ours); ok {
 				c := of.counts()
-				if !yield(c, hidden) {
+				if at.came != nil && !c.around(at, since) || !yield(c, hidden) {
 					return
 				}
-				w, known = c.inner.ResponseWriter, &c.in.kinds
+				w, known, at, since = c.inner.ResponseWriter, &c.in.kinds, c.at(), false
 				continue
 			}
 			if w == nil || known != nil && known.find(w).plain {
 				return
 			}
-			if u, ok := w.(wrapper); ok && !at.outside {
+			if u, ok := w.(wrapper); ok && !over.outside {
 				w = u.Unwrap()
 				continue
 			}
-			c := known.within(reflect.ValueOf(w), 8, &at)
+			c := known.within(reflect.ValueOf(w), 8, &over)
 			if c == nil {
 				return
 			}
-			w, hidden = c, true
+			w, hidden, since = c, true, true
 		}
 	}
 }
@@ -60,6 +63,37 @@ type ours interface{ counts() *response }
 type crossing struct {
 	late    bool // the handler may have been given up
 	outside bool // what comes is outside of one that may have
+}
+
+// place is where a request came to.
+type place struct {
+	in   *middleware
+	nth  uint16 // of its handlers
+	came *http.Request
+}
+
+func (c *response) at() place { return place{c.in, c.nth, c.came} }
+
+// around tells whether c is of the request that came to at, further in. Nobody hands on
+// a request to where it came from: unless the writer says that it goes on as the same
+// (hidden is false), what comes there again is another one, made by copying.
+func (c *response) around(at place, hidden bool) bool {
+	return isCopy(at.came, c.came) && !(hidden && c.in == at.in && c.nth == at.nth)
+}
+
+// isCopy tells whether r is of, or a copy of it. Those share the headers, or if they
+// were cloned, the very string that came from the client. A request that a handler
+// makes of its own may share its headers, too, but lacks such a string, or has another.
+func isCopy(r, of *http.Request) bool {
+	headers := reflect.ValueOf(of.Header).UnsafePointer()
+	switch {
+	case r == of:
+		return true
+	case headers != nil && headers == reflect.ValueOf(r.Header).UnsafePointer():
+		return (r.RequestURI == "") == (of.RequestURI == "")
+	}
+	return r.RequestURI != "" && len(r.RequestURI) == len(of.RequestURI) &&
+		unsafe.StringData(r.RequestURI) == unsafe.StringData(of.RequestURI)
 }
 
 // within returns the response that is in the fields of a writer; nil: none is.
@@ -165,39 +199,32 @@ type inside struct {
 
 type part struct {
 	sync.Mutex
-	of map[key]entered
-}
-
-// entered is a request at the outermost handler of a middleware.
-type entered struct {
-	by  int32 // which of the handlers
-	uri string
-	c   *response
+	of map[key]*response // at the outermost handler of the middleware
 }
 
 // A key keeps its headers: as long as it is there no others have the same.
 type key unsafe.Pointer
 
-// enter returns the response of another handler that r has entered; nil: there is none,
-// and c is remembered until leave is called with the key, unless that is nil.
-func (in *inside) enter(c *response, r *http.Request, by int32) (outer *response, _ key) {
-	k := key(reflect.ValueOf(r.Header).UnsafePointer())
+// enter returns the response of another handler that c's request has entered; nil: there
+// is none, and c is remembered until leave is called with the key, unless that is nil.
+func (in *inside) enter(c *response) (outer *response, _ key) {
+	k := key(reflect.ValueOf(c.came.Header).UnsafePointer())
 	if k == nil {
 		return nil, nil
 	}
 	part := in.part(k)
 	part.Lock()
 	defer part.Unlock()
-	if e, ok := part.of[k]; ok {
-		if e.by != by && e.uri == r.RequestURI { // else it is a request of its own, with the headers of the one that it serves
-			return e.c, nil
+	if outer = part.of[k]; outer != nil {
+		if !outer.around(c.at(), true) { // it has the headers of the one that it serves
+			outer = nil
 		}
-		return nil, nil
+		return outer, nil
 	}
 	if part.of == nil {
-		part.of = map[key]entered{}
+		part.of = map[key]*response{}
 	}
-	part.of[k] = entered{by, r.RequestURI, c}
+	part.of[k] = c
 	return nil, k
 }
 

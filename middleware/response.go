@@ -32,11 +32,12 @@ type response struct {
 	written  int64  // bytes of the body
 	status   int32  // the first final one; 0: none yet
 	started  atomic.Bool
-	root     bool // request.Pattern was "/" when it was seen
-	stream   bool // hijacked, or of a type that is: its duration says nothing
-	gone     bool // there was nobody to answer when it started
-	notifies bool // the handler has asked for CloseNotify
-	waited   bool // for the server to say that the client left
+	root     bool   // request.Pattern was "/" when it was seen
+	stream   bool   // hijacked, or of a type that is: its duration says nothing
+	gone     bool   // there was nobody to answer when it started
+	notifies bool   // the handler has asked for CloseNotify
+	waited   bool   // for the server to say that the client left
+	nth      uint16 // of the handlers of in; after 65536 they begin anew
 }
 
 // enter notes the request of a middleware: routers set Pattern on the request

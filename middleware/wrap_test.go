@@ -300,7 +300,7 @@ func TestResponseControllerIsServed(t *testing.T) {
 			})
 			New(rec, Config{})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				found := 0
-				for range responses(w, nil) {
+				for range responses(w, nil, place{}, false) {
 					found++
 				}
 				if found != 1 {
