@@ -200,33 +200,37 @@ func TestHandlerThatOutlivesItsTimeout(t *testing.T) {
 // A handler that goes on after http.TimeoutHandler answered for it says nothing of the request
 // that the writers outside serve meanwhile: many are used again and again.
 func TestLateHandlerSaysNothingOfAnotherRequest(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		rec := new(counts)
-		reused := new(keeping)
-		another, said := make(chan bool), make(chan bool)
-		h := New(rec, Config{})(hides(func(w http.ResponseWriter) http.ResponseWriter {
-			reused.w = w
-			return reused
-		})(http.TimeoutHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.Path == "/late" {
-				<-another
-				SetUser(w, "late")
-				SetRoute(w, "/late")
-				close(said)
-				return
+	keeps, unwraps := new(keeping), new(unwrapper)
+	for name, between := range map[string]func(http.Handler) http.Handler{
+		"next to it": hides(func(w http.ResponseWriter) http.ResponseWriter { keeps.w = w; return keeps }),
+		"farther": func(h http.Handler) http.Handler {
+			return hides(func(w http.ResponseWriter) http.ResponseWriter { unwraps.ResponseWriter = w; return unwraps })(New(new(counts), Config{})(h))
+		},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			rec := new(counts)
+			another, said := make(chan bool), make(chan bool)
+			h := New(rec, Config{})(between(http.TimeoutHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/late" {
+					<-another
+					SetUser(w, "late")
+					SetRoute(w, "/late")
+					close(said)
+					return
+				}
+				close(another)
+				<-said
+			}), time.Second, "")))
+			for _, path := range []string{"/late", "/x"} {
+				h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", path, nil))
 			}
-			close(another)
-			<-said
-		}), time.Second, "")))
-		for _, path := range []string{"/late", "/x"} {
-			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", path, nil))
-		}
-		rec.mu.Lock()
-		defer rec.mu.Unlock()
-		if rec.n["user.late.requests"] != 0 || rec.n["api.GET /late.requests"] != 0 {
-			t.Errorf("counted %v", rec.n)
-		}
-	})
+			rec.mu.Lock()
+			defer rec.mu.Unlock()
+			if rec.n["user.late.requests"] != 0 || rec.n["api.GET /late.requests"] != 0 {
+				t.Errorf("%s: counted %v", name, rec.n)
+			}
+		})
+	}
 }
 
 // Fields that lead in a circle, or to nothing, are somebody else's mistake.
