@@ -10,7 +10,6 @@ import (
 	"reflect"
 	"strings"
 	"sync/atomic"
-	"syscall"
 )
 
 //go:generate go run generate.go
@@ -198,8 +197,8 @@ func (c *response) readFrom(src io.Reader) (int64, error) {
 // peek reads the first bytes of src. It returns what is to be read instead of src, or
 // nil where src has ended (then err is nil), or failed, without any.
 //
-// A file it puts back to where it was: the kernel can send it as long as it is seen
-// to be one, alone or in an io.LimitedReader.
+// A plain file it puts back to where it was: the kernel can send it as long as it is
+// seen to be one, alone or in an io.LimitedReader.
 func peek(src io.Reader) (first io.Reader, err error) {
 	p := make([]byte, 512) // as many as net/http reads first
 	n := 0
@@ -217,11 +216,7 @@ func peek(src io.Reader) (first io.Reader, err error) {
 	if ok {
 		file = limited.R
 	}
-	if f, ok := file.(interface {
-		fs.File
-		io.Seeker
-		syscall.Conn
-	}); ok {
+	if f := plainFile(file); f != nil {
 		if _, err := f.Seek(int64(-n), io.SeekCurrent); err == nil {
 			if limited != nil {
 				limited.N += int64(n)
@@ -230,6 +225,29 @@ func peek(src io.Reader) (first io.Reader, err error) {
 		}
 	}
 	return &peeked{p[:n], err, src}, nil
+}
+
+// plainFile returns src if it is a file that can be read again: not what embeds one,
+// whose Read may do more (decrypt, count), nor a device or the like, whose Seek may do nothing.
+func plainFile(src io.Reader) io.Seeker {
+	f, ok := src.(interface {
+		fs.File
+		io.Seeker
+	})
+	if !ok {
+		return nil
+	}
+	of := reflect.TypeOf(src) // *os.File, or what its WriteTo makes of it
+	if of.Kind() == reflect.Pointer {
+		of = of.Elem()
+	}
+	if of.PkgPath() != "os" {
+		return nil
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() || info.Size() == 0 {
+		return nil // anonymous files of Linux are of no type, and of no size
+	}
+	return f
 }
 
 // peeked reads what was read before, and then on.
