@@ -228,7 +228,7 @@ func peek(src io.Reader) (first io.Reader, err error) {
 }
 
 // plainFile returns src if it is a file that can be read again: not what embeds one,
-// whose Read may do more (decrypt, count), nor a device or the like, whose Seek may do nothing.
+// whose Read may do more (decrypt, count), nor a device or what else has no size, whose Seek may do nothing.
 func plainFile(src io.Reader) io.Seeker {
 	f, ok := src.(interface {
 		fs.File
@@ -244,8 +244,8 @@ func plainFile(src io.Reader) io.Seeker {
 	if of.PkgPath() != "os" {
 		return nil
 	}
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() || info.Size() == 0 {
-		return nil // anonymous files of Linux are of no type, and of no size
+	if info, err := f.Stat(); err != nil || info.Size() == 0 {
+		return nil
 	}
 	return f
 }
