@@ -277,6 +277,17 @@ func TestSkipHoldsForWhatIsInside(t *testing.T) {
 		one := count(outer)
 		return one(buffering(strip("/app")(one(on("/", hello)))))
 	}}.run(t)
+	for name, between := range map[string]func(http.Handler) http.Handler{
+		"buffered":         buffering,
+		"buffered, cloned": func(h http.Handler) http.Handler { return buffering(cloning(h)) },
+	} {
+		test{name: name + ", of two, by context", request: "GET /app/usage/x", build: func(count counter) http.Handler {
+			return count(Config{Context: true, Skip: outer.Skip})(between(strip("/app")(count(Config{Context: true})(on("/", hello)))))
+		}}.run(t)
+		test{name: name + ", of two, by context, with a user", request: "GET /app/usage/x", build: func(count counter) http.Handler {
+			return count(Config{Context: true, Skip: outer.Skip})(between(strip("/app")(count(Config{Context: true})(on("/", rpc(func(ctx context.Context) { SetUser(ResponseWriter(ctx), "7") }))))))
+		}}.run(t)
+	}
 	// Another Recorder's is another matter, and who is counted outside stays so.
 	a, b := new(counts), new(counts)
 	exchange(t, "HTTP/1.1", New(a, outer)(strip("/app")(New(b, Config{})(on("/usage/", hello)))), "GET /app/usage/x", nil)
@@ -285,6 +296,10 @@ func TestSkipHoldsForWhatIsInside(t *testing.T) {
 	test{name: "skipped inside only", request: "GET /app/usage/x", build: func(count counter) http.Handler {
 		return count(Config{})(strip("/app")(count(Config{Skip: []string{"/usage/"}})(on("/usage/", hello))))
 	}, want: counted("GET /app/", "status_2xx latency")}.run(t)
+}
+
+func cloning(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.ServeHTTP(w, r.Clone(r.Context())) })
 }
 
 func layerless(h http.Handler) http.Handler { return h }
