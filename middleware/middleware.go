@@ -208,7 +208,7 @@ func (m *middleware) serve(next http.Handler, nth uint16, w http.ResponseWriter,
 	if w = wrap(c, k.has); skips { // and so does what is inside
 		c.started.Store(true)
 		c.know(http.StatusOK)
-		next.ServeHTTP(w, r)
+		m.pass(next, c, w, r)
 	} else {
 		m.count(next, c, w, r)
 	}
