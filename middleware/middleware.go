@@ -61,7 +61,8 @@
 // outside of the inner one counts as well. That works through every ResponseWriter
 // that has Unwrap or keeps the inner one in a field, as http.TimeoutHandler's does.
 // Through one that does neither, as httptest.ResponseRecorder in place of a buffer,
-// it works where both are what one New returned, or have Config.Context.
+// it works where both have Config.Context, or are what one New returned and nobody in
+// between copies the headers (http.Request.Clone does).
 //
 // What a handler serves beside its own request, as the parts of a batch, are requests
 // of their own, each with its route. Only parts that it makes by copying its own request

@@ -115,6 +115,15 @@ func TestCountedOnceBehindAWriterThatHidesIt(t *testing.T) {
 			return one(between(one(on("GET /novels/{id}", hello))))
 		}}.run(t)
 	}
+	// Of a request that was cloned on the way into a buffer its context knows.
+	outer.Context, inner.Context = true, true
+	test{name: "buffered, cloned, by context", request: "GET /novels/1", want: all, build: func(count counter) http.Handler {
+		return count(outer)(buffering(cloning(count(inner)(on("GET /novels/{id}", hello)))))
+	}}.run(t)
+	test{name: "cloned, buffered, of one, by context", request: "GET /novels/1", want: all, build: func(count counter) http.Handler {
+		one := count(Config{Context: true, Area: is("novels"), User: is("42")})
+		return one(cloning(buffering(cloning(one(on("GET /novels/{id}", hello))))))
+	}}.run(t)
 }
 
 // Requests that a handler makes of its own are requests.
