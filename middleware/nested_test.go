@@ -1,7 +1,6 @@
 package middleware
 
 import (
-	"bytes"
 	"compress/gzip"
 	"context"
 	"io"
@@ -173,37 +172,47 @@ func TestSetUserBehindAWriterThatHidesIt(t *testing.T) {
 // A handler that goes on after its time is up says nothing any more, and what it says
 // meanwhile races with nobody.
 func TestHandlerThatOutlivesItsTimeout(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		rec := new(counts)
-		count := New(rec, Config{})
-		h := count(http.TimeoutHandler(count(on("/x", func(w http.ResponseWriter, r *http.Request) {
-			<-r.Context().Done()
-			for range 100 {
-				SetUser(w, "late")
-				SetRoute(w, "/late")
-			}
-			hello(w, r)
-		})), time.Second, "late"))
-		w := httptest.NewRecorder()
-		h.ServeHTTP(w, httptest.NewRequest("GET", "/x", nil))
-		synctest.Wait()
-		if w.Code != http.StatusServiceUnavailable {
-			t.Errorf("status %d", w.Code)
+	for name, by := range map[string]func(w http.ResponseWriter, r *http.Request) http.ResponseWriter{
+		"its writer":  func(w http.ResponseWriter, r *http.Request) http.ResponseWriter { return w },
+		"its context": func(w http.ResponseWriter, r *http.Request) http.ResponseWriter { return ResponseWriter(r.Context()) },
+	} {
+		for _, twice := range []bool{true, false} {
+			synctest.Test(t, func(t *testing.T) {
+				rec := new(counts)
+				count := New(rec, Config{Context: name == "its context"})
+				h := on("/x", func(w http.ResponseWriter, r *http.Request) {
+					<-r.Context().Done()
+					for range 100 {
+						SetUser(by(w, r), "late")
+						SetRoute(by(w, r), "/late")
+					}
+					hello(w, r)
+				})
+				if twice {
+					h = count(h)
+				}
+				w := httptest.NewRecorder()
+				count(http.TimeoutHandler(h, time.Second, "late")).ServeHTTP(w, httptest.NewRequest("GET", "/x", nil))
+				synctest.Wait()
+				if w.Code != http.StatusServiceUnavailable {
+					t.Errorf("status %d", w.Code)
+				}
+				rec.mu.Lock()
+				defer rec.mu.Unlock()
+				sum := int64(0)
+				for counter, n := range rec.n {
+					if strings.HasSuffix(counter, ".status_5xx") {
+						sum += n
+					} else if strings.HasSuffix(counter, ".status_2xx") {
+						t.Errorf("by %s: counted %s", name, counter)
+					}
+				}
+				if sum != 1 {
+					t.Errorf("by %s: counted %v", name, rec.n)
+				}
+			})
 		}
-		rec.mu.Lock()
-		defer rec.mu.Unlock()
-		sum := int64(0)
-		for name, n := range rec.n {
-			if bytes.HasSuffix([]byte(name), []byte(".status_5xx")) {
-				sum += n
-			} else if bytes.HasSuffix([]byte(name), []byte(".status_2xx")) {
-				t.Errorf("counted %s", name)
-			}
-		}
-		if sum != 1 {
-			t.Errorf("counted %v", rec.n)
-		}
-	})
+	}
 }
 
 // A handler that goes on after http.TimeoutHandler answered for it says nothing of the request
