@@ -7,12 +7,14 @@ import (
 	"maps"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/store/postgres"
 	"github.com/usagekit/usagekit/store/sqlite"
 )
@@ -245,4 +247,37 @@ func TestNothingIsSetAsideWhileEverythingIsRefused(t *testing.T) {
 			t.Errorf("got %v\nwant %v", got, want)
 		}
 	})
+}
+
+// Where everything is refused no names are looked for: that would take seconds, at each
+// fold, of a batch of thousands.
+func TestNoNamesAreLookedForWhileEverythingIsRefused(t *testing.T) {
+	faults := &dbtest.Faults{}
+	plain, err := faults.Open("sqlite", "file:"+filepath.Join(t.TempDir(), "usage.db")+"?_txlock=immediate")
+	s := unstarted(t, sqlx.NewDb(plain, "sqlite"), err)
+	b := counter.Batch{Opened: time.Now().UnixMilli()}
+	for i := range 64 {
+		b.Counts = append(b.Counts, counter.Count{Name: fmt.Sprintf("feature.f%d.used", i), N: 1})
+	}
+	execute(t, s, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES ('v', 0, ?, 4000000000000)`, []byte{})
+	execute(t, s, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('v', 1, ?, ?)`, b.Opened, b.Encode())
+	execute(t, s, rulesOfSQLite[0].on)
+	for range 4 {
+		_, _ = s.fold(t.Context(), true)
+	}
+	stood(s)
+	_, _ = s.fold(t.Context(), true) // which batch it is
+	var tries atomic.Int64
+	faults.Set(func(op dbtest.Op) dbtest.Fault {
+		if strings.HasPrefix(op.Query, "SAVEPOINT usage_try") {
+			tries.Add(1)
+		}
+		return dbtest.Fault{}
+	})
+	if f, err := s.fold(t.Context(), true); err == nil {
+		t.Errorf("a fold against a rule for all: %+v", f)
+	}
+	if n := tries.Load(); n != 1 {
+		t.Errorf("%d tries, want 1", n)
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 
@@ -68,6 +69,9 @@ func TestSQLiteFileReplacedWithinATransaction(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			u, over := replaced(t, sqliteOf(t))
 			u.db.SetMaxOpenConns(1) // which nobody else brings to its end
+			_, subject := subjectOf(underName)
+			before := &subjects{known: map[string]bool{subject: true}}
+			u.s.subjects.Store(before)
 			err := u.s.try(t.Context(), u.s.writes, write, sendTimeout, func(tx *sqlx.Tx) (err error) {
 				if write {
 					_, err = tx.Exec(`UPDATE usage_metrics SET value = 111 WHERE key = ?`, underName)
@@ -79,10 +83,13 @@ func TestSQLiteFileReplacedWithinATransaction(t *testing.T) {
 				t.Errorf("of a file that is gone: %v", err)
 			}
 			u.add(2, 3)
-			before := sqliteOf(t)(filepath.Join(filepath.Dir(u.path), "aside.db"))
-			defer before.Close()
+			if u.s.subjects.Load() == before {
+				t.Error("subjects of the file before are taken for known")
+			}
+			aside := sqliteOf(t)(filepath.Join(filepath.Dir(u.path), "aside.db"))
+			defer aside.Close()
 			var n int64
-			u.must(before.Get(&n, `SELECT value FROM usage_metrics WHERE key = ?`, underName))
+			u.must(aside.Get(&n, `SELECT value FROM usage_metrics WHERE key = ?`, underName))
 			if want := map[bool]int64{true: 111, false: 11}[write]; n != want {
 				t.Errorf("the file before has %d, want %d", n, want)
 			}
@@ -232,4 +239,73 @@ func TestSQLiteFileReplacedWhileItIsOpened(t *testing.T) {
 	then = func() { u.must(os.Rename(again, u.path)) }
 	u.refused("replaced")
 	u.add(2, 13)
+}
+
+// A -wal that somebody else has put there is not ours: what went into the deleted one is
+// brought home, by every connection that has it.
+func TestSQLiteFileWithAnotherWAL(t *testing.T) {
+	u, _ := replaced(t, sqliteOf(t))
+	first, err := u.db.Connx(t.Context())
+	u.must(err)
+	second, err := u.db.Connx(t.Context())
+	u.must(err)
+	for _, conn := range []*sqlx.Conn{first, second} {
+		var n int64
+		u.must(conn.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM usage_metrics`), conn.Close())
+	}
+	u.must(os.Remove(u.path+"-wal"), os.Remove(u.path+"-shm"), os.WriteFile(u.path+"-wal", nil, 0o600))
+	u.refused("lost its -wal")
+	u.add(2, 1013)
+}
+
+// Who neither counts nor reads looks after the file, too: what is in a deleted -wal alone
+// is brought home, and what is moved away is said.
+func TestSQLiteFileIsWatchedWhileNobodyCounts(t *testing.T) {
+	for name, moved := range map[string]bool{"moved away": true, "its -wal deleted": false} {
+		t.Run(name, func(t *testing.T) {
+			u := &underfoot{T: t, path: filepath.Join(t.TempDir(), "usage.db")}
+			u.db = sqliteOf(t)(u.path)
+			defer u.db.Close()
+			var err error
+			u.s, err = New(t.Context(), u.db, Config{Interval: 20 * time.Millisecond})
+			u.must(err)
+			defer u.s.Shutdown(context.WithoutCancel(t.Context()))
+			u.count(5)
+			u.flush()
+			u.eventually("it is folded", func() bool {
+				n, err := u.s.Get(t.Context(), underName)
+				return n == 5 && err == nil
+			})
+			if moved {
+				u.must(os.Rename(u.path, u.path+".aside"))
+				u.eventually("it is said", func() bool { return u.s.Stats().Err != nil })
+				u.must(os.Rename(u.path+".aside", u.path))
+				u.eventually("all is well", func() bool { return u.s.Stats().Err == nil })
+				return
+			}
+			u.must(os.Remove(u.path + "-wal"))
+			alone := filepath.Join(t.TempDir(), "alone.db")
+			u.eventually("the file alone has all", func() bool {
+				content, err := os.ReadFile(u.path)
+				u.must(err, os.WriteFile(alone, content, 0o600))
+				db := sqliteOf(t)(alone)
+				defer func() { _, _, _ = db.Close(), os.Remove(alone+"-wal"), os.Remove(alone+"-shm") }()
+				var n int64
+				return db.Get(&n, `SELECT value FROM usage_metrics WHERE key = ?`, underName) == nil && n == 5
+			})
+		})
+	}
+}
+
+// A pool that keeps no connection has no -wal in between: nothing has changed by that.
+func TestSQLiteFileOfAPoolThatKeepsNoConnection(t *testing.T) {
+	u, _ := replaced(t, sqliteOf(t))
+	u.db.SetMaxIdleConns(-1)
+	u.add(2, 13)
+	if _, err := os.Stat(u.path + "-wal"); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("there is a -wal: %v", err)
+	}
+	if u.s.file.Load().changed() {
+		t.Error("the file has changed")
+	}
 }

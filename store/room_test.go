@@ -1,0 +1,143 @@
+package store
+
+import (
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/store/sqlite"
+)
+
+// roomOf is a store of one budget, "feature", whose subjects all have a place.
+type roomOf struct {
+	*testing.T
+	s    *Store
+	next *subjects
+}
+
+func newRoom(t *testing.T, places int) *roomOf {
+	db, err := sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
+	r := &roomOf{t, unstarted(t, db, err), &subjects{known: map[string]bool{}, count: map[string]int{}, other: map[string]int{}, round: map[string]lookup{}}}
+	r.s.caps = map[string]int{"feature": places}
+	for i := range places {
+		r.next.add("feature", r.subject(i))
+	}
+	return r
+}
+
+func (r *roomOf) subject(i int) string { return fmt.Sprintf("feature.s%04d.", i) }
+
+// counted has a name have a count so many days ago.
+func (r *roomOf) counted(name string, ago int) {
+	r.Helper()
+	day := r.s.calendar.start(Day, time.Now().AddDate(0, 0, -ago)).Unix()
+	execute(r.T, r.s, `INSERT INTO usage_history (step, bucket, key, value) VALUES (2, ?, ?, 1)`, day, name)
+}
+
+// look looks for idle ones, by a database whose clock is off, and returns how many are gone.
+func (r *roomOf) look(off time.Duration) (gone int) {
+	r.Helper()
+	before := len(r.next.known)
+	err := r.s.try(r.Context(), r.s.writes, false, sendTimeout, func(tx *sqlx.Tx) error {
+		sums := r.s.newSums(time.Now().Add(off), removal{})
+		sums.horizon = r.s.horizon(time.Now())
+		return r.s.makeRoom(tx, sums, r.next, "feature")
+	})
+	if err != nil {
+		r.Fatal(err)
+	}
+	if n := r.next.count["feature"]; n != len(r.next.known) {
+		r.Errorf("%d have a place, and %d are known", n, len(r.next.known))
+	}
+	return before - len(r.next.known)
+}
+
+// Nothing is idle on the word of one clock, nor where history cannot tell: on two other
+// days of the month at least something was counted, by clocks that agree.
+func TestIdleSubjectsHaveWitnesses(t *testing.T) {
+	for name, c := range map[string]struct {
+		days  []int // ago, with counts
+		off   time.Duration
+		daily time.Duration // that history is kept
+		gone  int
+	}{
+		"no day with counts":        {nil, 0, 0, 0},
+		"today alone":               {[]int{0}, 0, 0, 0},
+		"one day":                   {[]int{0, 1}, 0, 0, 0},
+		"two days":                  {[]int{1, 2}, 0, 0, 3},
+		"two days, too long ago":    {[]int{40, 41}, 0, 0, 0},
+		"clocks that differ":        {[]int{1, 2}, maxSkew + time.Hour, 0, 0},
+		"history of a fortnight":    {[]int{1, 2}, 0, 14 * 24 * time.Hour, 0},
+		"history of a month, a day": {[]int{1, 2}, 0, idleAfter + 24*time.Hour, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRoom(t, 3)
+			if c.daily > 0 {
+				r.s.retention.Daily = c.daily
+			}
+			for _, ago := range c.days {
+				r.counted("user.registrations", ago)
+			}
+			if gone := r.look(c.off); gone != c.gone {
+				t.Errorf("%d gave their place, want %d", gone, c.gone)
+			}
+		})
+	}
+}
+
+// Any of a subject's measures keeps its place, today's, too.
+func TestWhatWasCountedKeepsItsPlace(t *testing.T) {
+	r := newRoom(t, 4)
+	r.counted("user.registrations", 3)
+	r.counted("feature.s0000.zzz", 20)
+	r.counted("feature.s0001.used", 0)
+	r.counted("feature.s00020.used", 1) // another one's, whose name begins so
+	r.look(0)
+	if got, want := slices.Sorted(maps.Keys(r.next.known)), []string{r.subject(0), r.subject(1)}; !slices.Equal(got, want) {
+		t.Errorf("%q have a place, want %q", got, want)
+	}
+}
+
+// A fold looks through so many, and the next one through those after them, all of them
+// once in an hour: one that is idle is found, wherever it is.
+func TestIdleSubjectsAreLookedForInRounds(t *testing.T) {
+	const all = 2*idleChunk*idleChunks + 1
+	r := newRoom(t, all)
+	for i := range all - 1 {
+		r.counted(r.subject(i)+"used", 1+i%2)
+	}
+	for fold, want := range []int{0, 0, 1, 0} {
+		if gone := r.look(0); gone != want {
+			t.Errorf("fold %d: %d gave their place, want %d", fold, gone, want)
+		}
+	}
+	r.next.add("feature", r.subject(0)+"new.") // idle, and all were looked at just now
+	if gone := r.look(0); gone != 0 {
+		t.Errorf("%d gave their place within the hour", gone)
+	}
+	for _, again := range []time.Duration{0, 2 * idleAgain} { // it is time, or a clock was ahead
+		r.next.round["feature"] = lookup{again: time.Now().Add(again)}
+		for range 3 {
+			r.look(0)
+		}
+		if n := r.next.count["feature"]; n != all-1 {
+			t.Errorf("%d have a place, want %d", n, all-1)
+		}
+		r.next.add("feature", r.subject(0)+"new.")
+	}
+}
+
+// It ends with the first piece that has made room.
+func TestIdleSubjectsGiveNoMoreRoomThanIsWanted(t *testing.T) {
+	r := newRoom(t, 3*idleChunk)
+	r.counted("user.registrations", 1)
+	r.counted("user.registrations", 2)
+	if gone := r.look(0); gone != idleChunk {
+		t.Errorf("%d gave their place, want those of a piece, %d", gone, idleChunk)
+	}
+}
