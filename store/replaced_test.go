@@ -267,8 +267,10 @@ func TestSQLiteFileIsWatchedWhileNobodyCounts(t *testing.T) {
 			u.db = sqliteOf(t)(u.path)
 			defer u.db.Close()
 			var err error
-			u.s, err = New(t.Context(), u.db, Config{Interval: 20 * time.Millisecond})
+			u.s, err = open(t.Context(), u.db, Config{Interval: 20 * time.Millisecond})
 			u.must(err)
+			u.s.quiet = 200 * time.Millisecond
+			u.s.begin()
 			defer u.s.Shutdown(context.WithoutCancel(t.Context()))
 			u.count(5)
 			u.flush()
@@ -276,6 +278,7 @@ func TestSQLiteFileIsWatchedWhileNobodyCounts(t *testing.T) {
 				n, err := u.s.Get(t.Context(), underName)
 				return n == 5 && err == nil
 			})
+			u.eventually("nothing else looks at the database", u.s.asleep.Load)
 			if moved {
 				u.must(os.Rename(u.path, u.path+".aside"))
 				u.eventually("it is said", func() bool { return u.s.Stats().Err != nil })
