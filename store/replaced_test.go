@@ -271,7 +271,11 @@ func TestSQLiteFileIsWatchedWhileNobodyCounts(t *testing.T) {
 			u.must(err)
 			u.s.quiet = 200 * time.Millisecond
 			u.s.begin()
-			defer u.s.Shutdown(context.WithoutCancel(t.Context()))
+			defer func() {
+				ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Second)
+				defer cancel()
+				_ = u.s.Shutdown(ctx) // which may wait for the file, where it is not there
+			}()
 			u.count(5)
 			u.flush()
 			u.eventually("it is folded", func() bool {
