@@ -179,6 +179,66 @@ func TestARefusedNameKeepsOnlyItsOwnWriterWaiting(t *testing.T) {
 	}
 }
 
+// Where even the count of what was dropped is refused beside a name, so that its batch
+// can be neither counted nor set aside, the others are folded; at once, where they wait;
+// and nothing is said any more when another instance has folded it.
+func TestWhatCannotBeSetAsideKeepsOnlyItsOwnWriterWaiting(t *testing.T) {
+	for kind, c := range map[string]struct{ on, off string }{
+		"sqlite": {`CREATE TRIGGER never BEFORE INSERT ON usage_metrics WHEN NEW.key IN ('feature.bad.used', 'usagekit.counts.dropped') BEGIN SELECT RAISE(ABORT, 'never'); END`,
+			`DROP TRIGGER never`},
+		"postgres": {`ALTER TABLE usage_metrics ADD CONSTRAINT never CHECK (key NOT IN ('feature.bad.used', 'usagekit.counts.dropped'))`,
+			`ALTER TABLE usage_metrics DROP CONSTRAINT never`},
+	} {
+		t.Run(kind, func(t *testing.T) {
+			open := pools(t, kind)
+			s, other := unstarted(t, open(), nil), unstarted(t, open(), nil)
+			arrives := func(writer string, seq int, name string) {
+				t.Helper()
+				b := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: name, N: 1}}}
+				execute(t, s, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 4000000000000) ON CONFLICT DO NOTHING`, writer, []byte{})
+				execute(t, s, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?)`, writer, seq, b.Opened, b.Encode())
+			}
+			execute(t, s, c.on)
+			arrives("a", 1, "feature.bad.used")
+			if _, err := s.fold(t.Context(), true); err == nil {
+				t.Fatal("it is folded")
+			}
+			stood(s)
+			for seq := range 8 {
+				arrives("b", seq+1, "feature.b.used")
+				leader, before := false, int64(seq)
+				for n := 0; metricsOf(t, s)["feature.b.used"] == before; n++ {
+					execute(t, s, `UPDATE usage_meta SET value = ' 0' WHERE name = 'lease'`)
+					wait, _ := s.foldTurn(&leader)
+					if folded := metricsOf(t, s)["feature.b.used"] > before; n == 4 || !folded && wait > minBackoff/2 {
+						t.Fatalf("batch %d of another writer waits for another %v after %d folds: %v", seq+1, wait, n+1, s.Stats().Err)
+					}
+				}
+				if s.Stats().Err == nil {
+					t.Error("a batch is refused, and Stats.Err is nil")
+				}
+				if seq%2 == 1 { // it is tried again although others wait
+					s.mu.Lock()
+					for writer, r := range s.refusals {
+						r.tried = r.tried.Add(-refusedAgain)
+						s.refusals[writer] = r
+					}
+					s.mu.Unlock()
+				}
+			}
+			execute(t, s, c.off)
+			foldAll(t, other)
+			leader := false
+			if s.foldTurn(&leader); s.Stats().Err != nil {
+				t.Errorf("another instance has folded it: %v", s.Stats().Err)
+			}
+			if got, want := metricsOf(t, s), (map[string]int64{"feature.bad.used": 1, "feature.b.used": 8}); !maps.Equal(got, want) {
+				t.Errorf("got %v\nwant %v", got, want)
+			}
+		})
+	}
+}
+
 // Flush and Reset of other instances work beside it; and steady counts of theirs do not
 // keep it from being tried again.
 func TestOthersFlushBesideARefusedName(t *testing.T) {
