@@ -86,6 +86,16 @@ func metricsOf(t *testing.T, s *Store) map[string]int64 {
 	return totals
 }
 
+// refusedLongAgo has what was refused be tried again although others wait.
+func refusedLongAgo(s *Store) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for writer, r := range s.refusals {
+		r.tried = r.tried.Add(-refusedAgain)
+		s.refusals[writer] = r
+	}
+}
+
 // One name that the database refuses keeps its own writer's batches waiting, in their
 // order; those of others are folded, and it is said what waits. Once it is undone, or
 // has stood for as long as no mistake does, all are in, once.
@@ -162,9 +172,15 @@ func TestARefusedNameKeepsOnlyItsOwnWriterWaiting(t *testing.T) {
 					want["feature.(invalid).used"] = 1
 				} else {
 					execute(t, s, c.off)
+					arrives("b", "feature.b.used")
+					want["feature.b.used"]++
+					refusedLongAgo(s)
+					if _, err := s.fold(t.Context(), true); waiting("a") > 1 {
+						t.Errorf("after its pause it was not tried again, for others wait: %v", err)
+					}
 				}
 				for range 30 {
-					if _, err = s.fold(t.Context(), true); waiting("a") == 0 {
+					if _, err = s.fold(t.Context(), true); waiting("a")+waiting("b") == 0 {
 						break
 					}
 				}
@@ -218,21 +234,19 @@ func TestWhatCannotBeSetAsideKeepsOnlyItsOwnWriterWaiting(t *testing.T) {
 					t.Error("a batch is refused, and Stats.Err is nil")
 				}
 				if seq%2 == 1 { // it is tried again although others wait
-					s.mu.Lock()
-					for writer, r := range s.refusals {
-						r.tried = r.tried.Add(-refusedAgain)
-						s.refusals[writer] = r
-					}
-					s.mu.Unlock()
+					refusedLongAgo(s)
 				}
 			}
 			execute(t, s, c.off)
 			foldAll(t, other)
 			leader := false
+			arrives("b", 9, "feature.b.used")
+			execute(t, s, `UPDATE usage_meta SET value = ' 0' WHERE name = 'lease'`)
+			s.folding.swept = 0 // sweepEvery later
 			if s.foldTurn(&leader); s.Stats().Err != nil {
 				t.Errorf("another instance has folded it: %v", s.Stats().Err)
 			}
-			if got, want := metricsOf(t, s), (map[string]int64{"feature.bad.used": 1, "feature.b.used": 8}); !maps.Equal(got, want) {
+			if got, want := metricsOf(t, s), (map[string]int64{"feature.bad.used": 1, "feature.b.used": 9}); !maps.Equal(got, want) {
 				t.Errorf("got %v\nwant %v", got, want)
 			}
 		})
