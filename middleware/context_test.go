@@ -1,10 +1,13 @@
 package middleware
 
 import (
+	"bytes"
 	"context"
 	"io"
+	"mime/multipart"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"testing"
 )
 
@@ -69,6 +72,49 @@ func TestContextLeavesThePatternOutside(t *testing.T) {
 			if r.Pattern != want {
 				t.Errorf("Context %t: the pattern outside is %q, want %q", asked, r.Pattern, want)
 			}
+		}
+	}
+}
+
+// The files that a large form was kept in go with their request, as they do without the
+// middleware: the server looks for them in the request that it made.
+func TestContextLeavesNoFilesOfForms(t *testing.T) {
+	for _, asked := range []bool{false, true} {
+		dir := t.TempDir()
+		t.Setenv("TMPDIR", dir)
+		during := make(chan int, 1)
+		kept := func() int {
+			entries, err := os.ReadDir(dir)
+			if err != nil {
+				t.Error(err)
+			}
+			return len(entries)
+		}
+		srv := httptest.NewServer(New(nowhere{}, Config{Context: asked})(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			if err := r.ParseMultipartForm(1); err != nil {
+				t.Error(err)
+			}
+			during <- kept()
+		})))
+		var body bytes.Buffer
+		form := multipart.NewWriter(&body)
+		file, err := form.CreateFormFile("novel", "novel.txt")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = file.Write(bytes.Repeat([]byte("all work and no play "), 1<<16))
+		form.Close()
+		resp, err := http.Post(srv.URL, form.FormDataContentType(), &body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		srv.Close() // waits for the request's end
+		if n := <-during; n == 0 {
+			t.Fatal("the form was kept in no file: this test cannot see any")
+		}
+		if n := kept(); n > 0 {
+			t.Errorf("asked for: %v: %d files are left", asked, n)
 		}
 	}
 }
