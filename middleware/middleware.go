@@ -242,7 +242,7 @@ func (m *middleware) pass(next http.Handler, c *response, w http.ResponseWriter,
 	if m.cfg.Context {
 		outside := r
 		r = r.WithContext(context.WithValue(r.Context(), writerKey{}, w))
-		defer func() { outside.Pattern = r.Pattern }() // as if it were the same
+		defer func() { outside.Pattern, outside.MultipartForm = r.Pattern, r.MultipartForm }() // as if it were the same
 	}
 	c.enter(r, &m.cfg)
 	next.ServeHTTP(w, r)
