@@ -187,6 +187,46 @@ func TestABatchLeftBehindIsFolded(t *testing.T) {
 	})
 }
 
+// An instance whose Config.Location is not the database's zone is no exception: while all
+// others sleep, and when there are none, what it counts is in the tables after an
+// Interval, in buckets of the database's; then there is silence.
+func TestCountsOfAnotherZoneWhileOthersSleep(t *testing.T) {
+	idle(t, func(t *testing.T, v *idleService) {
+		a := v.instance(Config{})
+		a.Inc("feature.a.used")
+		v.silence("a count")
+		zone, err := time.LoadLocation("Asia/Kathmandu")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := v.instance(Config{StartOffline: true, Location: zone})
+		time.Sleep(time.Second)
+		for i := range int64(4) {
+			if i == 2 { // and it is alone from then on
+				if err := a.Shutdown(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.Inc("feature.b.used")
+			time.Sleep(2100 * time.Millisecond)
+			if got := v.folded("feature.b.used"); got != i+1 {
+				t.Errorf("%d are folded after an Interval, want %d", got, i+1)
+			}
+			if err := b.Stats().Err; err == nil || !strings.Contains(err.Error(), "Config.Location") {
+				t.Errorf("Stats.Err: %v", err)
+			}
+			v.silence("a count of another zone")
+		}
+		var odd int
+		if err := v.db.Get(&odd, `SELECT COUNT(*) FROM usage_history WHERE step = 1 AND bucket % 3600 <> 0`); err != nil || odd > 0 {
+			t.Errorf("%d hours begin as that zone's do, %v", odd, err)
+		}
+		if n := strings.Count(v.logs.String(), "Config.Location is"); n != 1 {
+			t.Errorf("the log says so %d times", n)
+		}
+	})
+}
+
 // A batch that only a later release can read is no reason to ask for ever.
 func TestABatchOfALaterReleaseKeepsNobodyAwake(t *testing.T) {
 	idle(t, func(t *testing.T, v *idleService) {
