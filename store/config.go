@@ -57,8 +57,9 @@ type Config struct {
 
 	// StartOffline has New return at once, whether the database answers or not.
 	// Counting starts, tables are made when the database comes, and until then
-	// reads answer ErrUnavailable. If its zone is not Location, this store fills
-	// the inbox and never folds; Stats.Err says so.
+	// reads answer ErrUnavailable. If its zone is not Location, this store counts
+	// by the database's, as all that count there do, and Stats.Err says so; AddNow and
+	// Take, which answer by a zone at once, refuse.
 	StartOffline bool
 
 	// Logger gets a line per change of state, never one per request or per

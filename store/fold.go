@@ -122,9 +122,6 @@ func (s *Store) foldThrough(ctx context.Context, seq int64) error {
 	if seq == 0 {
 		return nil
 	}
-	if s.isStarted() && s.clash != nil {
-		return s.clash // others fold it, when they like
-	}
 	for pause := time.Millisecond; ; pause = min(2*pause, time.Second/2) {
 		var own struct{ Guard, Waiting int64 }
 		err := s.glance(ctx, func(tx *sqlx.Tx) error {
@@ -165,9 +162,6 @@ func (s *Store) foldThrough(ctx context.Context, seq int64) error {
 // is counted, its writer's guard advanced and its inbox row gone, all or
 // nothing. force folds although another has the lease.
 func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
-	if s.isStarted() && s.clash != nil {
-		return foldResult{busy: true}, nil // its buckets would be another zone's
-	}
 	s.mu.Lock()
 	memory := s.folding
 	s.mu.Unlock()

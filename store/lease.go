@@ -111,10 +111,6 @@ func (s *Store) quietly(wait time.Duration) time.Duration {
 // foldTurn looks whether there is work, and folds it if it may. It returns when
 // to look again, and whether a batch of our own is a reason to look sooner.
 func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
-	if s.clash != nil {
-		s.report(&s.foldErr, s.clash)
-		return forGood, false
-	}
 	l, err := s.look(s.run)
 	if err != nil {
 		s.report(&s.foldErr, err)

@@ -97,6 +97,7 @@ func (s *Store) start(ctx context.Context, anyZone bool) error {
 				if !anyZone {
 					return s.clash
 				}
+				s.log.Warn("usagekit: counts are kept in the database's zone", "error", s.clash)
 			}
 			s.spool.SetDatabase(found.id)
 			s.logStart(found.database)

@@ -168,7 +168,7 @@ type Stats struct {
 	Skew          time.Duration // the database's clock minus this host's, as of the last read; 0: nothing was read
 	Degraded      string        // why counts are in memory only although there is a spool, or files wait in it for somebody, or that this process has other rules of the zone than the database; "": none of it
 	Corrupt       int           // files of the spool that this store set aside, for somebody to look at
-	Err           error         // why the last flush or fold failed; nil: it did not
+	Err           error         // why the last flush or fold failed, or that Config.Location is not the database's zone; nil: neither
 }
 
 // ErrUnavailable is in every error that means "the database does not answer
@@ -205,7 +205,7 @@ type Store struct {
 	calendar calendar       // known once started
 	zone     *time.Location // Config.Location
 	rules    atomic.Pointer[rules]
-	clash    error  // the database has another zone: this store must not fold
+	clash    error  // the database has another zone, by which this store counts
 	writer   string // random, of this Store alone
 	live     *counter.Set
 	spool    *counter.Spool // nil: memory only
@@ -485,6 +485,9 @@ func (s *Store) Stats() Stats {
 	}
 	if !st.Oldest.IsZero() {
 		st.Oldest = st.Oldest.In(loc)
+	}
+	if s.isStarted() {
+		st.Err = s.clash
 	}
 	for _, err := range []error{s.foldErr, s.adoptErr, s.sendErr, s.fileErr} {
 		if err != nil {
