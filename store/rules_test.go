@@ -5,6 +5,77 @@ import (
 	"time"
 )
 
+// Rules do not take turns: those of an older image do not come back beside an instance
+// of the newer ones that counts, in whatever way and whoever folds, nor after a weekend
+// in which nobody counted; and they do a week after the last of those was seen.
+func TestRulesOfALivingInstance(t *testing.T) {
+	old, young := time.FixedZone("Asia/Almaty", 6*3600), time.FixedZone("Asia/Almaty", 5*3600)
+	instance := func(restart func(Config) *Store, zone *time.Location) *Store {
+		cfg := quietly()
+		cfg.Location = zone
+		return restart(cfg)
+	}
+	inForce := func(t *testing.T, s *Store) (which string) {
+		t.Helper()
+		if err := s.db.Get(&which, `SELECT value FROM usage_meta WHERE name = 'rules'`); err != nil {
+			t.Fatal(err)
+		}
+		return which
+	}
+	for _, c := range []struct {
+		name  string
+		count func(t *testing.T, s *Store) error // of the newer instance
+	}{
+		{"it counts", func(t *testing.T, s *Store) error {
+			s.Inc("feature.a.used")
+			s.seal()
+			_, err := s.sendNext()
+			return err
+		}},
+		{"it counts at once", func(t *testing.T, s *Store) error {
+			_, err := s.AddNow(t.Context(), "feature.a.used", 1)
+			return err
+		}},
+		{"it takes", func(t *testing.T, s *Store) error {
+			_, _, _, err := s.Take(t.Context(), "quota.7.daily", 1, 1000, 24*time.Hour)
+			return err
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
+				o, y := instance(restart, old), instance(restart, young)
+				parts := o.prunings()
+				week := func(pauses ...time.Duration) {
+					for _, pause := range pauses {
+						if err := c.count(t, y); err != nil {
+							t.Fatal(err)
+						}
+						if _, err := o.fold(t.Context(), true); err != nil { // it is the older one that folds
+							t.Fatal(err)
+						}
+						if err := o.prune(t.Context(), parts); err != nil {
+							t.Fatal(err)
+						}
+						time.Sleep(pause)
+					}
+				}
+				for range 3 {
+					week(5*time.Hour, 19*time.Hour, 24*time.Hour, 24*time.Hour, 10*time.Hour, 62*time.Hour)
+					instance(restart, old)
+					if got := inForce(t, y); got != whichOf(textOf(young)) {
+						t.Fatal("the older rules are back beside an instance of the newer ones")
+					}
+				}
+				time.Sleep(9 * aDay)
+				instance(restart, old)
+				if got := inForce(t, y); got != whichOf(textOf(old)) {
+					t.Error("the older rules are not back after nine days without an instance of the newer ones")
+				}
+			})
+		})
+	}
+}
+
 // Rules that were kept are those that were: whatever a zone does with its clocks.
 func TestRulesAreKept(t *testing.T) {
 	for _, name := range []string{"UTC", "Asia/Kathmandu", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca", "Pacific/Apia", "Asia/Almaty", "America/Santiago"} {
