@@ -70,6 +70,7 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 		return 0, fmt.Errorf("store: AddNow: %w", err)
 	}
 	s.applied(done.sums, done.crossings)
+	s.counted()
 	return done.total, nil
 }
 
@@ -240,5 +241,6 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, window ti
 	if err != nil {
 		return 0, time.Time{}, false, fmt.Errorf("store: Take: %w", err)
 	}
+	s.counted()
 	return done.left, done.until, done.ok, nil
 }

@@ -119,8 +119,8 @@ func TestMachinesThatAreSuspendedForget(t *testing.T) {
 				}
 				suspend(c.weekly)
 			}
-			if weeks > c.weeks {
-				t.Errorf("suspended %s: what is too old is removed in week %d, want %d at most", c.name, weeks, c.weeks)
+			if weeks != c.weeks {
+				t.Errorf("suspended %s: what is too old is removed in week %d, want %d", c.name, weeks, c.weeks)
 			}
 		}
 	})

@@ -20,10 +20,13 @@ import (
 // they stand in usage_meta, too: "rules" says which are in force, "rules/<which>" has
 // when an instance was seen that has them itself, and what they are. Rules that come
 // for the first time are in force from then on; those of before, that an older image
-// brings again, when nobody was seen with the others for rulesKept.
+// brings again, when nobody was seen with the others for rulesKept. Each instance that
+// counts says once a day that it is there, whoever folds; and a weekend in which nobody
+// counts is no reason to think that it is gone.
 const (
 	sqlRules  = `COALESCE((SELECT r.value FROM usage_meta r WHERE r.name = 'rules'), '') AS rules`
-	rulesKept = 48 * time.Hour
+	rulesKept = 8 * 24 * time.Hour
+	rulesAnew = 24 * time.Hour
 )
 
 // firstRules and lastRules are from when on, and up to when, rules are noted.
@@ -176,6 +179,35 @@ func (s *Store) keepRules(ctx context.Context, tx *sqlx.Tx, now int64) error {
 	}
 	_, err := tx.ExecContext(ctx, s.sql.text(sqlSetMeta), "rules/"+r.which, fmt.Sprintf("%d %s", now, own))
 	return err
+}
+
+// counted is for what counts without a batch: whoever counts is there.
+func (s *Store) counted() {
+	if s.rulesDue() {
+		signal(s.wake)
+	}
+}
+
+func (s *Store) rulesDue() bool {
+	return time.Since(s.began)-time.Duration(s.noted.Load()) >= rulesAnew
+}
+
+// noteRules is keepRules, if that is due. It has a transaction of its own: all instances
+// write the same row, and none must wait for what another one waits for.
+func (s *Store) noteRules() {
+	if !s.rulesDue() {
+		return
+	}
+	err := s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
+		now, _, err := s.now(s.run, tx)
+		if err != nil {
+			return err
+		}
+		return s.keepRules(s.run, tx, now.UnixMilli())
+	})
+	if err == nil { // else with the next count
+		s.noted.Store(int64(time.Since(s.began)))
+	}
 }
 
 // otherRules says that this process has others than those in force; "": it has not.

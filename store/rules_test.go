@@ -2,6 +2,7 @@ package store
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -29,7 +30,7 @@ func TestRulesOfALivingInstance(t *testing.T) {
 		{"it counts", func(t *testing.T, s *Store) error {
 			s.Inc("feature.a.used")
 			s.seal()
-			_, err := s.sendNext()
+			_, err := s.deliver(t.Context())
 			return err
 		}},
 		{"it counts at once", func(t *testing.T, s *Store) error {
@@ -44,12 +45,16 @@ func TestRulesOfALivingInstance(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
 				o, y := instance(restart, old), instance(restart, young)
+				ended := make(chan struct{})
+				go func() { defer close(ended); y.sendLoop() }()
+				defer func() { y.cancel(); <-ended }()
 				parts := o.prunings()
 				week := func(pauses ...time.Duration) {
 					for _, pause := range pauses {
 						if err := c.count(t, y); err != nil {
 							t.Fatal(err)
 						}
+						synctest.Wait()
 						if _, err := o.fold(t.Context(), true); err != nil { // it is the older one that folds
 							t.Fatal(err)
 						}

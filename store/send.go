@@ -168,6 +168,7 @@ func (s *Store) sendLoop() {
 		case waits:
 			backoff = minBackoff
 		default:
+			s.noteRules()
 			select {
 			case <-s.wake:
 			case <-s.run.Done():

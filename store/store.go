@@ -205,8 +205,9 @@ type Store struct {
 	calendar calendar       // known once started
 	zone     *time.Location // Config.Location
 	rules    atomic.Pointer[rules]
-	clash    error  // the database has another zone, by which this store counts
-	writer   string // random, of this Store alone
+	noted    atomic.Int64 // since began, when this instance was noted as one of its rules
+	clash    error        // the database has another zone, by which this store counts
+	writer   string       // random, of this Store alone
 	live     *counter.Set
 	spool    *counter.Spool // nil: memory only
 	spoolDir string         // Config.Spool
