@@ -163,6 +163,45 @@ func TestRetentionWhenTheClockIsRightAgain(t *testing.T) {
 	})
 }
 
+// What was counted within a month keeps its place under a cap, whatever a clock says
+// that is ahead, and however many days before have counts; what was not gives it up,
+// when the clock is right, and after a pause.
+func TestPlacesUnderACapWhenTheClockJumps(t *testing.T) {
+	inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
+		cfg := quietly()
+		cfg.Caps = map[string]int{"feature": 2}
+		s := restart(cfg)
+		parts := s.prunings()
+		count := func(s *Store, name string, want int64) {
+			t.Helper()
+			if n, err := s.AddNow(t.Context(), name, 1); n != want || err != nil {
+				t.Errorf("%s is %d, %v; want %d", name, n, err, want)
+			}
+		}
+		count(s, "feature.old.used", 1)
+		for n := range int64(20) { // the last 20 days have counts
+			count(s, "feature.busy.used", n+1)
+			if err := s.prune(t.Context(), parts); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(aDay)
+		}
+		time.Sleep(20 * aDay) // ahead: it is the 20th day
+		for i, s := range []*Store{s, restart(cfg)} {
+			s.asked = asked{}
+			_ = s.prune(t.Context(), parts)
+			count(s, "feature.new.used", int64(i+1)) // is (other)
+		}
+		count(s, "feature.old.used", 2)
+		for n := range int64(33) { // time goes on, and the clock is believed in the end
+			time.Sleep(aDay)
+			_ = s.prune(t.Context(), parts)
+			count(s, "feature.busy.used", 21+n)
+		}
+		count(s, "feature.new.used", 1)
+	})
+}
+
 // A batch of the right time keeps its history although the clock by which it is
 // folded says that it is too old; and so does a count that AddNow makes then.
 func TestHistoryOfBatchesWhenTheClockJumps(t *testing.T) {

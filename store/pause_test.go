@@ -36,6 +36,16 @@ func TestQuietServicesForget(t *testing.T) {
 				t.Errorf("quiet for %v: what is too old stays", quiet)
 			}
 		}
+		// Set right by some hours, which is little, it was believed; and so is what follows.
+		s := all[1]
+		time.Sleep(3 * time.Hour)
+		s.asked.at = s.asked.at.Add(3 * time.Hour)
+		for _, quiet := range []time.Duration{time.Hour, 62 * time.Hour} {
+			time.Sleep(quiet)
+			if err := s.prune(t.Context(), parts[1]); err != nil {
+				t.Errorf("%v after it was set: %v", quiet, err)
+			}
+		}
 	})
 }
 
