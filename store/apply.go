@@ -46,6 +46,7 @@ type bucket struct {
 type sums struct {
 	calendar calendar
 	now      time.Time // the database's
+	sure     time.Time // the earlier of it and of the last removal: see removal
 	horizon  horizon
 	subjects *subjects // what they will be when this is in the database; nil: as before
 	names    map[string]*sum
@@ -67,11 +68,12 @@ type dated struct{ quarter, n int64 } // Unix ms
 
 // newSums returns none yet, to be written at the database's time now.
 func (s *Store) newSums(now time.Time, pruned removal) *sums {
-	h := s.horizon(pruned.before(now))
+	sure := pruned.before(now)
+	h := s.horizon(sure)
 	if time.Since(now).Abs() > maxSkew { // who knows what is old
 		h = horizon{forever, forever, forever}
 	}
-	return &sums{calendar: s.calendar, now: now, horizon: h, names: map[string]*sum{}, routes: map[string]*sum{}, starts: map[int64][3]int64{}}
+	return &sums{calendar: s.calendar, now: now, sure: sure, horizon: h, names: map[string]*sum{}, routes: map[string]*sum{}, starts: map[int64][3]int64{}}
 }
 
 // add merges n of a name, counted at the time at (Unix ms). The name may be the

@@ -13,8 +13,10 @@ import (
 // What was not counted for a month has no place under a cap any more when something
 // new wants one. Its total stays, and so does its history; when it comes again it is
 // new. History is the witness. What a clock says is not enough: to one that has jumped
-// ahead everything is old. So nothing is old where no other day of that month has
-// counts, nor while the two clocks differ or history is kept for less than a month.
+// ahead everything is old. So a month is one before the last removal of history, which
+// believes no clock alone; what was counted since then counts as well, and nothing is old
+// where that removal is a month ago itself. Nor is it where no other day of that month
+// has counts, nor while the two clocks differ or history is kept for less than a month.
 
 const (
 	idleAfter   = 31 * 24 * time.Hour
@@ -44,8 +46,8 @@ func (s *Store) makeRoom(tx *sqlx.Tx, sums *sums, next *subjects, budget string)
 	defer func() { next.round[budget] = round }()
 	round.again = now.Add(idleAgain)
 	today := s.calendar.start(Day, now)
-	from := s.calendar.start(Day, now.Add(-idleAfter))
-	if time.Since(now).Abs() > maxSkew || sums.horizon.of(Day, budget+".x.y") > from.Unix() {
+	from := s.calendar.start(Day, sums.sure.Add(-idleAfter))
+	if now.Sub(sums.sure) > idleAfter || time.Since(now).Abs() > maxSkew || sums.horizon.of(Day, budget+".x.y") > from.Unix() {
 		return nil
 	}
 	before := s.calendar.buckets(Day, from, today)
