@@ -136,15 +136,30 @@ func TestMachinesThatAreSuspendedForget(t *testing.T) {
 	})
 }
 
-// A process that counts but once, and lives for minutes, looks after what is old as well.
+// A process that counts but once, and lives for minutes, looks after what is old as well,
+// in whatever way it counts.
 func TestShortProcessesForget(t *testing.T) {
-	idle(t, func(t *testing.T, v *idleService) {
-		s := v.instance(Config{})
-		there := s.aged(t)
-		s.Inc("user.7.calls") // of which there are no hours
-		time.Sleep(2 * time.Minute)
-		if there() {
-			t.Error("what is too old stays")
-		}
-	})
+	for name, count := range map[string]func(t *testing.T, s *Store) error{
+		"Add":    func(t *testing.T, s *Store) error { s.Inc("user.7.calls"); return nil }, // of which there are no hours
+		"AddNow": func(t *testing.T, s *Store) error { _, err := s.AddNow(t.Context(), "user.7.calls", 1); return err },
+		"Take": func(t *testing.T, s *Store) error {
+			_, _, _, err := s.Take(t.Context(), "quota.7.daily", 1, 1, 24*time.Hour)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			idle(t, func(t *testing.T, v *idleService) {
+				s := v.instance(Config{})
+				there := s.aged(t)
+				if err := count(t, s); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(2 * time.Minute)
+				if there() {
+					t.Error("what is too old stays")
+				}
+				v.silence("a count")
+			})
+		})
+	}
 }
