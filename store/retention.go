@@ -15,8 +15,9 @@ import (
 )
 
 // Retention is how long history is kept. Totals and months stay for ever. What is
-// older than that is removed by the instance that folds, and a batch that comes so
-// late counts in the totals alone. Each is four days at least.
+// older than that is removed by the instance that folds, or counts at once: within two
+// minutes of its first count, and then once an hour. A batch that comes so late counts in
+// the totals alone. Each is four days at least.
 //
 // Nothing is removed on the word of a clock alone, for it may be wrong. A time that is
 // within two days of the last removal is believed; and, however quiet the service is, one
@@ -25,8 +26,7 @@ import (
 // is when it was said for a week, in which somebody looked every eight days; and where
 // processes come more seldom, by the fourth after a pause. Until then the log has a line,
 // and everything stays. What was counted under a clock that was ahead stays where that
-// put it, in every range that covers that time, until it is old. A process looks when it
-// folds, a minute and a half after its start at the earliest, and then once an hour.
+// put it, in every range that covers that time, until it is old.
 type Retention struct {
 	Hourly    time.Duration // hours; 0: 35 days, negative: for ever
 	Daily     time.Duration // days, no shorter than Hourly; 0: 400 days, negative: for ever
@@ -131,7 +131,8 @@ func (s *Store) prunings() []*pruned {
 	}
 }
 
-// pruneLoop removes what is too old, with a fold of this instance's, once an hour.
+// pruneLoop removes what is too old, with a fold of this instance's, an AddNow or a Take,
+// once an hour.
 func (s *Store) pruneLoop() {
 	if !s.waitStarted() {
 		return

@@ -181,8 +181,10 @@ func (s *Store) keepRules(ctx context.Context, tx *sqlx.Tx, now int64) error {
 	return err
 }
 
-// counted is for what counts without a batch: whoever counts is there.
+// counted is for what counts without a batch: whoever counts is there, and has what is
+// too old removed.
 func (s *Store) counted() {
+	signal(s.folds)
 	if s.rulesDue() {
 		signal(s.wake)
 	}

@@ -232,7 +232,7 @@ type Store struct {
 	crossed    chan struct{} // something may be told
 	telling    chan struct{} // has a token while notifier runs
 	untold     bool          // it failed last; of notifyLoop
-	folds      chan struct{} // something was folded here
+	folds      chan struct{} // something was folded here, or counted at once
 
 	derivedOnce   sync.Once
 	oddOnce       sync.Once    // of AddLLM
