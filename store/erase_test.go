@@ -165,6 +165,7 @@ func TestEraseCutsTheLogInItsTurnAndInTheRightFile(t *testing.T) {
 		t.Errorf("while the connection of writes is in use: %v", err)
 	}
 	s.writes <- token
+	db.SetMaxIdleConns(0) // the next connection would make a file
 	if err := os.Rename(path, path+".aside"); err != nil {
 		t.Fatal(err)
 	}
