@@ -44,7 +44,7 @@ func (r *roomOf) look(off time.Duration) (gone int) {
 	r.Helper()
 	before := len(r.next.known)
 	err := r.s.try(r.Context(), r.s.writes, false, sendTimeout, func(tx *sqlx.Tx) error {
-		sums := r.s.newSums(time.Now().Add(off), removal{})
+		sums := r.s.newSums(time.Now().Add(off), removal{last: time.Now().UnixMilli()})
 		sums.horizon = r.s.horizon(time.Now())
 		return r.s.makeRoom(tx, sums, r.next, "feature")
 	})
