@@ -9,6 +9,7 @@ import (
 	"database/sql"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -80,6 +81,8 @@ func wrapped(db *sql.DB, err error, name string) (*sqlx.DB, error) {
 
 // Run runs all cases on d.
 func Run(t *testing.T, d Database) {
+	// Where nothing is done at once; PostgreSQL has them under the race detector, too.
+	alone := []string{"LargeBatch", "Names", "Each", "RangesAgreeWithAModel", "ManyExceptions", "Zones", "HistoryUnderOtherRules"}
 	for _, c := range []struct {
 		name string
 		test func(*testing.T, *bench)
@@ -142,6 +145,9 @@ func Run(t *testing.T, d Database) {
 		{"Views", views},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			if dbtest.Race() && d.Name == "sqlite" && slices.Contains(alone, c.name) {
+				t.Skip("tried without the race detector, under which SQLite, in Go, takes minutes")
+			}
 			t.Parallel() // most of their time is waiting
 			c.test(t, newBench(t, d))
 		})

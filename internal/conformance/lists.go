@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/usagekit/usagekit/internal/counter"
-	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/store"
 )
 
@@ -195,7 +194,7 @@ func each(t *testing.T, b *bench) {
 	db.SetMaxOpenConns(1) // none is held between pages
 	s := b.storeOn(db, cfg)
 	many := 12_000
-	if b.d.Again || dbtest.Race() {
+	if b.d.Again {
 		many = 2_600 // users and features: still more than a page
 	}
 	spring, autumn := time.Date(2026, 3, 29, 0, 0, 0, 0, zone), time.Date(2026, 10, 25, 0, 0, 0, 0, zone)
@@ -220,16 +219,13 @@ func each(t *testing.T, b *bench) {
 	}
 
 	less := []string{"user.1", "feature."}
-	for i, q := range []store.Query{
+	for _, q := range []store.Query{
 		{}, {Prefix: "api."}, {Prefix: "user."}, {Measure: "requests"}, {Contains: "77"}, {Except: less}, {Prefix: "nobody."}, {Contains: "nobody"},
 		{Name: "x"}, {Name: "user.active.daily"}, {Names: []string{"x", "user.5.requests", "api.requests.total", "api.requests.today"}},
 		{From: spring}, {To: autumn}, {From: spring, To: autumn.Add(3 * time.Hour), Except: []string{"user."}}, {From: spring, To: spring.Add(30 * time.Hour), Contains: "77"},
 		{Names: []string{"x", "user.5.requests", "api.requests.total"}, From: spring},
 		{From: autumn, To: autumn.Add(5 * time.Hour), Prefix: "api."}, {From: time.Now().AddDate(50, 0, 0)},
 	} {
-		if dbtest.Race() && i%4 > 0 {
-			continue // SQLite, in Go, would take its time
-		}
 		want, err := s.Totals(b.ctx, q)
 		if err != nil {
 			t.Fatalf("Totals(%+v): %v", q, err)
@@ -243,7 +239,7 @@ func each(t *testing.T, b *bench) {
 			t.Errorf("Each(%+v): %v, %v; Totals begins %v", q, got, err, want[:min(7, len(want))])
 		}
 	}
-	for i, q := range []store.Query{
+	for _, q := range []store.Query{
 		{Step: store.Hour, Except: []string{"user."}}, {Step: store.Day}, {Step: store.Month}, {Step: store.Month, Prefix: "user."}, {Step: store.Month, Prefix: "api."},
 		{Step: store.Day, From: spring, To: spring.Add(23 * time.Hour)}, {Step: store.Day, From: spring, Contains: "77"}, {Step: store.Month, To: autumn},
 		{Step: store.Hour, Name: "x"}, {Step: store.Hour, Prefix: "api.", From: autumn.Add(time.Hour), To: autumn.Add(5 * time.Hour)},
@@ -251,9 +247,6 @@ func each(t *testing.T, b *bench) {
 		{Step: store.Day, Names: []string{"x", "user.active.daily", "user.1.requests"}}, {Step: store.Month, Names: []string{"x", "user.active.monthly"}},
 		{Step: store.Day, Prefix: "nobody."}, {Step: store.Day, From: time.Now().AddDate(50, 0, 0)},
 	} {
-		if dbtest.Race() && i%4 > 0 {
-			continue
-		}
 		want, err := s.History(b.ctx, q)
 		if err != nil {
 			t.Fatalf("History(%+v): %v", q, err)
