@@ -150,3 +150,30 @@ func TestCurrentSchemaSeesNoDDL(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What postgres.Open opens leads through PgBouncer with the oldest lib/pq that go.mod
+// allows, too: some send settings that it refuses.
+func TestOpenLeadsThroughPgBouncer(t *testing.T) {
+	if store.Server == nil || !store.Server.Private() {
+		t.Log("PgBouncer was not tried: make test does")
+		return
+	}
+	ctx := dbtest.Context(t)
+	db, err := postgres.Open(store.Server.PgBouncer(t, store.Server.NewDatabase(t), 2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	s, err := store.New(ctx, db, store.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Inc("feature.a.used")
+	if err := s.Shutdown(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := db.GetContext(ctx, &n, `SELECT value FROM usage_metrics WHERE key = 'feature.a.used'`); err != nil || n != 1 {
+		t.Errorf("%d, %v, want 1", n, err)
+	}
+}
