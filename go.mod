@@ -8,7 +8,7 @@ require (
 	github.com/DATA-DOG/go-sqlmock v1.5.0
 	github.com/dunglas/httpsfv v1.1.2
 	github.com/jmoiron/sqlx v1.3.1
-	github.com/lib/pq v1.11.0
+	github.com/lib/pq v1.11.2
 	golang.org/x/sys v0.42.0
 	modernc.org/sqlite v1.48.2 // SQLite 3.51.3: before it, two connections could spoil a WAL (https://sqlite.org/wal.html#walresetbug); before 1.48.2, a failed open kept its files open
 )

@@ -7,7 +7,7 @@ replace github.com/usagekit/usagekit => ../..
 require (
 	github.com/VictoriaMetrics/metrics v1.45.0
 	github.com/jmoiron/sqlx v1.3.1
-	github.com/lib/pq v1.11.0
+	github.com/lib/pq v1.11.2
 	github.com/prometheus/client_golang v1.25.0
 	github.com/prometheus/client_model v0.6.3
 	github.com/slok/go-http-metrics v0.13.0
