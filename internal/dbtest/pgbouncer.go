@@ -37,9 +37,12 @@ func (s *Server) PgBouncer(t testing.TB, databaseURL string, size int) string {
 			t.Errorf("PgBouncer: %v", err)
 		}
 	})
-	for range 5 { // another process may take the port first
+	for range 5 { // another process may take the port first, and it ends
 		if err = b.start(); err == nil {
 			return b.url(databaseURL)
+		}
+		if !errors.Is(err, errEnded) {
+			break
 		}
 	}
 	t.Fatalf("PgBouncer does not answer: %v", err)

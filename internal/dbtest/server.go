@@ -213,6 +213,8 @@ func (s *Server) start() error {
 	return nil
 }
 
+var errEnded = errors.New("it has ended")
+
 // answers waits until the database at url does, or the process that should has
 // ended.
 func answers(url string, ended <-chan struct{}, limit time.Duration) error {
@@ -229,7 +231,7 @@ func answers(url string, ended <-chan struct{}, limit time.Duration) error {
 		}
 		select {
 		case <-ended:
-			return fmt.Errorf("it has ended: %w", err)
+			return fmt.Errorf("%w: %w", errEnded, err)
 		case <-ctx.Done():
 			return err
 		case <-time.After(20 * time.Millisecond):
