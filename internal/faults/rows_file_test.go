@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,9 +54,18 @@ func sqliteFileTaken(r *trial) {
 		}
 
 		for _, gone := range []bool{false, true} {
-			r.must(p.signal(syscall.SIGSTOP)) // so that the copy lacks nothing
-			_, err := r.db.ExecContext(r.ctx, `VACUUM INTO ?`, aside)
-			r.must(err)
+			r.eventually(hangs, func() string { // it may be stopped where it keeps others out
+				r.must(p.signal(syscall.SIGSTOP)) // so that the copy lacks nothing
+				_, err := r.db.ExecContext(r.ctx, `VACUUM INTO ?`, aside)
+				if err == nil {
+					return ""
+				}
+				r.must(p.signal(syscall.SIGCONT))
+				if err := os.Remove(aside); err != nil && !errors.Is(err, os.ErrNotExist) {
+					r.must(err)
+				}
+				return "no copy: " + err.Error()
+			})
 			if gone {
 				for _, suffix := range []string{"", "-wal", "-shm"} {
 					r.must(os.Remove(path + suffix))

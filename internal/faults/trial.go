@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -230,7 +231,12 @@ func (r *trial) start(s setup) {
 		r.load.perSecond = s.perSecond
 	}
 	r.load.start(r.ctx)
-	r.Cleanup(r.load.stop)
+	r.Cleanup(func() {
+		for _, p := range r.programs { // one that a test left standing still answers nobody
+			_ = p.signal(syscall.SIGCONT)
+		}
+		r.load.stop()
+	})
 	r.began = time.Now()
 	r.pause(r.lasts(5*time.Second, time.Second))
 	r.eventually(hangs, func() string { // a program with a spool serves before its tables are there
