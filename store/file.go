@@ -277,9 +277,6 @@ func (f *sqliteFile) check() error {
 				f.beside[i] = info
 				continue
 			}
-			if i == 0 && was == nil && info.Size() == 0 {
-				return nil // left by the file before: to SQLite it is none, and the mode another one
-			}
 		}
 		for _, info := range f.beside {
 			f.forget(info)
