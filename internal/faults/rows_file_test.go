@@ -61,6 +61,7 @@ func sqliteFileTaken(r *trial) {
 					return ""
 				}
 				r.must(p.signal(syscall.SIGCONT))
+				r.pause(100*time.Millisecond + time.Duration(r.rng.Int64N(int64(time.Second)))) // to get on
 				if err := os.Remove(aside); err != nil && !errors.Is(err, os.ErrNotExist) {
 					r.must(err)
 				}
@@ -68,7 +69,9 @@ func sqliteFileTaken(r *trial) {
 			})
 			if gone {
 				for _, suffix := range []string{"", "-wal", "-shm"} {
-					r.must(os.Remove(path + suffix))
+					if err := os.Remove(path + suffix); err != nil && (suffix == "" || !errors.Is(err, os.ErrNotExist)) {
+						r.must(err) // the others SQLite may have removed itself
+					}
 				}
 				r.must(p.signal(syscall.SIGCONT))
 				r.fileNamed("deleted")
