@@ -237,6 +237,28 @@ func TestSQLiteFileReplacedWhileItIsOpened(t *testing.T) {
 	u.add(2, 13)
 }
 
+// An empty -wal that this process does not have open is another's, made in place of its
+// own: what it commits to that is at no path, and not stored, from the first time on.
+func TestSQLiteFileWhoseWALIsAnotherWhenItIsOpened(t *testing.T) {
+	var then func()
+	u, over := replaced(t, func(path string) *sqlx.DB {
+		plain := sqliteOf(t)(path)
+		defer plain.Close()
+		dsn := "file:" + path + "?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=table_info(usage_metrics)&_txlock=immediate" // which opens the -wal
+		return sqlx.NewDb(sql.OpenDB(opening{plain.Driver(), dsn, &then}), "sqlite")
+	})
+	over()
+	then = func() { u.must(os.Remove(u.path+"-wal"), os.WriteFile(u.path+"-wal", nil, 0o600)) }
+	u.refused("has lost its -wal")
+	u.add(2, 1003)               // that was brought home: an error of AddNow does not say that nothing was counted
+	other := sqliteOf(t)(u.path) // as the next start sees it
+	defer other.Close()
+	var n int64
+	if err := other.GetContext(t.Context(), &n, `SELECT value FROM usage_metrics WHERE key = ?`, underName); err != nil || n != 1003 {
+		t.Errorf("the file has %d, %v, want 1003", n, err)
+	}
+}
+
 // A -wal that somebody else has put there is not ours: what went into the deleted one is
 // brought home, by every connection that has it.
 func TestSQLiteFileWithAnotherWAL(t *testing.T) {
