@@ -228,6 +228,84 @@ func TestSpoolOnADiskThatHangs(t *testing.T) {
 	close(until)
 }
 
+// stuckFile is one that hangs when it is given up, from when it is told to.
+type stuckFile struct {
+	counter.Mapping
+	hangs  *atomic.Bool
+	hanged chan struct{}
+	until  chan struct{}
+}
+
+func (f stuckFile) Close() {
+	if f.hangs.Load() {
+		f.hanged <- struct{}{}
+		<-f.until
+	}
+	f.Mapping.Close()
+}
+
+type stuckFiles struct {
+	counter.Disk
+	file stuckFile
+}
+
+func (d stuckFiles) Create(dir, file string, size int64) (counter.Mapping, error) {
+	m, err := d.Disk.Create(dir, file, size)
+	if err == nil {
+		d.file.Mapping = m
+		m = d.file
+	}
+	return m, err
+}
+
+// What is between being counted and the queue waits, too: somebody who asks just then
+// is not told that all is stored.
+func TestWhatIsBeingSealedIsPending(t *testing.T) {
+	for name, seal := range map[string]func(*Store, context.Context) error{"Flush": (*Store).Flush, "Shutdown": (*Store).Shutdown} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			db, err := sqlite.Open(filepath.Join(dir, "usage.db"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			var hangs atomic.Bool
+			file := stuckFile{hangs: &hangs, hanged: make(chan struct{}), until: make(chan struct{})}
+			s, err := openOn(dbtest.Context(t), db, Config{Spool: filepath.Join(dir, "spool"), Interval: time.Hour}, func(root string) (counter.Disk, error) {
+				real, err := counter.OpenDisk(root)
+				return stuckFiles{real, file}, err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.begin()
+			s.Inc("feature.a.used")
+			s.Inc("feature.b.used")
+			hangs.Store(true)
+			sealed := make(chan error, 1)
+			go func() { sealed <- seal(s, dbtest.Context(t)) }()
+			<-file.hanged
+			if st := s.Stats(); st.Pending != 2 || st.Oldest.IsZero() {
+				t.Errorf("%d are pending, since %v: 2 are being sealed", st.Pending, st.Oldest)
+			}
+			if s.Inc("feature.a.used"); name != "Shutdown" && s.Stats().Pending != 3 {
+				t.Errorf("%d are pending, want 2 that are being sealed and one more", s.Stats().Pending)
+			}
+			hangs.Store(false)
+			close(file.until)
+			if err := <-sealed; err != nil {
+				t.Error(err)
+			}
+			if st := s.Stats(); name == "Shutdown" && (st.Pending != 0 || !st.Oldest.IsZero()) {
+				t.Errorf("after all %d are pending, since %v", st.Pending, st.Oldest)
+			}
+			if err := s.Shutdown(dbtest.Context(t)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // What waits although another has the lease is reported, when that takes too long.
 func TestLateFoldIsReported(t *testing.T) {
 	if Server == nil {
