@@ -84,6 +84,7 @@ func (s *Store) enqueue(b counter.Sealed) {
 	s.mu.Lock()
 	s.seq = b.Seq
 	s.queue = append(s.queue, sealed{b.Seq, b.Opened, len(b.Counts), b.Payload, b.Spooled, false})
+	s.live.Taken()
 	s.mu.Unlock()
 	signal(s.wake)
 }

@@ -457,8 +457,6 @@ func (s *Store) Stats() Stats {
 		return Stats{}
 	}
 	st := Stats{
-		Pending:  s.live.Live(),
-		Oldest:   s.live.Opened(),
 		Lost:     s.live.Lost(),
 		Overflow: s.live.Overflow(),
 		Invalid:  s.live.Invalid(),
@@ -478,6 +476,7 @@ func (s *Store) Stats() Stats {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	st.Pending, st.Oldest = s.live.Waiting()
 	for _, b := range s.queue {
 		st.Pending += b.names
 	}

@@ -56,9 +56,10 @@ type Set struct {
 	seed     maphash.Seed
 	current  atomic.Pointer[generation] // nil: closed for good
 
-	sealing sync.Mutex  // Seal, Prepare, Close: one at a time
-	spare   *generation // the next one, made ahead; nil: none
-	carry   []string    // the names that it begins with
+	sealing sync.Mutex                 // Seal, Prepare, Close: one at a time
+	spare   *generation                // the next one, made ahead; nil: none
+	carry   []string                   // the names that it begins with
+	leaving atomic.Pointer[generation] // sealed, or about to be, and not Taken yet
 
 	lost, overflow, invalid atomic.Int64
 }
@@ -163,19 +164,32 @@ func (s *Set) Opened() time.Time {
 	return time.Time{}
 }
 
-// Live returns how many names have counts that are not sealed yet.
-func (s *Set) Live() (names int) {
-	g := s.current.Load()
-	if g == nil {
-		return 0
+// Waiting returns how many names have counts that were not Taken yet, and when the
+// first of these was made; zero when there are none. The caller excludes Taken.
+func (s *Set) Waiting() (names int, since time.Time) {
+	current := s.current.Load()
+	leaving := s.leaving.Load() // after current, which it was until then
+	if leaving == current {
+		leaving = nil
 	}
-	for _, c := range g.snapshot() {
-		if c.own.Load()&Max != 0 {
-			names++
+	for _, g := range []*generation{current, leaving} {
+		if g == nil {
+			continue
+		}
+		if ms := g.opened.Load(); ms != 0 {
+			since = time.UnixMilli(ms)
+		}
+		for _, c := range g.snapshot() {
+			if c.own.Load()&Max != 0 {
+				names++
+			}
 		}
 	}
-	return names
+	return names, since
 }
+
+// Taken says that the caller has what Seal or Close returned last.
+func (s *Set) Taken() { s.leaving.Store(nil) }
 
 // Seal ends the current generation and returns its counts; false when nothing
 // was counted in it, and the generation stays.
@@ -187,6 +201,7 @@ func (s *Set) Seal() (Sealed, bool) {
 		return Sealed{}, false
 	}
 	s.prepare(g)
+	s.leaving.Store(g)
 	s.current.Store(s.spare)
 	s.spare = nil
 	return s.seal(g), true
@@ -237,12 +252,15 @@ func (s *Set) Close() (Sealed, bool) {
 		s.spool.Remove(s.spare.seq)
 		s.spare = nil
 	}
-	g := s.current.Swap(nil)
+	g := s.current.Load()
 	if g == nil {
 		return Sealed{}, false
 	}
+	s.leaving.Store(g)
+	s.current.Store(nil)
 	b := s.seal(g)
 	if len(b.Counts) == 0 {
+		s.Taken()
 		s.spool.Remove(g.seq)
 		return Sealed{}, false
 	}
