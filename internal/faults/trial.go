@@ -344,7 +344,7 @@ func (r *trial) fault(f func()) {
 // long that took.
 func (r *trial) drain() time.Duration {
 	r.Helper()
-	drained := func() string {
+	return r.eventually(hangs, func() string {
 		for i, p := range r.programs {
 			if !p.running() {
 				continue
@@ -361,11 +361,7 @@ func (r *trial) drain() time.Duration {
 			return r.fewerThanAnswered()
 		}
 		return ""
-	}
-	took := r.eventually(hangs, drained)
-	r.pause(300 * time.Millisecond) // a batch that is being sealed is nowhere for a moment
-	r.eventually(hangs, drained)
-	return took
+	})
 }
 
 // fewerThanAnswered tells whether a dead program's counts wait in the spool.
