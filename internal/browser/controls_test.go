@@ -52,6 +52,11 @@ func TestRange(t *testing.T) {
 	s.week()
 	p := open(t)
 	p.show(s.url)
+	buckets := func(r string) []string {
+		return ask[struct {
+			Starts []string `json:"starts"`
+		}](s, "series?name=api.requests.total&range="+r).Starts
+	}
 	seen := map[float64]string{}
 	for _, r := range []string{"today", "24h", "7d", "30d", "90d", "13mo"} {
 		p.click(`[data-range="` + r + `"]`)
@@ -61,7 +66,8 @@ func TestRange(t *testing.T) {
 		if pressed := eval[[]string](p, `[...document.querySelectorAll('[data-range][aria-pressed=true]')].map(b => b.dataset.range)`); !slices.Equal(pressed, []string{r}) {
 			t.Errorf("%s is chosen, %v pressed", r, pressed)
 		}
-		if before := seen[p.card("requests")]; before != "" {
+		// In a day's last hour, today is the last 24 hours.
+		if before := seen[p.card("requests")]; before != "" && !slices.Equal(buckets(r), buckets(before)) {
 			t.Errorf("%s shows what %s does", r, before)
 		}
 		seen[p.card("requests")] = r
