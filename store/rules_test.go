@@ -25,7 +25,7 @@ func TestRulesOfALivingInstance(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name  string
-		count func(t *testing.T, s *Store) error // of the newer instance
+		count func(t *testing.T, s *Store) error // of the newer instance; nil: it folds what the older one counts
 	}{
 		{"it counts", func(t *testing.T, s *Store) error {
 			s.Inc("feature.a.used")
@@ -41,6 +41,7 @@ func TestRulesOfALivingInstance(t *testing.T) {
 			_, _, _, err := s.Take(t.Context(), "quota.7.daily", 1, 1000, 24*time.Hour)
 			return err
 		}},
+		{"it folds", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
@@ -48,17 +49,27 @@ func TestRulesOfALivingInstance(t *testing.T) {
 				ended := make(chan struct{})
 				go func() { defer close(ended); y.sendLoop() }()
 				defer func() { y.cancel(); <-ended }()
-				parts := o.prunings()
+				count, folds := c.count, o // it is the older one that folds
+				if count == nil {
+					folds = y
+					count = func(*testing.T, *Store) error {
+						o.Inc("feature.a.used")
+						o.seal()
+						_, err := o.sendNext()
+						return err
+					}
+				}
+				parts := folds.prunings()
 				week := func(pauses ...time.Duration) {
 					for _, pause := range pauses {
-						if err := c.count(t, y); err != nil {
+						if err := count(t, y); err != nil {
 							t.Fatal(err)
 						}
 						synctest.Wait()
-						if _, err := o.fold(t.Context(), true); err != nil { // it is the older one that folds
+						if _, err := folds.fold(t.Context(), true); err != nil {
 							t.Fatal(err)
 						}
-						if err := o.prune(t.Context(), parts); err != nil {
+						if err := folds.prune(t.Context(), parts); err != nil {
 							t.Fatal(err)
 						}
 						time.Sleep(pause)

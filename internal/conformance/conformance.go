@@ -131,6 +131,7 @@ func Run(t *testing.T, d Database) {
 		{"ZoneByAnotherName", zoneByAnotherName},
 		{"HistoryUnderOtherRules", otherRules},
 		{"InstancesOfOtherRules", instancesOfOtherRules},
+		{"OtherRulesAreFollowedAtOnce", otherRulesAreFollowedAtOnce},
 		{"AddNow", addNow},
 		{"Reset", reset},
 		{"LLMCalls", llmCalls},

@@ -351,6 +351,20 @@ func underOtherRules(t *testing.T, b *bench, zones [2]string) {
 	if n := b.number(`SELECT COUNT(*) FROM usage_history WHERE key LIKE 'user.7.%'`); n != 0 {
 		t.Errorf("%d rows of a user that was erased", n)
 	}
+	// Today, of which an instance that knows nothing of this has begun a bucket as well.
+	today := shownSince(store.Day, time.Now().Truncate(quarter), after)
+	row := `INSERT INTO usage_history (step, bucket, key, value) VALUES (2, ?, 'api.requests.total', ?) ON CONFLICT (step, bucket, key) DO UPDATE SET value = excluded.value`
+	b.exec(row, today.Unix(), 3)
+	for n, want := range map[int64]int64{4: 7, counter.Max - 1: counter.Max} {
+		b.exec(row, today.Add(-time.Hour).Unix(), n)
+		got, err := s.Get(b.ctx, "api.requests.today")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got != want && shownSince(store.Day, time.Now().Truncate(quarter), after).Equal(today) { // or it is tomorrow by now
+			t.Errorf("of 3 and %d today: api.requests.today = %d, want %d", n, got, want)
+		}
+	}
 }
 
 // fixed is a zone of this name whose clocks never change, whatever the system has under it.
@@ -371,16 +385,22 @@ func fixed(t *testing.T, name string, offset time.Duration) *time.Location {
 	return zone
 }
 
-// Instances that have other rules of the zone, as those of an older image do, write
-// by one: days that have begun go on, nobody is active in one twice, no quota begins
-// anew, and who has other rules says so.
-func instancesOfOtherRules(t *testing.T, b *bench) {
-	noon := 12 - time.Now().UTC().Hour() // there it is, so that today is today by both rules
+// twoRules are two of one zone, by both of which it is about noon: so today is today.
+func twoRules(t *testing.T) (before, now *time.Location) {
+	noon := 12 - time.Now().UTC().Hour()
 	name := fmt.Sprintf("Etc/GMT%+d", -noon)
 	if noon == 0 {
 		name = "UTC"
 	}
-	before, now := fixed(t, name, time.Duration(noon+1)*time.Hour), fixed(t, name, time.Duration(noon)*time.Hour)
+	return fixed(t, name, time.Duration(noon+1)*time.Hour), fixed(t, name, time.Duration(noon)*time.Hour)
+}
+
+// Instances that have other rules of the zone, as those of an older image do, write
+// by one: days that have begun go on, nobody is active in one twice, no quota begins
+// anew, and who has other rules says so.
+func instancesOfOtherRules(t *testing.T, b *bench) {
+	before, now := twoRules(t)
+	name := now.String()
 	instance := func(zone *time.Location) *store.Store {
 		cfg := b.config()
 		cfg.Location, cfg.Retention = zone, store.Retention{}
@@ -431,5 +451,50 @@ func instancesOfOtherRules(t *testing.T, b *bench) {
 	later := instance(now)
 	if why := later.Stats().Degraded; why != "" {
 		t.Errorf("another one with the new rules: %s", why)
+	}
+}
+
+// An instance that was there before others brought other rules of the zone follows those
+// with the first thing that it does, whatever that is.
+func otherRulesAreFollowedAtOnce(t *testing.T, b *bench) {
+	before, now := twoRules(t)
+	instance := func(zone *time.Location) *store.Store {
+		cfg := b.config()
+		cfg.Location, cfg.Retention = zone, store.Retention{}
+		return b.store(cfg)
+	}
+	day := func(s *store.Store) error {
+		h, err := s.History(b.ctx, store.Query{Name: "feature.a.used", Step: store.Day})
+		if err == nil && (len(h) != 1 || h[0].Start.In(now).Hour() != 0) {
+			err = fmt.Errorf("by day: %v, want one that begins at midnight", h)
+		}
+		return err
+	}
+	ways := []struct {
+		name string
+		do   func(*store.Store) error
+	}{
+		{"History", day},
+		{"AddNow", func(s *store.Store) error { _, err := s.AddNow(b.ctx, "feature.a.used", 1); return err }},
+		{"Take", func(s *store.Store) error {
+			_, _, _, err := s.Take(b.ctx, "quota.7.daily", 1, 100, 24*time.Hour)
+			return err
+		}},
+		{"Flush", func(s *store.Store) error { s.Inc("feature.a.used"); return s.Flush(b.ctx) }},
+	}
+	var of []*store.Store
+	for range ways {
+		of = append(of, instance(before))
+	}
+	updated := instance(now)
+	updated.Inc("feature.a.used")
+	b.flush(updated)
+	for i, way := range ways {
+		if err := way.do(of[i]); err != nil {
+			t.Errorf("%s: %v", way.name, err)
+		}
+		if n := b.number(`SELECT COUNT(DISTINCT bucket) FROM usage_history WHERE step = 2`); n != 1 {
+			t.Errorf("after %s, the day is %d", way.name, n)
+		}
 	}
 }
