@@ -139,6 +139,16 @@ func TestCounter(t *testing.T) {
 	}
 }
 
+// What Counter returns cleans its name once, and not with each count.
+func TestCounterOfACleanedName(t *testing.T) {
+	s := newSet(t, 10)
+	add := s.Counter("feature.\x00.used")
+	add(1)
+	if n := testing.AllocsPerRun(100, func() { add(1) }); n != 0 {
+		t.Errorf("%v allocations of a count, want none", n)
+	}
+}
+
 // Names are found by others while the table grows under them.
 func TestTableGrows(t *testing.T) {
 	const names = 20_000
@@ -301,6 +311,8 @@ func TestClean(t *testing.T) {
 		{"a.", "a.(invalid).(invalid)"},
 		{"a.b.", "a.(invalid).(invalid)"},
 		{strings.Repeat("g", 65) + ".s.m", "other.(invalid).m"},
+		{".s.\x00", "other.(invalid).\uFFFD~6e340b9cffb37a98"},
+		{"\xff.s.", "\uFFFD~a8100ae6aa1940d0.(invalid).(invalid)"},
 		{"g.s." + strings.Repeat("m", 65), "g.(invalid).(invalid)"},
 		{strings.Repeat("m", 65), "other.(invalid).(invalid)"},
 		{"api.requests." + strings.Repeat("m", 65), "api.requests.(invalid)"},

@@ -2,6 +2,7 @@ package counter
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 )
@@ -83,6 +84,25 @@ func TestNamesThatDifferNeverShareACounter(t *testing.T) {
 				t.Errorf("%q, kept as %q: counted %d, want %d", name, Clean(name), n, 3*1001*(i+1))
 			}
 		}
+	}
+}
+
+// Nor do they beyond a cap, where it is the measures that are kept apart.
+func TestMeasuresThatDifferBeyondACap(t *testing.T) {
+	s := New(1, func(string) {}, nil)
+	s.Add("feature.a.used", 1) // takes the only place
+	want := map[string]int64{"feature.a.used": 1}
+	for i, name := range []string{"feature.b.m\x00", Clean("feature.(other).m\x00")} {
+		n := int64(10 << i)
+		s.Add(name, n)
+		_, _, measure := Split(Clean(name))
+		want["feature.(other)."+measure] = n
+	}
+	got := map[string]int64{}
+	b, _ := s.Seal()
+	sum(got, b)
+	if !maps.Equal(got, want) || s.Overflow() != 30 {
+		t.Errorf("counted %v, %d of them beyond the cap; want %v and 30", got, s.Overflow(), want)
 	}
 }
 
