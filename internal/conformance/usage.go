@@ -138,7 +138,10 @@ func llmCalls(t *testing.T, b *bench) {
 	s.AddLLM(store.LLMCall{Model: "huge", Input: counter.Max, Output: 1})
 	s.AddLLM(store.LLMCall{Model: "huger", Input: 1<<63 - 1, Output: 7})
 	s.AddLLM(store.LLMCall{Model: "fails", Failed: "Post \"https://api.example.com/v1/chat/completions\": context deadline exceeded (Client.Timeout exceeded)"})
+	s.AddLLM(store.LLMCall{Model: "fails", Failed: "dial: timeout"})
 	s.AddLLM(store.LLMCall{Model: "fails", Failed: strings.Repeat("é", 33)})
+	s.AddLLM(store.LLMCall{Model: "fails", Failed: "a" + strings.Repeat("é", 33)})
+	s.AddLLM(store.LLMCall{Model: "fails", Failed: strings.Repeat("\x80", 70)}) // which is no text
 	s.AddLLM(store.LLMCall{Model: "fails", Failed: ": " + strings.Repeat("x.", 40)})
 	s.AddLLM(store.LLMCall{Model: "fails", Failed: strings.Repeat("a", 64)})
 	b.flush(s)
@@ -156,7 +159,8 @@ func llmCalls(t *testing.T, b *bench) {
 		"llm.bad.calls": 6, "llm.bad.tokens": 3 + 2 + 5 + 10 + 4, "llm.bad.input_tokens": 3 + 2 + 10, "llm.bad.output_tokens": 5 + 4,
 		"llm.huge.calls": 1, "llm.huge.tokens": counter.Max, "llm.huge.input_tokens": counter.Max, "llm.huge.output_tokens": 1,
 		"llm.huger.calls": 1, "llm.huger.tokens": 7, "llm.huger.output_tokens": 7,
-		"llm.fails.calls": 4, "llm.fails.failed": 4, "error.llm.Post \"https": 1, "error.llm." + strings.Repeat("é", 32): 1,
+		"llm.fails.calls": 7, "llm.fails.failed": 7, "error.llm.Post \"https": 1, "error.llm.dial: timeout": 1,
+		"error.llm." + strings.Repeat("é", 32): 1, "error.llm.a" + strings.Repeat("é", 31): 1, "error.(invalid).(invalid)": 1,
 		"error.llm." + (": " + strings.Repeat("x_", 31)): 1, "error.llm." + strings.Repeat("a", 64): 1,
 	}
 	got := b.totals(s, store.Query{Prefix: "llm."})
@@ -242,6 +246,7 @@ func erase(t *testing.T, b *bench) {
 			n := int64(i + 1)
 			add("user."+id+".requests", n)
 			add("user."+id+".logins", 2*n)
+			add("user."+id+".logins\x00", n)
 			add("quota."+id+".refused", 3*n)
 			add("feature.novel.written", n)
 			add("api.GET /novels.requests", n)
@@ -276,7 +281,7 @@ func erase(t *testing.T, b *bench) {
 		others := func() map[string]int64 {
 			m := b.totals(s, store.Query{})
 			for name := range m {
-				if group, _, measure := store.SplitName(name); (group == "user" || group == "quota") && name == counter.Clean(group+"."+strings.Replace(id, "(x", "((x", 1)+"."+measure) {
+				if group, _, measure := store.SplitName(name); (group == "user" || group == "quota") && name == counter.Named(group, strings.Replace(id, "(x", "((x", 1), measure) {
 					delete(m, name)
 				}
 			}
@@ -303,7 +308,7 @@ func erase(t *testing.T, b *bench) {
 			`SELECT COUNT(*) FROM usage_metrics WHERE key = ?`, `SELECT COUNT(*) FROM usage_history WHERE key = ?`,
 			`SELECT COUNT(*) FROM usage_meta WHERE name LIKE '%/' || ?`,
 		} {
-			for _, name := range []string{"user.%s.requests", "user.%s.logins", "quota.%s.refused", "quota.%s.daily", "quota.%s.hourly"} {
+			for _, name := range []string{"user.%s.requests", "user.%s.logins", "user.%s.logins\x00", "quota.%s.refused", "quota.%s.daily", "quota.%s.hourly"} {
 				name = counter.Clean(fmt.Sprintf(name, subject))
 				if n := b.number(query, name); n != 0 {
 					t.Errorf("%d rows are left of %.40q: %s", n, name, query)
