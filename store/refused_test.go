@@ -195,6 +195,49 @@ func TestARefusedNameKeepsOnlyItsOwnWriterWaiting(t *testing.T) {
 	}
 }
 
+// What is refused slows no fold of others: when it is tried again and refused again, they
+// are folded together as before; and once one is folded, so are all others at once.
+func TestWhatIsRefusedSlowsNoFold(t *testing.T) {
+	for kind, which := range map[string]string{"sqlite": "a trigger with a mistake", "postgres": "a trigger that lacks a right"} {
+		t.Run(kind, func(t *testing.T) {
+			s := unstarted(t, pools(t, kind)(), nil)
+			arrive := func(name string, writers ...string) {
+				t.Helper()
+				for _, writer := range writers {
+					b := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: name, N: 1}}}
+					execute(t, s, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 4000000000000)`, writer, []byte{})
+					execute(t, s, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, 1, ?, ?)`, writer, b.Opened, b.Encode())
+				}
+			}
+			refusedAre := func() int { s.mu.Lock(); defer s.mu.Unlock(); return len(s.refusals) }
+			folds := func(want int) {
+				t.Helper()
+				if f, err := s.fold(t.Context(), true); err != nil || f.batches != want {
+					t.Errorf("a fold has %d batches, %v; want %d", f.batches, err, want)
+				}
+			}
+			c := refuseOne[kind+"/"+which]
+			execute(t, s, c.on)
+			arrive("feature.bad.used", "a", "b", "c")
+			for n := 0; refusedAre() < 3; n++ {
+				if _, err := s.fold(t.Context(), true); err == nil || n == 20 {
+					t.Fatalf("%d are refused after %d folds: %v", refusedAre(), n+1, err)
+				}
+			}
+			s.folding.size = 0 // as it is after some more folds
+			arrive("feature.d.used", "d", "e", "f")
+			refusedLongAgo(s)
+			if f, err := s.fold(t.Context(), true); err == nil {
+				t.Fatalf("nothing that is refused was tried again: %+v", f)
+			}
+			folds(3)
+			execute(t, s, c.off)
+			folds(1)
+			folds(2)
+		})
+	}
+}
+
 // Where even the count of what was dropped is refused beside a name, so that its batch
 // can be neither counted nor set aside, the others are folded; at once, where they wait;
 // and nothing is said any more when another instance has folded it.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/store/sqlite"
 )
 
@@ -202,32 +203,37 @@ func TestSQLiteFileInPlaceOfOneWithAWAL(t *testing.T) {
 	u.add(4, 7)
 }
 
-// opening is a driver's connector, which has something happen once a connection is open.
+// opening is a driver's connector, which has something happen before a connection is
+// opened, and once it is.
 type opening struct {
-	driver driver.Driver
-	dsn    string
-	then   *func()
+	driver      driver.Driver
+	dsn         string
+	first, then *func()
 }
 
 func (o opening) Driver() driver.Driver { return o.driver }
 
 func (o opening) Connect(context.Context) (driver.Conn, error) {
-	conn, err := o.driver.Open(o.dsn)
-	if then := *o.then; then != nil {
-		*o.then = nil
-		then()
+	once := func(f *func()) {
+		if do := *f; do != nil {
+			*f = nil
+			do()
+		}
 	}
+	once(o.first)
+	conn, err := o.driver.Open(o.dsn)
+	once(o.then)
 	return conn, err
 }
 
 // A file that is replaced again while it is opened is not the one that was opened.
 func TestSQLiteFileReplacedWhileItIsOpened(t *testing.T) {
-	var then func()
+	var first, then func()
 	u, over := replaced(t, func(path string) *sqlx.DB {
 		plain := sqliteOf(t)(path)
 		defer plain.Close()
 		dsn := "file:" + path + "?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_txlock=immediate"
-		return sqlx.NewDb(sql.OpenDB(opening{plain.Driver(), dsn, &then}), "sqlite")
+		return sqlx.NewDb(sql.OpenDB(opening{plain.Driver(), dsn, &first, &then}), "sqlite")
 	})
 	again := u.path + ".again"
 	u.copyTo(again) // of 11
@@ -237,15 +243,37 @@ func TestSQLiteFileReplacedWhileItIsOpened(t *testing.T) {
 	u.add(2, 13)
 }
 
+// One at a time opens what stands in the file's place, and decides whether it is used:
+// others are told to come again.
+func TestSQLiteFileIsOpenedAnewOnce(t *testing.T) {
+	var first, then func()
+	u, over := replaced(t, func(path string) *sqlx.DB {
+		plain := sqliteOf(t)(path)
+		defer plain.Close()
+		dsn := "file:" + path + "?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_txlock=immediate"
+		return sqlx.NewDb(sql.OpenDB(opening{plain.Driver(), dsn, &first, &then}), "sqlite")
+	})
+	over()
+	first = func() {
+		if n, err := u.s.Get(t.Context(), underName); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "is opened anew") {
+			t.Errorf("Get, while it is opened: %d, %v", n, err)
+		}
+	}
+	u.add(2, 3)
+	if first != nil {
+		t.Error("it was not opened")
+	}
+}
+
 // An empty -wal that this process does not have open is another's, made in place of its
 // own: what it commits to that is at no path, and not stored, from the first time on.
 func TestSQLiteFileWhoseWALIsAnotherWhenItIsOpened(t *testing.T) {
-	var then func()
+	var first, then func()
 	u, over := replaced(t, func(path string) *sqlx.DB {
 		plain := sqliteOf(t)(path)
 		defer plain.Close()
 		dsn := "file:" + path + "?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=table_info(usage_metrics)&_txlock=immediate" // which opens the -wal
-		return sqlx.NewDb(sql.OpenDB(opening{plain.Driver(), dsn, &then}), "sqlite")
+		return sqlx.NewDb(sql.OpenDB(opening{plain.Driver(), dsn, &first, &then}), "sqlite")
 	})
 	over()
 	then = func() { u.must(os.Remove(u.path+"-wal"), os.WriteFile(u.path+"-wal", nil, 0o600)) }
@@ -277,10 +305,10 @@ func TestSQLiteFileWithAnotherWAL(t *testing.T) {
 }
 
 // Who neither counts nor reads looks after the file, too: what is in a deleted -wal alone
-// is brought home, and what is moved away is said.
+// is brought home, what is moved away is said, and what waits in a copy is folded.
 func TestSQLiteFileIsWatchedWhileNobodyCounts(t *testing.T) {
-	for name, moved := range map[string]bool{"moved away": true, "its -wal deleted": false} {
-		t.Run(name, func(t *testing.T) {
+	for _, what := range []string{"moved away", "its -wal deleted", "replaced by a copy with a batch that waits"} {
+		t.Run(what, func(t *testing.T) {
 			u := &underfoot{T: t, path: filepath.Join(t.TempDir(), "usage.db")}
 			u.db = sqliteOf(t)(u.path)
 			defer u.db.Close()
@@ -300,12 +328,26 @@ func TestSQLiteFileIsWatchedWhileNobodyCounts(t *testing.T) {
 				n, err := u.s.Get(t.Context(), underName)
 				return n == 5 && err == nil
 			})
+			copied := u.path + ".copy"
+			u.copyTo(copied)
 			u.eventually("nothing else looks at the database", u.s.asleep.Load)
-			if moved {
+			switch what {
+			case "moved away":
 				u.must(os.Rename(u.path, u.path+".aside"))
 				u.eventually("it is said", func() bool { return u.s.Stats().Err != nil })
 				u.must(os.Rename(u.path+".aside", u.path))
 				u.eventually("all is well", func() bool { return u.s.Stats().Err == nil })
+				return
+			case "replaced by a copy with a batch that waits":
+				b := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "feature.b.used", N: 7}}}
+				db := sqliteOf(t)(copied)
+				db.MustExec(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES ('w', 0, x'', 4000000000000)`)
+				db.MustExec(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('w', 1, ?, ?)`, b.Opened, b.Encode())
+				u.must(db.Close(), os.Rename(copied, u.path))
+				u.eventually("it is folded", func() bool { // not asked by Get, which would see that it waits
+					var n int64
+					return u.db.Get(&n, `SELECT value FROM usage_metrics WHERE key = 'feature.b.used'`) == nil && n == 7
+				})
 				return
 			}
 			u.must(os.Remove(u.path + "-wal"))

@@ -120,6 +120,13 @@ func TestIdleSubjectsAreLookedForInRounds(t *testing.T) {
 	if gone := r.look(0); gone != 0 {
 		t.Errorf("%d gave their place within the hour", gone)
 	}
+	round := r.next.round["feature"]
+	round.again = time.Now() // an hour later the next round begins with the first one
+	r.next.round["feature"] = round
+	if gone := r.look(0); gone != 1 {
+		t.Errorf("%d gave their place after the hour, want 1", gone)
+	}
+	r.next.add("feature", r.subject(0)+"new.")
 	for _, again := range []time.Duration{0, 2 * idleAgain} { // it is time, or a clock was ahead
 		r.next.round["feature"] = lookup{again: time.Now().Add(again)}
 		for range 3 {
@@ -139,5 +146,29 @@ func TestIdleSubjectsGiveNoMoreRoomThanIsWanted(t *testing.T) {
 	r.counted("user.registrations", 2)
 	if gone := r.look(0); gone != idleChunk {
 		t.Errorf("%d gave their place, want those of a piece, %d", gone, idleChunk)
+	}
+}
+
+// A fold looks through so many, however many there are that want room.
+func TestIdleSubjectsAreLookedForOnceInAFold(t *testing.T) {
+	const all = idleChunk*idleChunks + 1
+	r := newRoom(t, all)
+	for i := range all {
+		r.counted(r.subject(i)+"used", 1+i%2)
+	}
+	r.s.subjects.Store(r.next)
+	var round lookup
+	err := r.s.try(t.Context(), r.s.writes, true, sendTimeout, func(tx *sqlx.Tx) error {
+		now := time.Now()
+		sums := r.s.newSums(now, removal{last: now.UnixMilli()})
+		for i := range 3 {
+			sums.add(now.UnixMilli(), fmt.Sprintf("feature.new%d.used", i), 1)
+		}
+		err := r.s.capSubjects(tx, sums)
+		round = sums.subjects.round["feature"]
+		return err
+	})
+	if want := r.subject(idleChunk*idleChunks - 1); err != nil || round.last != want {
+		t.Errorf("it looked through those up to %q, %v; want %q", round.last, err, want)
 	}
 }

@@ -136,6 +136,7 @@ func Run(t *testing.T, d Database) {
 		{"Reset", reset},
 		{"LLMCalls", llmCalls},
 		{"Caps", caps},
+		{"CapsOfSeveralInstances", capsOfSeveral},
 		{"CapsOfNoRoutes", capsOfNoRoutes},
 		{"CapsGiveRoomBack", capsGiveRoom},
 		{"CapsOfAreas", capsOfAreas},

@@ -15,6 +15,32 @@ import (
 	"github.com/usagekit/usagekit/store"
 )
 
+// What one instance finds new is known to the next one that asks: together they keep no
+// more subjects, and measures of (other), than one does.
+func capsOfSeveral(t *testing.T, b *bench) {
+	cfg := b.config()
+	cfg.Caps = map[string]int{"feature": 2}
+	one, two := b.store(cfg), b.store(cfg)
+	now := func(s *store.Store, name string) {
+		t.Helper()
+		if _, err := s.AddNow(b.ctx, name, 1); err != nil {
+			t.Error(err)
+		}
+	}
+	now(one, "feature.a.used")
+	now(two, "feature.b.used")
+	now(one, "feature.c.used")
+	b.want(one, map[string]int64{"feature.c.used": 0, "feature.(other).used": 1})
+	now(two, "feature.c.seen")
+	for n := range 62 { // of 64, "used" and "seen" among them
+		one.Inc(fmt.Sprintf("feature.c.m%d", n))
+	}
+	b.flush(one)
+	now(two, "feature.c.shared")
+	b.want(one, map[string]int64{"feature.(other).shared": 0, "feature.(other).(other)": 1, "feature.(other).m61": 1})
+}
+
+// A group has no more subjects than its cap, whoever brings them and when, and its
 // sums stay what was counted.
 func caps(t *testing.T, b *bench) {
 	cfg := b.config()
