@@ -170,7 +170,12 @@ func TestSQLiteFileIsNotOpenedBesideTheOneBefore(t *testing.T) {
 	defer other.Close()
 	u.must(other.Ping())
 	over()
-	u.refused("are in use")
+	for range 3 {
+		u.refused("are in use")
+	}
+	if n := len(u.s.file.Load().former); n != 2 {
+		t.Errorf("%d former files are remembered, want each of 2 once", n)
+	}
 	u.must(other.Close())
 	u.add(2, 3)
 }

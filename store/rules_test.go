@@ -94,7 +94,7 @@ func TestRulesOfALivingInstance(t *testing.T) {
 
 // Rules that were kept are those that were: whatever a zone does with its clocks.
 func TestRulesAreKept(t *testing.T) {
-	for _, name := range []string{"UTC", "Asia/Kathmandu", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca", "Pacific/Apia", "Asia/Almaty", "America/Santiago"} {
+	for _, name := range []string{"UTC", "Asia/Kathmandu", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca", "Pacific/Apia", "Asia/Almaty", "America/Santiago", "Europe/Istanbul"} {
 		zone, err := time.LoadLocation(name)
 		if err != nil {
 			t.Fatal(err)
@@ -103,6 +103,12 @@ func TestRulesAreKept(t *testing.T) {
 		kept, err := zoneOf(text)
 		if err != nil || kept.String() != name || !sameRules(zone, kept, firstRules, lastRules) || textOf(kept) != text {
 			t.Errorf("%s: %v, %v: %d bytes\n%.200s\n%.200s", name, kept, err, len(text), text, textOf(kept))
+		}
+		list := changesOf(zone, firstRules, lastRules)
+		for i := range len(list) - 1 { // what has another name since, or is summer time for ever, has no other buckets
+			if list[i].offset == list[i+1].offset {
+				t.Errorf("%s: a change from %d s to the same at %v", name, list[i].offset, time.Unix(list[i+1].at, 0).UTC())
+			}
 		}
 	}
 	for _, text := range []string{"", "UTC", "UTC 0", "UTC x@y"} {
