@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -268,5 +269,30 @@ func TestRenamedDirectoryOfALivingWriter(t *testing.T) {
 	got.adopt(t, root)
 	if n := got.counts()["feature.a.used"]; n != 11 {
 		t.Errorf("counted %d, want 11", n)
+	}
+}
+
+// So is one that was moved elsewhere, until the writer has ended.
+func TestMovedDirectoryOfALivingWriter(t *testing.T) {
+	root, elsewhere := t.TempDir(), t.TempDir()
+	s, other := openSpool(t, root), openSpool(t, elsewhere)
+	s.Add("feature.a.used", 1)
+	s.Seal()
+	s.Add("feature.a.used", 2)
+	if err := os.Rename(filepath.Join(root, s.spool.dir), filepath.Join(elsewhere, s.spool.dir)); err != nil {
+		t.Fatal(err)
+	}
+	s.Prepare() // in a directory that is made anew
+	s.Seal()
+	for range 3 {
+		runtime.GC() // which closes what nobody holds
+		time.Sleep(10 * time.Millisecond)
+	}
+	if got, _ := other.adopt(t); len(got) != 0 || len(other.said) != 0 {
+		t.Errorf("found %v of a writer that lives: %q", got, other.said)
+	}
+	s.spool.Release()
+	if got, seqs := other.adopt(t); got["feature.a.used"] != 3 || fmt.Sprint(seqs) != "[1 2]" {
+		t.Errorf("found %v in batches %v of a writer that has ended: %q", got, seqs, other.said)
 	}
 }

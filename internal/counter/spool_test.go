@@ -582,6 +582,41 @@ func TestCopiedSpool(t *testing.T) {
 	}
 }
 
+// A copy that was made file by file while its original went on: of what comes after a file
+// that was not sealed then, nothing is sent, for the original may have sent more.
+func TestSpoolCopiedWhileItsWriterGoesOn(t *testing.T) {
+	root, copied := t.TempDir(), t.TempDir()
+	s := openSpool(t, root)
+	copyFile := func(seq int64) {
+		t.Helper()
+		name := filepath.Join(s.spool.dir, fileName(seq))
+		content, err := os.ReadFile(filepath.Join(root, name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(copied, name), content, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(copied, s.spool.dir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s.Add("feature.a.used", 1)
+	copyFile(1)
+	s.Add("feature.a.used", 2)
+	s.Seal()
+	s.Add("feature.a.used", 4)
+	s.Seal()
+	copyFile(2)
+	other := openSpool(t, copied)
+	if got, seqs := other.adopt(t); len(got) != 0 {
+		t.Errorf("found %v in batches %v, want none", got, seqs)
+	}
+	if n := other.spool.Aside(); n != 2 || other.lost != 0 {
+		t.Errorf("%d set aside, %d lost: %q", n, other.lost, other.said)
+	}
+}
+
 // Files for another database, or of a later release, stay for whom they concern.
 func TestForeignFilesStay(t *testing.T) {
 	root := t.TempDir()
