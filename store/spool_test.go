@@ -200,6 +200,7 @@ func TestShutdownAfterTheSpoolWasRemoved(t *testing.T) {
 		if err := s.Flush(flush); err == nil { // it is sealed now
 			t.Error("Flush: no error")
 		}
+		synctest.Wait() // for the next file, which may be being made
 		if err := os.RemoveAll(cfg.Spool); err != nil {
 			t.Fatal(err)
 		}
