@@ -130,7 +130,7 @@ func TestImportArrows(t *testing.T) {
 		"/example":              {module + "/internal/counter", module + "/middleware", module + "/dashboard", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
 		"/internal/dbtest":      {"github.com/lib/pq"}, // only tests import these four
 		"/internal/memdisk":     {module + "/internal/counter"},
-		"/internal/faults":      {module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite"},
+		"/internal/faults":      {module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
 		"/internal/conformance": {module + "/internal/counter", module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx", "github.com/lib/pq"},
 	}
 	seen := 0

@@ -22,6 +22,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/iotest"
@@ -85,11 +86,12 @@ var protocols = []string{"HTTP/1.1", "HTTP/2.0"}
 
 // serve starts a server of one protocol, whose log goes to w, and waits with the
 // WaitGroup for its handlers.
-func serve(t *testing.T, protocol string, w io.Writer, h http.Handler) (*httptest.Server, *sync.WaitGroup) {
-	var serving sync.WaitGroup
+func serve(t *testing.T, protocol string, w io.Writer, h http.Handler) (*httptest.Server, *running) {
+	var serving running
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		serving.Add(1)
-		defer serving.Done()
+		serving.handlers.Add(1)
+		serving.seen.Add(1)
+		defer serving.handlers.Done()
 		h.ServeHTTP(w, r)
 	}))
 	srv.Config.ErrorLog = log.New(w, "", 0)
@@ -103,6 +105,18 @@ func serve(t *testing.T, protocol string, w io.Writer, h http.Handler) (*httptes
 	srv.Client().CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	srv.Client().Transport.(*http.Transport).ExpectContinueTimeout = time.Hour
 	return srv, &serving
+}
+
+// running are handlers that a client has heard from, of which the race detector knows
+// nothing: what it hears comes through a socket.
+type running struct {
+	handlers sync.WaitGroup
+	seen     atomic.Int64
+}
+
+func (r *running) Wait() {
+	_ = r.seen.Load()
+	r.handlers.Wait()
 }
 
 // answer is all that a client sees of a response, but for its date.

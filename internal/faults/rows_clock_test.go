@@ -11,33 +11,12 @@ import (
 func impossibleTimes(r *trial) {
 	r.start(setup{kills: true})
 	p := r.programs[0]
-	exec := func(query string, args ...any) {
-		r.Helper()
-		_, err := r.db.ExecContext(r.ctx, query, args...)
-		r.must(err)
-	}
-	numbered := func(query string) string {
-		if r.mode.sqlite() {
-			return query
-		}
-		n := 0
-		out := ""
-		for _, c := range query {
-			if c == '?' {
-				n++
-				out += fmt.Sprintf("$%d", n)
-				continue
-			}
-			out += string(c)
-		}
-		return out
-	}
 	now := time.Now()
 	old := now.AddDate(0, 0, -30).Truncate(24 * time.Hour).Unix()
 	far := time.Date(2099, 5, 5, 0, 0, 0, 0, time.UTC).Unix()
 	for _, at := range []int64{old, far} {
 		for step := 1; step <= 2; step++ {
-			exec(numbered(`INSERT INTO usage_history (step, bucket, key, value) VALUES (?, ?, 'feature.kept.used', 1)`), step, at)
+			r.exec(`INSERT INTO usage_history (step, bucket, key, value) VALUES (?, ?, 'feature.kept.used', 1)`, step, at)
 		}
 	}
 	r.fault(func() {
@@ -45,9 +24,9 @@ func impossibleTimes(r *trial) {
 			ms := time.Now().Add(ahead).UnixMilli()
 			spoil := func() {
 				for name, value := range map[string]string{"lease": fmt.Sprintf("dead %d", ms), "folded": fmt.Sprint(ms), "pruned": fmt.Sprintf("%d 0 0", ms)} {
-					exec(numbered(`UPDATE usage_meta SET value = ? WHERE name = ?`), value, name)
+					r.exec(`UPDATE usage_meta SET value = ? WHERE name = ?`, value, name)
 				}
-				exec(numbered(`UPDATE usage_writers SET seen = ?`), ms)
+				r.exec(`UPDATE usage_writers SET seen = ?`, ms)
 			}
 			if r.mode.spools() { // its leader is dead, too
 				r.must(p.kill())

@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/usagekit/usagekit/internal/counter"
 )
 
@@ -167,14 +165,8 @@ func badBatches(r *trial) {
 // insert puts a batch into the inbox.
 func (r *trial) insert(writer string, seq int64, payload []byte) {
 	r.Helper()
-	bind := sqlx.DOLLAR
-	if r.mode.sqlite() {
-		bind = sqlx.QUESTION
-	}
-	_, err := r.db.ExecContext(r.ctx, sqlx.Rebind(bind, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 4000000000000) ON CONFLICT DO NOTHING`), writer, []byte{})
-	r.must(err)
-	_, err = r.db.ExecContext(r.ctx, sqlx.Rebind(bind, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?)`), writer, seq, time.Now().UnixMilli(), payload)
-	r.must(err)
+	r.exec(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 4000000000000) ON CONFLICT DO NOTHING`, writer, []byte{})
+	r.exec(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?)`, writer, seq, time.Now().UnixMilli(), payload)
 }
 
 // one reads a number.

@@ -53,12 +53,6 @@ func killUnsynchronous(r *trial) {
 	}
 }
 
-func (r *trial) exec(query string) {
-	r.Helper()
-	_, err := r.db.ExecContext(r.ctx, query)
-	r.must(err)
-}
-
 func (r *trial) killServers() {
 	r.Helper()
 	r.fault(func() {

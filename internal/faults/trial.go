@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jmoiron/sqlx"
+
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/store"
 	"github.com/usagekit/usagekit/store/postgres"
@@ -196,6 +198,22 @@ func (r *trial) eventually(limit time.Duration, missing func() string) time.Dura
 	}
 }
 
+// exec changes the database. A busy machine's SQLite may be locked for longer than a
+// connection waits.
+func (r *trial) exec(query string, args ...any) {
+	r.Helper()
+	bind := sqlx.DOLLAR
+	if r.mode.sqlite() {
+		bind = sqlx.QUESTION
+	}
+	r.eventually(hangs, func() string {
+		if _, err := r.db.ExecContext(r.ctx, sqlx.Rebind(bind, query), args...); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+}
+
 // start sets up the database, the programs and the load, and lets that go on for
 // a moment, with which the time under the fault is compared.
 func (r *trial) start(s setup) {
@@ -300,8 +318,7 @@ func (r *trial) asRole(databaseURL string, s setup) string {
 		`CREATE ROLE ` + s.role + ` LOGIN PASSWORD '` + s.password + `'`,
 		`GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO ` + s.role,
 	} {
-		_, err := r.db.ExecContext(r.ctx, query)
-		r.must(err)
+		r.exec(query)
 	}
 	return u.String()
 }
