@@ -214,6 +214,12 @@ func differ(t *testing.T, b *bench) {
 		if n, err := s.Get(b.ctx, name); err != nil || n != want[name] {
 			t.Errorf("Get(%.60q) = %d, %v, want %d", name, n, err, want[name])
 		}
+		if n := b.totals(s, store.Query{Name: name})[name]; n != want[name] {
+			t.Errorf("Totals of Name %.60q: %d, want %d", name, n, want[name])
+		}
+	}
+	if got := b.totals(s, store.Query{Names: slices.Collect(maps.Keys(want))}); !maps.Equal(got, want) {
+		t.Errorf("Totals of Names: %v\nwant %v", got, want)
 	}
 	delete(want, "user.active.daily")
 	delete(want, "user.active.monthly")

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 	"unsafe"
 )
 
@@ -393,4 +395,42 @@ func BenchmarkCounter(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		counters[i%len(counters)](1)
 	}
+}
+
+// What was sealed waits until it is Taken: once, and since its first count.
+func TestWhatIsSealedWaitsUntilItIsTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSet(t, 10)
+		want := func(when string, names int, since time.Time) {
+			t.Helper()
+			if n, at := s.Waiting(); n != names || !at.Equal(since) {
+				t.Errorf("%s, %d names wait since %v, want %d since %v", when, n, at, names, since)
+			}
+		}
+		want("at first", 0, time.Time{})
+		first := time.Now()
+		s.Add("feature.a.used", 1)
+		want("counted", 1, first)
+		s.leaving.Store(s.current.Load()) // where Seal is, before the next generation is current
+		want("about to be sealed", 1, first)
+		if _, ok := s.Seal(); !ok {
+			t.Fatal("nothing was sealed")
+		}
+		want("sealed", 1, first)
+		time.Sleep(time.Second)
+		second := time.Now()
+		s.Add("feature.b.used", 1)
+		want("sealed, and counted again", 2, first)
+		s.Taken()
+		want("taken", 1, second)
+		if _, ok := s.Seal(); !ok {
+			t.Fatal("nothing was sealed")
+		}
+		s.Taken()
+		s.current.Load().open() // by an Add that finds it closed, and counts nowhere
+		if _, ok := s.Close(); ok {
+			t.Fatal("a batch of nothing")
+		}
+		want("closed", 0, time.Time{})
+	})
 }
