@@ -142,7 +142,7 @@ func without(payload []byte, user string) (_ []byte, changed bool, err error) {
 		return nil, false, err
 	}
 	n := len(b.Counts)
-	b.Counts = slices.DeleteFunc(b.Counts, func(c counter.Count) bool { return isOf(counter.Kept(c.Name), user) || isOf(c.Name, user) })
+	b.Counts = slices.DeleteFunc(b.Counts, func(c counter.Count) bool { return isOf(c.Name, user) })
 	return b.Encode(), len(b.Counts) < n, nil
 }
 
