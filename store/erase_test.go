@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -86,6 +87,117 @@ func TestEraseBesideManyCrossingsKeepsNoFoldWaiting(t *testing.T) {
 		var bad []string
 		if err := db.Select(&bad, `SELECT value FROM usage_meta WHERE name LIKE 'bad/%'`); err != nil || len(bad) != 3 || strings.Contains(strings.Join(bad, " "), base64Of(b.Encode())) {
 			t.Errorf("what was set aside: %v, %v", bad, err)
+		}
+	}
+	t.Run("sqlite", func(t *testing.T) {
+		test(t, "sqlite", "file:"+filepath.Join(t.TempDir(), "usage.db")+"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_txlock=immediate", "sqlite3")
+	})
+	t.Run("postgres", func(t *testing.T) {
+		if Server == nil {
+			t.Skip("PostgreSQL was not tried: make test does")
+		}
+		test(t, "postgres", Server.NewDatabase(t), "postgres")
+	})
+}
+
+// What waits is rewritten while no fold has it, and before the rows go: else a fold
+// between the two would bring them back.
+func TestEraseTakesAUserOutOfWhatWaits(t *testing.T) {
+	test := func(t *testing.T, driver, dsn, name string) {
+		faults := &dbtest.Faults{}
+		plain, err := faults.Open(driver, dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		db := sqlx.NewDb(plain, name)
+		s := unstarted(t, db, nil)
+		const id, many = "m\x01e", erasePiece + 6
+		if _, err := s.AddNow(t.Context(), "user."+id+".requests", 1); err != nil {
+			t.Fatal(err)
+		}
+		opened := time.Now().UnixMilli()
+		payload := func(counts ...counter.Count) []byte { return counter.Batch{Opened: opened, Counts: counts}.Encode() }
+		other := counter.Count{Name: "feature.a.used", N: 1}
+		mine := payload(other,
+			counter.Count{Name: counter.Named("quota", id, "refused"), N: 1},
+			counter.Count{Name: "user." + id + ".logins", N: 1}, // which is cleaned when it is read
+			counter.Count{Name: counter.Named("user", id, "requests"), N: 3})
+		put := func(writer string, seq int, payload []byte) {
+			t.Helper()
+			db.MustExec(db.Rebind(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?)`), writer, seq, opened, payload)
+		}
+		db.MustExec(db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES ('w', 0, ?, 4000000000000)`), []byte{}) // whose first batch is on its way
+		want := map[int][]byte{}
+		for i := 2; i <= many; i++ {
+			switch want[i] = payload(other); i {
+			case 2, many:
+				put("w", i, mine)
+			case 3:
+				put("w", i, []byte("user.me.requests, damaged"))
+				want[i] = payload(counter.Count{Name: "usagekit.counts.dropped", N: 1})
+			default:
+				put("w", i, want[i])
+			}
+		}
+		check := func() {
+			t.Helper()
+			var batches []waiting
+			if err := db.Select(&batches, `SELECT writer, seq, opened, payload FROM usage_inbox WHERE writer = 'w'`); err != nil || len(batches) != len(want) {
+				t.Errorf("%d batches wait, %v; want %d", len(batches), err, len(want))
+			}
+			for _, w := range batches {
+				if got, err := counter.Decode(w.Payload); !bytes.Equal(w.Payload, want[int(w.Seq)]) {
+					t.Errorf("batch %d is %+v, %v", w.Seq, got, err)
+				}
+			}
+		}
+		var mu sync.Mutex
+		var leased, gone bool
+		var rewritten int
+		var wrong []string
+		faults.Set(func(op dbtest.Op) dbtest.Fault {
+			mu.Lock()
+			defer mu.Unlock()
+			read, write := strings.Contains(op.Query, "payload FROM usage_inbox WHERE (writer, seq) >"), strings.Contains(op.Query, "usage_inbox SET payload")
+			switch {
+			case op.Kind == dbtest.Begin:
+				leased = false
+			case strings.Contains(op.Query, "SET value = value"):
+				leased = true
+			case strings.Contains(op.Query, "DELETE FROM") && strings.Contains(op.Query, "usage_metrics"):
+				if gone = true; !leased {
+					wrong = append(wrong, "without the lease: "+op.Query)
+				}
+			case (read || write) && (gone || !leased):
+				wrong = append(wrong, "without the lease, or after the rows: "+op.Query)
+			}
+			if write {
+				rewritten++
+			}
+			return dbtest.Fault{}
+		})
+		if err := s.Erase(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		faults.Set(nil)
+		check()
+		mu.Lock()
+		defer mu.Unlock()
+		if len(wrong) > 0 || !gone || rewritten != 3 {
+			t.Errorf("rows gone: %t; %d of 3 batches rewritten; %q", gone, rewritten, wrong)
+		}
+		// Of what a later release wrote, only that one knows what it has.
+		later := mine[:len(mine)-counter.SumSize]
+		later[0] = 99
+		sum := sha256.Sum256(later)
+		put("x", 1, append(later, sum[:counter.SumSize]...))
+		if err := s.Erase(t.Context(), id); err == nil || !strings.Contains(err.Error(), "later release") {
+			t.Errorf("beside a batch of a later release: %v", err)
+		}
+		check()
+		var left []byte
+		if err := db.Get(&left, `SELECT payload FROM usage_inbox WHERE writer = 'x'`); err != nil || left[0] != 99 {
+			t.Errorf("the batch of a later release is %q, %v", left, err)
 		}
 	}
 	t.Run("sqlite", func(t *testing.T) {
