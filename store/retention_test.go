@@ -320,6 +320,20 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 				t.Errorf("History(%+v): %v, %v", q, h, err)
 			}
 		}
+		// What is too old, and was not removed yet, is in no answer.
+		s.put(t,
+			row{bucket{Day, s.calendar.start(Day, ago(450)).Unix(), "feature.old.used"}, 9},
+			row{bucket{Day, s.calendar.start(Day, ago(300)).Unix(), "feature.old.used"}, 2})
+		for _, q := range []Query{{From: ago(500)}, {From: ago(500), To: now}, {To: now}, {From: ago(500), Step: Month}} {
+			q.Name = "feature.old.used"
+			if c, err := s.Totals(ctx, q); err != nil || len(c) != 1 || c[0].N != 2 {
+				t.Errorf("Totals(%+v): %v, %v", q, c, err)
+			}
+			q.Step = max(q.Step, Day)
+			if h, err := s.History(ctx, q); err != nil || len(h) != 1 || h[0].N != 2 {
+				t.Errorf("History(%+v): %v, %v", q, h, err)
+			}
+		}
 		for _, c := range []struct {
 			name string
 			days int
