@@ -343,6 +343,12 @@ func underOtherRules(t *testing.T, b *bench, zones [2]string) {
 			if x+y != all {
 				t.Errorf("%s, days before %v have %d, those from then on %d, want %d together", name, cut.In(after), x, y, all)
 			}
+			if name != "feature.a.used" || !whole {
+				continue
+			}
+			if x, y := total(store.Query{Name: name, To: cut}), total(store.Query{Name: name, From: cut}); x+y != all { // by hours
+				t.Errorf("%s, hours before %v have %d, those from then on %d, want %d together", name, cut.In(after), x, y, all)
+			}
 		}
 	}
 	if err := s.Erase(b.ctx, "7"); err != nil {
