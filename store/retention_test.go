@@ -396,6 +396,49 @@ func TestReadsOfOtherRetentions(t *testing.T) {
 	})
 }
 
+// A range is widened to whole buckets of its step, where it begins after all that was
+// counted, or ends before, too.
+func TestRangesBesideAllCountsAreWidened(t *testing.T) {
+	onEach(t, func(t *testing.T, db *sqlx.DB) {
+		ctx := dbtest.Context(t)
+		s, err := open(ctx, db, Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.cancel()
+		for _, name := range []string{"feature.a.used", "user.1.requests"} {
+			month := s.calendar.start(Month, time.Now().AddDate(0, 0, -60))
+			day := func(n int) time.Time { return month.AddDate(0, 0, n-1) }
+			s.put(t, row{bucket{Day, day(10).Unix(), name}, 3})
+			if name != "feature.a.used" {
+				s.put(t, row{bucket{Month, month.Unix(), name}, 3})
+			}
+			for _, q := range []Query{{From: day(15)}, {To: day(5)}, {From: day(15), To: day(16)}, {From: day(3), To: day(5)}} {
+				q.Name = name
+				for _, step := range []Step{Month, Day} {
+					q.Step = step
+					var want int64
+					if step == Month {
+						want = 3
+					}
+					var got [2]int64
+					totals, err := s.Totals(ctx, q)
+					for _, c := range totals {
+						got[0] += c.N
+					}
+					history, err2 := s.History(ctx, q)
+					for _, c := range history {
+						got[1] += c.N
+					}
+					if err := errors.Join(err, err2); err != nil || got != [2]int64{want, want} {
+						t.Errorf("%s of the 10th, from %v to %v by %v: %d in totals and %d in history, %v; want %d", name, q.From, q.To, step, got[0], got[1], err, want)
+					}
+				}
+			}
+		}
+	})
+}
+
 // A clock that is far off decides nothing about what is old.
 func TestFoldWithAWrongClock(t *testing.T) {
 	onEach(t, func(t *testing.T, db *sqlx.DB) {
