@@ -81,14 +81,17 @@ func TestNumbers(t *testing.T) {
 	s := serve(t)
 	s.week()
 	s.add(map[string]int64{"feature.most.used": 1<<53 - 1, "llm.gpt-4.tokens": 12_345_678})
-	for locale, ranges := range map[string][]string{"en-US": {"today", "24h", "13mo"}, "de-DE": {"7d", "30d"}} {
+	day := func(ago int) string { return time.Now().UTC().AddDate(0, 0, -ago).Format(time.DateOnly) }
+	for locale, ranges := range map[string][]string{
+		"en-US": {"range=today", "range=24h", "range=13mo"},
+		"de-DE": {"range=7d", "range=30d", "from=" + day(8) + "&to=" + day(4)}, // whose last day is not today
+	} {
 		t.Run(locale, func(t *testing.T) {
 			t.Parallel()
 			p := open(t)
 			p.tall()
 			send(p, emulation.SetLocaleOverride, emulation.SetLocaleOverrideParams{Locale: locale})
-			for _, r := range ranges {
-				in := "range=" + r
+			for _, in := range ranges {
 				p.show(s.url + "?" + in)
 				// At the hour the range moves on between the two.
 				var wrong []string
@@ -103,6 +106,38 @@ func TestNumbers(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Beside the active users of today stand those of 30 days, whatever the range is.
+func TestActiveUsersTodayEndTheSameLineInEveryRange(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	s.week()
+	p := open(t)
+	p.tall()
+	lines := func() map[string]string {
+		lines := map[string]string{}
+		for _, in := range []string{"24h", "30d", "90d", "13mo"} {
+			p.show(s.url + "?range=" + in)
+			lines[in] = eval[string](p, `document.querySelector('[data-card="active_day"] .spark path:last-child').getAttribute('d')`)
+		}
+		return lines
+	}
+	differ := func(lines map[string]string) bool {
+		for _, line := range lines {
+			if line == "" || line != lines["24h"] {
+				return true
+			}
+		}
+		return false
+	}
+	got := lines()
+	if differ(got) {
+		got = lines() // a day may have begun between two of them
+	}
+	if differ(got) {
+		t.Errorf("the lines are %q", got)
 	}
 }
 
