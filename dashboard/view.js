@@ -216,7 +216,8 @@ export function parts({ state, zoom }) {
       },
       show([byDay, byMonth, last30 = byDay]) {
         const { range, compare } = state();
-        const d = new Columns(last30.answer, (starts) => Math.max(starts.length - 30, 0)), m = new Columns(byMonth.answer);
+        const now = Date.parse(last30.answer.as_of); // the last month's days to come are there, too
+        const d = new Columns(last30.answer, (starts) => starts.filter((s) => Date.parse(s) <= now).length - 30), m = new Columns(byMonth.answer);
         const days = d.now(daily), months = m.now(monthly);
         const users = days[d.begun - 1] ?? 0, month = months[m.begun - 1] ?? 0;
         const yesterday = days[d.begun - 2], last = months[m.begun - 2];
