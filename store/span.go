@@ -238,17 +238,17 @@ func (s *Store) cut(q *Query, p *part) bool {
 	at := func(i int) time.Time { return time.Unix(c.place(p.kept, p.coarse[i]), 0) }
 	p.from, p.end = at(0), c.next(p.kept, at(len(p.coarse)-1))
 	p.to = p.end
-	if q.From.After(p.from) {
-		p.from = q.From
+	if from := c.start(q.Step, q.From); from.After(p.from) {
+		p.from = from
 	}
-	last := q.To.IsZero() || !q.To.Before(p.to) // nothing is after it
+	to := c.ceil(q.Step, q.To)
+	last := q.To.IsZero() || !to.Before(p.to) // nothing is after it
 	if !last {
-		p.to = q.To
+		p.to = to
 	}
 	if !p.from.Before(p.to) {
 		return false
 	}
-	p.from, p.to = c.start(q.Step, p.from), c.ceil(q.Step, p.to)
 	since := time.Unix(p.gone, 0)
 	if p.from.Before(since) {
 		p.from = c.start(p.kept, p.from)
