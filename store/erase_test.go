@@ -117,7 +117,7 @@ func TestEraseTakesAUserOutOfWhatWaits(t *testing.T) {
 		}
 		opened := time.Now().UnixMilli()
 		payload := func(counts ...counter.Count) []byte { return counter.Batch{Opened: opened, Counts: counts}.Encode() }
-		other := counter.Count{Name: "feature.a.used", N: 1}
+		other := counter.Count{Name: counter.Named("feature", id, "used"), N: 1} // of a feature that is called so
 		mine := payload(other,
 			counter.Count{Name: counter.Named("quota", id, "refused"), N: 1},
 			counter.Count{Name: "user." + id + ".logins", N: 1}, // which is cleaned when it is read

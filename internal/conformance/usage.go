@@ -353,6 +353,16 @@ func erase(t *testing.T, b *bench) {
 			t.Error(err)
 		}
 	}
+	// What usagekit counts users under that have no room is nobody's.
+	s.Inc("user.(other).logins")
+	b.flush(s)
+	before := b.totals(s, store.Query{})
+	if err := s.Erase(b.ctx, "(other)"); err != nil {
+		t.Error(err)
+	}
+	if after := b.totals(s, store.Query{}); !maps.Equal(before, after) || after["user.(other).logins"] != 1 {
+		t.Errorf("erasing (other): %v, before %v", after, before)
+	}
 	if err := s.Erase(b.ctx, ""); err == nil {
 		t.Error("everybody without a name was erased")
 	}
