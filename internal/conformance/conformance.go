@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"errors"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -214,6 +215,16 @@ func (b *bench) storeOn(db *sqlx.DB, cfg store.Config) *store.Store {
 		}
 	})
 	return s
+}
+
+// patiently repeats a read that a busy machine has no time for.
+func (b *bench) patiently(read func() error) error {
+	for {
+		err := read()
+		if !errors.Is(err, store.ErrUnavailable) || b.ctx.Err() != nil {
+			return err
+		}
+	}
 }
 
 func (b *bench) flush(s *store.Store) {

@@ -102,7 +102,10 @@ func poolOfOne(t *testing.T, b *bench) {
 			wg.Go(func() {
 				for range 20 {
 					s.Inc("feature.a.used")
-					if _, err := s.Totals(b.ctx, store.Query{}); err != nil {
+					if err := b.patiently(func() error {
+						_, err := s.Totals(b.ctx, store.Query{})
+						return err
+					}); err != nil {
 						t.Error(err)
 					}
 				}

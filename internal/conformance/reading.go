@@ -122,8 +122,11 @@ func rows(t *testing.T, b *bench) {
 			}
 			for _, from := range []time.Time{{}, time.Now().Add(-24 * time.Hour)} {
 				c.q.From = from
-				rows, err := s.Rows(b.ctx, c.q)
-				if err != nil {
+				var rows []store.Row
+				if err := b.patiently(func() (err error) {
+					rows, err = s.Rows(b.ctx, c.q)
+					return err
+				}); err != nil {
 					t.Errorf("%+v: %v", c.q, err)
 					continue
 				}
