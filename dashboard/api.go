@@ -15,15 +15,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store"
 )
 
 // Names that the store derives, or that the dashboard always shows.
 const (
-	nameTotal         = "api.requests.total"
-	nameToday         = "api.requests.today"
-	nameActiveDaily   = "user.active.daily"
-	nameActiveMonthly = "user.active.monthly"
 	nameRegistrations = "user.registrations"
 	nameDropped       = "usagekit.counts.dropped"
 )
@@ -131,7 +128,7 @@ func (h *handler) readStats(ctx context.Context, limit int) (stats, error) {
 		return stats{}, err
 	}
 	// Most groups are small: a few reads have all of them.
-	api, err := h.readPart(ctx, store.Query{Prefix: "api.", Contains: ".requests", Limit: 2*(limit+1) + sums})
+	api, err := h.readPart(ctx, store.Query{Prefix: "api.", Contains: ".requests", Limit: 2*(limit+1) + naming.Measures})
 	if err != nil {
 		return stats{}, err
 	}
@@ -148,9 +145,9 @@ func (h *handler) readStats(ctx context.Context, limit int) (stats, error) {
 		fixed []string
 		over  []string // what they begin with that are beyond a cap
 	}{
-		{"api", &s.API, api, []store.Query{{Prefix: "api.requests."}, {Prefix: "api.", Measure: "requests"}}, []string{nameTotal, nameToday}, []string{"api.(other).", "api.requests.(other)"}},
+		{"api", &s.API, api, []store.Query{{Prefix: "api.requests."}, {Prefix: "api.", Measure: "requests"}}, []string{naming.RequestsTotal, naming.RequestsToday}, []string{"api.(other).", "api.requests.(other)"}},
 		{"features", &s.Features, rest, []store.Query{{Prefix: "feature."}}, nil, []string{"feature.(other)."}},
-		{"users", &s.Users, part{}, []store.Query{{Prefix: "user."}}, []string{nameActiveDaily, nameActiveMonthly, nameRegistrations}, []string{"user.(other)."}},
+		{"users", &s.Users, part{}, []store.Query{{Prefix: "user."}}, []string{naming.ActiveDaily, naming.ActiveMonthly, nameRegistrations}, []string{"user.(other)."}},
 		{"llm", &s.LLM, rest, []store.Query{{Prefix: "llm."}}, nil, []string{"llm.(other)."}},
 		{"errors", &s.Errors, rest, []store.Query{{Prefix: "error."}}, nil, []string{"error.(other)."}},
 		{"other", &s.Other, rest, []store.Query{{Except: []string{"api.", "feature.", "user.", "llm.", "error."}}}, nil, nil},
@@ -171,7 +168,7 @@ func (h *handler) readStats(ctx context.Context, limit int) (stats, error) {
 			s.Capped = append(s.Capped, group.key)
 		}
 	}
-	s.TotalRequests, s.RequestsToday = s.API[nameTotal], s.API[nameToday]
+	s.TotalRequests, s.RequestsToday = s.API[naming.RequestsTotal], s.API[naming.RequestsToday]
 	return s, nil
 }
 
@@ -180,7 +177,7 @@ func (h *handler) readStats(ctx context.Context, limit int) (stats, error) {
 func (h *handler) capped(ctx context.Context, found map[string]int64, more bool, prefixes []string) (bool, error) {
 	for name := range found {
 		_, subject, measure := store.SplitName(name)
-		if subject == "(other)" || subject == "requests" && measure == "(other)" {
+		if subject == naming.Other || subject == "requests" && measure == naming.Other {
 			return true, nil
 		}
 	}
@@ -226,7 +223,7 @@ func (h *handler) largest(ctx context.Context, limit int, fixed []string, p part
 	limit = max(limit, len(fixed))
 	all, whole := map[string]int64{}, true
 	for _, q := range queries {
-		q.Limit = limit + 1 + sums
+		q.Limit = limit + 1 + naming.Measures
 		counts, ok := p.totals(q)
 		if !ok {
 			var err error
@@ -235,7 +232,7 @@ func (h *handler) largest(ctx context.Context, limit int, fixed []string, p part
 			}
 		}
 		for _, c := range counts {
-			if !isSum(c.Name) {
+			if !naming.SumOfRoutes(c.Name) {
 				all[c.Name] = c.N
 			}
 		}
@@ -260,23 +257,6 @@ func (h *handler) largest(ctx context.Context, limit int, fixed []string, p part
 		top[name] = all[name]
 	}
 	return top, false, nil
-}
-
-const sums = 20 // names of which isSum is true
-
-// isSum tells whether name is what all routes have of a measure, and so no area.
-func isSum(name string) bool {
-	measure, ok := strings.CutPrefix(name, "api.requests.")
-	if !ok {
-		return false
-	}
-	switch measure {
-	case "status_1xx", "status_2xx", "status_3xx", "status_4xx", "status_5xx",
-		"latency_5ms", "latency_10ms", "latency_25ms", "latency_50ms", "latency_75ms", "latency_100ms", "latency_250ms", "latency_500ms",
-		"latency_750ms", "latency_1000ms", "latency_2500ms", "latency_5000ms", "latency_7500ms", "latency_10000ms", "latency_inf":
-		return true
-	}
-	return false
 }
 
 // bySize returns the names in counters, the largest first.
@@ -365,7 +345,7 @@ func (h *handler) readRows(ctx context.Context, q store.Query) ([]row, error) {
 
 func measured(r store.Row) bool {
 	for measure, n := range r.Counts {
-		if n > 0 && strings.HasPrefix(measure, "latency_") {
+		if _, is := naming.LatencyOf(measure); is && n > 0 {
 			return true
 		}
 	}

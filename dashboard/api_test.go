@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store"
 )
 
@@ -159,8 +160,8 @@ func TestStatsOfAnySizes(t *testing.T) {
 				t.Fatalf("%d %v %s", w.Code, err, w.Body)
 			}
 			want := map[string]map[string]int64{
-				"api":      {nameTotal: 0, nameToday: 0},
-				"users":    {nameActiveDaily: 0, nameActiveMonthly: 0, nameRegistrations: 0},
+				"api":      {naming.RequestsTotal: 0, naming.RequestsToday: 0},
+				"users":    {naming.ActiveDaily: 0, naming.ActiveMonthly: 0, nameRegistrations: 0},
 				"features": {}, "llm": {}, "errors": {}, "other": {},
 			}
 			room := map[string]int{}
@@ -176,7 +177,7 @@ func TestStatsOfAnySizes(t *testing.T) {
 				}
 				_, fixed := want[key][c.Name]
 				switch {
-				case isSum(c.Name), group == "api" && subject != "requests" && measure != "requests": // in rows only
+				case naming.SumOfRoutes(c.Name), group == "api" && subject != "requests" && measure != "requests": // in rows only
 				case fixed:
 					want[key][c.Name] = c.N
 				case room[key] > 0:

@@ -19,6 +19,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store"
 )
 
@@ -169,15 +170,10 @@ func (h *handler) exportRows(ctx context.Context, q store.Query) ([]string, iter
 
 // bound sorts measures of latency by their bound, after all others.
 func bound(measure string) int {
-	text, ok := strings.CutPrefix(measure, "latency_")
-	if !ok {
-		return -1
+	if i, ok := naming.LatencyOf(measure); ok {
+		return i
 	}
-	ms, err := strconv.Atoi(strings.TrimSuffix(text, "ms"))
-	if err != nil {
-		return 1 << 30 // latency_inf
-	}
-	return ms
+	return -1
 }
 
 func (h *handler) exportCounts(ctx context.Context, q store.Query) ([]string, iter.Seq2[record, error]) {

@@ -18,8 +18,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store"
 	"github.com/usagekit/usagekit/store/postgres"
 	"github.com/usagekit/usagekit/store/storetest"
@@ -215,7 +215,7 @@ func hostileParameters(t *testing.T, st *store.Store) {
 func checkSelection(t *testing.T, w *httptest.ResponseRecorder, all []store.Count, parameter, value string) {
 	t.Helper()
 	selects := map[string]func(name string) bool{
-		"name":     func(name string) bool { return name == counter.Known(value) },
+		"name":     func(name string) bool { return name == naming.Known(value) },
 		"prefix":   func(name string) bool { return strings.HasPrefix(name, value) },
 		"measure":  func(name string) bool { return strings.HasSuffix(name, "."+value) },
 		"contains": func(name string) bool { return strings.Contains(asciiLower(name), asciiLower(value)) },
@@ -260,7 +260,7 @@ func TestHostileNames(t *testing.T) {
 		for _, name := range []string{"api.GET /%.requests", "user.%.requests", "feature.%.n", "llm.%.tokens"} {
 			name = strings.Replace(name, "%", v, 1)
 			inputs[name] = most
-			name = counter.Clean(name)
+			name = naming.Clean(name)
 			names[name] = most
 			name = strings.TrimPrefix(name, name[:strings.Index(name, ".")+1])
 			shown[visible(strings.TrimSuffix(strings.TrimSuffix(name, ".requests"), ".tokens"))] = true

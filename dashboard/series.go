@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store"
 )
 
@@ -184,7 +185,7 @@ func (h *handler) readSeries(ctx context.Context, q store.Query, step store.Step
 		}
 	}
 	for i, s := range a.Series {
-		if s.Name == nameActiveDaily || s.Name == nameActiveMonthly {
+		if s.Name == naming.ActiveDaily || s.Name == naming.ActiveMonthly {
 			a.Series[i].Total = nil
 		} else {
 			*s.Total = min(*s.Total, maxNumber)
@@ -238,7 +239,7 @@ func (h *handler) nameUsers(ctx context.Context, list []one) {
 // not worth an answer: whatever goes wrong, there are no names.
 func (h *handler) namesOf(ctx context.Context, ids []string) map[string]string {
 	ids = slices.DeleteFunc(slices.Clone(ids), func(id string) bool {
-		return id == "" || strings.HasPrefix(id, "(") && !strings.HasPrefix(id, "((") // "(other)" is nobody
+		return id == "" || naming.Own(id) // "(other)" is nobody
 	})
 	if h.users == nil || len(ids) == 0 {
 		return nil

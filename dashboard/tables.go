@@ -13,6 +13,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store"
 )
 
@@ -129,8 +130,8 @@ func (h *handler) view(ctx context.Context) (*view, error) {
 	v.Headline = []cell{
 		{Label: "Requests, all time", Text: digits(s.TotalRequests)},
 		{Label: "Requests today", Text: digits(s.RequestsToday)},
-		{Label: "Active users today", Text: digits(s.Users[nameActiveDaily])},
-		{Label: "Active users this month", Text: digits(s.Users[nameActiveMonthly])},
+		{Label: "Active users today", Text: digits(s.Users[naming.ActiveDaily])},
+		{Label: "Active users this month", Text: digits(s.Users[naming.ActiveMonthly])},
 		{Label: "Registrations", Text: digits(s.Users[nameRegistrations])},
 	}
 	more := func(group string) bool { return slices.Contains(s.Truncated, group) }
@@ -182,7 +183,7 @@ func (t table) list(counters map[string]int64, prefix, suffix string) table {
 	for _, key := range bySize(counters) {
 		name, begins := strings.CutPrefix(key, prefix)
 		name, ends := strings.CutSuffix(name, suffix)
-		if !begins || !ends || key == nameTotal || key == nameToday {
+		if !begins || !ends || key == naming.RequestsTotal || key == naming.RequestsToday {
 			continue
 		}
 		if len(t.Lines) == shownLines {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"maps"
 	"math"
@@ -13,6 +12,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store"
 )
 
@@ -130,9 +130,9 @@ func pastHour(hour time.Time, daysAgo int, share float64) counter.Batch {
 		if kind.area != "" {
 			counts["api.requests."+kind.area] += n
 		}
-		counts[route+"status_5xx"] += panics
+		counts[route+naming.Measure(naming.Status(500))] += panics
 		counts["error.panic"] += panics
-		counts[fmt.Sprintf("%sstatus_%dxx", route, kind.status)] += n - panics
+		counts[route+naming.Measure(naming.Status(100*kind.status))] += n - panics
 		addLatencies(counts, route, n, takes)
 		switch {
 		case kind.area == "llm":
@@ -164,13 +164,13 @@ func upTo(i, n int) float64 { return math.Log(float64(i+1)) / math.Log(float64(n
 // addLatencies counts n requests by the middleware's bounds.
 func addLatencies(counts map[string]int64, route string, n int64, takes time.Duration) {
 	below := 0.0
-	for _, ms := range []int64{5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10000} {
-		deviations := math.Log(float64(ms)/(takes.Seconds()*1000)) / spread
+	for i, bound := range naming.Bounds() {
+		deviations := math.Log(bound.Seconds()/takes.Seconds()) / spread
 		share := math.Erfc(-deviations/math.Sqrt2) / 2
-		counts[fmt.Sprintf("%slatency_%dms", route, ms)] += part(n, below, share)
+		counts[route+naming.Measure(naming.FirstLatency+i)] += part(n, below, share)
 		below = share
 	}
-	counts[route+"latency_inf"] += part(n, below, 1)
+	counts[route+naming.Measure(naming.Measures-1)] += part(n, below, 1)
 }
 
 // addCalls counts n completions as AddLLM does.

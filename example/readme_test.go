@@ -119,19 +119,20 @@ func TestImportArrows(t *testing.T) {
 		t.Fatalf("go list: %v\n%s", err, out)
 	}
 	allowed := map[string][]string{
-		"/middleware":       {"github.com/dunglas/httpsfv"},
-		"/internal/counter": {"golang.org/x/sys/unix"},
-		"/store":            {module + "/internal/counter", "github.com/jmoiron/sqlx"},
+		"/internal/naming":  {},
+		"/middleware":       {module + "/internal/naming", "github.com/dunglas/httpsfv"},
+		"/internal/counter": {module + "/internal/naming", "golang.org/x/sys/unix"},
+		"/store":            {module + "/internal/naming", module + "/internal/counter", "github.com/jmoiron/sqlx"},
 		"/store/postgres":   {"github.com/jmoiron/sqlx", "github.com/lib/pq"},
 		"/store/sqlite":     {"github.com/jmoiron/sqlx", "modernc.org/sqlite"},
 		"/store/storetest":  {module + "/store", module + "/store/sqlite"},
-		"/dashboard":        {module + "/store"},
+		"/dashboard":        {module + "/internal/naming", module + "/store"},
 		// internal/counter for -demo alone, which makes batches of a month that never was.
-		"/example":              {module + "/internal/counter", module + "/middleware", module + "/dashboard", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
+		"/example":              {module + "/internal/naming", module + "/internal/counter", module + "/middleware", module + "/dashboard", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
 		"/internal/dbtest":      {"github.com/lib/pq"}, // only tests import these four
 		"/internal/memdisk":     {module + "/internal/counter"},
 		"/internal/faults":      {module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
-		"/internal/conformance": {module + "/internal/counter", module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx", "github.com/lib/pq"},
+		"/internal/conformance": {module + "/internal/naming", module + "/internal/counter", module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx", "github.com/lib/pq"},
 	}
 	seen := 0
 	for line := range bytes.Lines(out) {

@@ -29,7 +29,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	usagekit "github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // counts is a Recorder to look into. A latency counts without its bucket: how
@@ -679,9 +679,9 @@ func (n names) Add(name string, i int64) { n[name] += i }
 // No area takes the name of a sum over all routes, which the store keeps of whatever
 // is counted of one.
 func TestAreasOfSums(t *testing.T) {
-	for i := range measures {
-		m := measure(i)
-		if !usagekit.Summed(m) || i > 0 && !usagekit.Derived("api.requests."+m) {
+	for i := range naming.Measures {
+		m := naming.Measure(i)
+		if !naming.Summed(m) || i > 0 && !naming.Derived("api.requests."+m) {
 			t.Errorf("%s is not summed over all routes", m)
 		}
 		for area, want := range map[string]string{m: m + "_", strings.Replace(m, "_", ".", 1): m + "_", m + "_": m + "_", m + "s": m + "s", "x" + m: "x" + m} {
@@ -1043,28 +1043,6 @@ func TestUnwrapComesToAnEnd(t *testing.T) {
 	}
 	SetUser(httptest.NewRecorder(), "7")
 	SetRoute(httptest.NewRecorder(), "/x")
-}
-
-func TestLatencyBuckets(t *testing.T) {
-	const ms = time.Millisecond
-	bounds := []time.Duration{5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10000}
-	for i, b := range bounds {
-		at, beyond := fmt.Sprintf("latency_%dms", b), "latency_inf"
-		if i+1 < len(bounds) {
-			beyond = fmt.Sprintf("latency_%dms", bounds[i+1])
-		}
-		if got := measure(latency(b * ms)); got != at {
-			t.Errorf("%v: %s, want %s", b*ms, got, at)
-		}
-		if got := measure(latency(b*ms + 1)); got != beyond {
-			t.Errorf("%v: %s, want %s", b*ms+1, got, beyond)
-		}
-	}
-	for d, want := range map[time.Duration]string{-1: "latency_5ms", 0: "latency_5ms", time.Hour: "latency_inf"} {
-		if got := measure(latency(d)); got != want {
-			t.Errorf("%v: %s, want %s", d, got, want)
-		}
-	}
 }
 
 // A request allocates its response and the names of its user and area: the names

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/dunglas/httpsfv"
+
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // Taker keeps quotas: a *store.Store.
@@ -179,7 +181,7 @@ func (q *quota) ask(r *http.Request) (key string, limit int64, ok bool) {
 
 func (q *quota) count(key string) {
 	defer func() { _ = recover() }()
-	q.taker.Add("quota."+escape(key)+".refused", 1)
+	q.taker.Add("quota."+naming.Escape(key)+".refused", 1)
 }
 
 // The fields as http.Header has them.

@@ -7,13 +7,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-)
 
-// Subjects that stand for something else than what a request said. One of its
-// own that begins with "(" gets a second one in front.
-const (
-	unmatched = "(unmatched)"
-	failed    = "(error)" // a callback panicked
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // response counts one request. It is the ResponseWriter of what is inside: see
@@ -97,8 +92,8 @@ func (c *response) start() {
 	rec := c.in.rec
 	c.counted = route
 	c.stream = c.stream || isStream(c.inner.Header())
-	route.count(rec, requests)
-	route.count(rec, status(int(c.status)))
+	route.count(rec, naming.Requests)
+	route.count(rec, naming.Status(int(c.status)))
 	if area != "" {
 		rec.Add("api.requests."+area, 1)
 	}
@@ -131,7 +126,7 @@ func (c *response) names(t *told) (route *route, area, user string) {
 		user, pattern, asks = t.user, t.route, c.asks()
 	}
 	route, user = c.routeOf(pattern, asks.Route), c.userOf(user, asks.User)
-	if route.prefix != "api."+unmatched+"." { // anybody makes up paths
+	if route.prefix != "api."+naming.Unmatched+"." { // anybody makes up paths
 		area = c.areaOf(asks.Area)
 	}
 	return route, area, user
@@ -153,7 +148,7 @@ func (c *response) end(returned bool, v any) {
 	defer func() { _ = recover() }()
 	rec := c.in.rec
 	if !c.stream && c.counted != nil {
-		c.counted.count(rec, latency(time.Since(c.in.base)-c.since))
+		c.counted.count(rec, naming.Latency(time.Since(c.in.base)-c.since))
 	}
 	abort := v == http.ErrAbortHandler
 	if abort || c.gone || began && c.cancelled() && !c.whole() && c.left() {
@@ -185,7 +180,7 @@ func (c *response) ask(f func(*http.Request) string) (answer string, ok bool) {
 func (c *response) call(f func(*http.Request) string) (answer string, ok bool) {
 	defer func() {
 		if recover() != nil {
-			answer, ok = failed, false
+			answer, ok = naming.Failed, false
 		}
 	}()
 	return f(c.request), true
@@ -195,35 +190,24 @@ func (c *response) userOf(user string, ask func(*http.Request) string) string {
 	if user == "" {
 		var ok bool
 		if user, ok = c.ask(ask); !ok {
-			return failed
+			return naming.Failed
 		}
 	}
-	return escape(user)
+	return naming.Escape(user)
 }
 
 func (c *response) areaOf(ask func(*http.Request) string) string {
 	area, ok := c.ask(ask)
 	switch {
 	case !ok:
-		return failed
+		return naming.Failed
 	case area == "":
 		return ""
 	}
-	if area = strings.ReplaceAll(area, ".", "_"); isTaken(area) {
+	if area = strings.ReplaceAll(area, ".", "_"); area == "requests" || naming.Derived("api.requests."+area) {
 		return area + "_"
 	}
-	return escape(area)
-}
-
-// isTaken tells whether an area has the name of another counter: of one that a store
-// derives from all routes.
-func isTaken(area string) bool {
-	for i := range measures {
-		if area == measure(i) {
-			return true
-		}
-	}
-	return area == "total" || area == "today"
+	return naming.Escape(area)
 }
 
 func (c *response) routeOf(route string, ask func(*http.Request) string) *route {
@@ -231,7 +215,7 @@ func (c *response) routeOf(route string, ask func(*http.Request) string) *route 
 	if route == "" {
 		var ok bool
 		if route, ok = c.ask(ask); !ok {
-			return known.find(c.in.rec, failed, "", false)
+			return known.find(c.in.rec, naming.Failed, "", false)
 		}
 	}
 	host := false
@@ -240,7 +224,7 @@ func (c *response) routeOf(route string, ask func(*http.Request) string) *route 
 		route, host = p, true
 	}
 	if route == "" {
-		return known.find(c.in.rec, unmatched, "", false)
+		return known.find(c.in.rec, naming.Unmatched, "", false)
 	}
 	return known.find(c.in.rec, route, knownMethod(c.request.Method), host)
 }
@@ -250,11 +234,4 @@ func (c *response) routeOf(route string, ask func(*http.Request) string) *route 
 func isRedirect(r *http.Request) bool {
 	p := r.URL.Path
 	return r.Method == http.MethodConnect && !strings.HasSuffix(p, "/") && r.Pattern == path.Clean(p)+"/"
-}
-
-func escape(subject string) string {
-	if strings.HasPrefix(subject, "(") {
-		return "(" + subject
-	}
-	return subject
 }

@@ -7,7 +7,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
+
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // resolver is what a Recorder may have beside Add, and a *store.Store has: Add for
@@ -45,45 +46,6 @@ func embedsResolver(t reflect.Type) bool {
 	return false
 }
 
-// What is counted of a request under its route: measures, in the order of names.
-const (
-	requests    = 0
-	statusOther = 5 // of a status that is none: the server's fault
-	latencies   = 6
-	measures    = 21
-)
-
-// measure returns the i-th measure's name. Latency has the bounds of
-// OpenTelemetry's http.server.request.duration, and is not cumulative.
-func measure(i int) string {
-	return [measures]string{
-		"requests", "status_1xx", "status_2xx", "status_3xx", "status_4xx", "status_5xx",
-		"latency_5ms", "latency_10ms", "latency_25ms", "latency_50ms", "latency_75ms", "latency_100ms", "latency_250ms", "latency_500ms",
-		"latency_750ms", "latency_1000ms", "latency_2500ms", "latency_5000ms", "latency_7500ms", "latency_10000ms", "latency_inf",
-	}[i]
-}
-
-// status returns the measure of a status: its class.
-func status(code int) int {
-	if class := code / 100; 1 <= class && class <= 5 {
-		return class
-	}
-	return statusOther
-}
-
-// latency returns the measure of a duration.
-func latency(d time.Duration) int {
-	if d <= 5*time.Millisecond { // what most take
-		return latencies
-	}
-	for i, ms := range [...]time.Duration{5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10000} {
-		if d <= ms*time.Millisecond {
-			return latencies + i
-		}
-	}
-	return measures - 1
-}
-
 // route is what the requests of one route count under.
 type route struct {
 	method string // of the request; "": it is no route, but a reserved subject
@@ -92,7 +54,7 @@ type route struct {
 	next   *route // of the same pattern
 
 	prefix string // "api.<route>."
-	counts [measures]func(n int64)
+	counts [naming.Measures]func(n int64)
 }
 
 func newRoute(pattern, method string, host bool) *route {
@@ -135,7 +97,7 @@ func (r *route) count(rec Recorder, i int) {
 		add(1)
 		return
 	}
-	rec.Add(r.prefix+measure(i), 1)
+	rec.Add(r.prefix+naming.Measure(i), 1)
 }
 
 // find returns the one of a list that a request belongs to; nil: none.
@@ -174,7 +136,7 @@ func (r *routes) find(rec Recorder, pattern, method string, host bool) *route {
 	}
 	counter := counterOf(rec)
 	for i := range made.counts {
-		made.counts[i] = counter(made.prefix + measure(i))
+		made.counts[i] = counter(made.prefix + naming.Measure(i))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // A quota's requests pass on what was taken in the database before: the share of
@@ -202,7 +204,7 @@ func (q *quota) call(c *call) {
 	ctx, cancel := context.WithTimeout(context.Background(), takeTimeout)
 	defer cancel()
 	start := time.Now()
-	left, until, ok, err := q.taker.Take(ctx, "quota."+escape(c.key)+"."+q.cfg.Name, t.n, t.limit, q.cfg.Window)
+	left, until, ok, err := q.taker.Take(ctx, "quota."+naming.Escape(c.key)+"."+q.cfg.Name, t.n, t.limit, q.cfg.Window)
 	// An answer that contradicts itself is none, lest we ask for ever.
 	if err != nil || !until.After(start) || !ok && left >= t.n {
 		return

@@ -10,15 +10,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
-)
-
-// The names that apply derives; and after the first one's prefix, those of the other
-// measures that are counter.Summed.
-const (
-	requestsTotal = "api.requests.total"
-	requestsToday = "api.requests.today" // the current day's bucket of requestsTotal
-	activeDaily   = "user.active.daily"
-	activeMonthly = "user.active.monthly"
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 const (
@@ -81,7 +73,7 @@ func (s *Store) newSums(now time.Time, pruned removal) *sums {
 func (s *sums) add(at int64, name string, n int64) {
 	m := s.names[name]
 	if m == nil {
-		m = s.sum(counter.Kept(name))
+		m = s.sum(naming.Kept(name))
 	}
 	quarter := at - mod(at, quarterHour.Milliseconds())
 	for ; m != nil; m = m.whole {
@@ -96,22 +88,14 @@ func (s *sums) sum(name string) *sum {
 	}
 	m := s.next(strings.Clone(name))
 	s.names[m.name] = m
-	if group, subject, measure := counter.Split(m.name); group == "api" && subject != "" && subject != "requests" && counter.Summed(measure) {
+	if group, subject, measure := naming.Split(m.name); group == "api" && subject != "" && subject != "requests" && naming.Summed(measure) {
 		m.whole = s.routes[measure]
 		if m.whole == nil {
-			m.whole = s.next(sumOfRoutes(measure))
+			m.whole = s.next(naming.TotalOf(measure))
 			s.routes[measure] = m.whole
 		}
 	}
 	return m
-}
-
-// sumOfRoutes is the name of what all routes have of a measure.
-func sumOfRoutes(measure string) string {
-	if measure == "requests" {
-		return requestsTotal
-	}
-	return "api.requests." + measure
 }
 
 // next returns a new sum.
@@ -156,9 +140,9 @@ func (s *sums) rows() (totals, history, users []row) {
 	for _, m := range all {
 		name := m.name
 		totals = append(totals, row{bucket{Key: name}, m.total})
-		group, subject, measure := counter.Split(name)
+		group, subject, measure := naming.Split(name)
 		list := 0
-		if group == "user" && measure == "requests" && subject != "" && !counter.Reserved(subject) {
+		if group == "user" && measure == "requests" && subject != "" && !naming.Reserved(subject) {
 			list = 1
 		}
 		for _, d := range m.dated {
@@ -232,9 +216,9 @@ func (s *Store) apply(tx *sqlx.Tx, sums *sums) (crossings int, err error) {
 	err = s.addRows(tx, sqlAddHistory, users, func(row) bool { return true }, func(r row, after int64) {
 		cross(r, after)
 		if after == r.n && after < counter.Max { // a full counter may be old
-			b := bucket{r.Step, r.Bucket, activeDaily}
+			b := bucket{r.Step, r.Bucket, naming.ActiveDaily}
 			if b.Step == Month {
-				b.Key = activeMonthly
+				b.Key = naming.ActiveMonthly
 			}
 			active[b]++
 		}

@@ -7,16 +7,13 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
-	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // defaultCaps are for a nil Config.Caps.
 func defaultCaps() map[string]int {
 	return map[string]int{"api": 5_000, "feature": 10_000, "llm": 1_000, "error": 1_000}
 }
-
-// otherMeasures is how many measures the (other) of a group keeps apart.
-const otherMeasures = 64
 
 const (
 	// It also locks: who finds new subjects decides alone about all of them.
@@ -42,7 +39,7 @@ const areas = "api.requests"
 
 // budgetOf returns what a name takes a place of: its group, or areas.
 func budgetOf(name string) string {
-	group, subject, _ := counter.Split(name)
+	group, subject, _ := naming.Split(name)
 	if group == "api" && subject == "requests" {
 		return areas
 	}
@@ -60,11 +57,11 @@ func (s *Store) capOf(budget string) int {
 // subjectOf returns the group of a name, and what a cap of it counts: the stem, or
 // the name where that is an area, has no subject or is of (other).
 func subjectOf(name string) (group, subject string) {
-	group, subject, _ = counter.Split(name)
-	if subject == "" || subject == counter.Other || group == "api" && subject == "requests" {
+	group, subject, _ = naming.Split(name)
+	if subject == "" || subject == naming.Other || group == "api" && subject == "requests" {
 		return group, name
 	}
-	return group, stem(name)
+	return group, naming.Stem(name)
 }
 
 // capSubjects moves what has a new subject beyond its group's cap to (other). Only
@@ -81,8 +78,8 @@ func (s *Store) capSubjects(tx *sqlx.Tx, sums *sums) error {
 		if _, capped := s.caps[group]; !capped || known != nil && known.known[subject] {
 			return false
 		}
-		_, subject, _ = counter.Split(name)
-		return subject == counter.Other || !counter.Reserved(subject)
+		_, subject, _ = naming.Split(name)
+		return subject == naming.Other || !naming.Reserved(subject)
 	}
 	var names []string
 	for name := range sums.names {
@@ -114,8 +111,8 @@ func (s *Store) capSubjects(tx *sqlx.Tx, sums *sums) error {
 		}
 		group, subject := subjectOf(name)
 		budget := budgetOf(name)
-		_, of, measure := counter.Split(name)
-		wanted := of != counter.Other && (budget != areas || measure != counter.Other)
+		_, of, measure := naming.Split(name)
+		wanted := of != naming.Other && (budget != areas || measure != naming.Other)
 		if wanted && next.count[budget] >= s.capOf(budget) && !looked[budget] {
 			looked[budget] = true
 			if err := s.makeRoom(tx, sums, next, budget); err != nil {
@@ -146,11 +143,11 @@ func (s *Store) capSubjects(tx *sqlx.Tx, sums *sums) error {
 // add notes a subject that is there. Those of usagekit's own take no one's place.
 func (k *subjects) add(group, subject string) {
 	k.known[subject] = true
-	switch _, of, measure := counter.Split(subject); {
-	case of == counter.Other && (counter.Summed(measure) || measure == counter.Other): // beside the others
-	case of == counter.Other:
+	switch _, of, measure := naming.Split(subject); {
+	case of == naming.Other && (naming.Summed(measure) || measure == naming.Other): // beside the others
+	case of == naming.Other:
 		k.other[group]++
-	case counter.Reserved(of), counter.Derived(subject), of == "requests" && measure == counter.Other:
+	case naming.Reserved(of), naming.Derived(subject), of == "requests" && measure == naming.Other:
 	default:
 		k.count[budgetOf(subject)]++
 	}
@@ -158,16 +155,16 @@ func (k *subjects) add(group, subject string) {
 
 // otherOf is the name that counts for one beyond the cap.
 func (k *subjects) otherOf(name string) string {
-	group, subject, measure := counter.Split(name)
+	group, subject, measure := naming.Split(name)
 	if group == "api" && subject == "requests" {
-		return "api.requests." + counter.Other
+		return "api.requests." + naming.Other
 	}
-	name = group + "." + counter.Other + "." + measure
-	if counter.Summed(measure) || measure == counter.Other || k.known[name] { // what sums are derived from always has its place
+	name = group + "." + naming.Other + "." + measure
+	if naming.Summed(measure) || measure == naming.Other || k.known[name] { // what sums are derived from always has its place
 		return name
 	}
-	if k.other[group] >= otherMeasures {
-		return group + "." + counter.Other + "." + counter.Other
+	if k.other[group] >= naming.OtherMeasures {
+		return group + "." + naming.Other + "." + naming.Other
 	}
 	k.add(group, name)
 	return name
@@ -182,7 +179,7 @@ func (s *Store) knownSubjects(tx *sqlx.Tx, token string) (*subjects, error) {
 		if group == "other" {
 			text += " OR " + s.sql.strpos() + "(key, '.') = 0"
 		}
-		err := tx.Select(&list, s.sql.text(text), group+".", group+"..", group+"."+counter.Other+".", group+".", group+"/")
+		err := tx.Select(&list, s.sql.text(text), group+".", group+"..", group+"."+naming.Other+".", group+".", group+"/")
 		if err != nil {
 			return nil, err
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store/postgres"
 )
 
@@ -469,7 +470,7 @@ func TestReadsOfRowsThatLieFarAhead(t *testing.T) {
 		now := time.Now()
 		for n, at := range map[int64]time.Time{1: now, 10: time.Date(2099, 5, 5, 5, 5, 0, 0, time.UTC), 100: time.Date(1970, 5, 5, 5, 5, 0, 0, time.UTC)} {
 			for _, name := range []string{"feature.a.used", "user.7.requests"} {
-				group, _, _ := counter.Split(name)
+				group, _, _ := naming.Split(name)
 				for _, step := range kept(group) {
 					s.put(t, row{bucket{step, s.calendar.start(step, at).Unix(), name}, n})
 				}

@@ -13,6 +13,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 const (
@@ -74,20 +75,20 @@ func (s *Store) Erase(ctx context.Context, user string) error {
 // usagekit's own, and what the middleware makes of one that begins like those.
 func subjectsOf(user string) []string {
 	var subjects []string
-	if !counter.Reserved(user) {
+	if !naming.Reserved(user) {
 		subjects = append(subjects, user)
 	}
-	if strings.HasPrefix(user, "(") {
-		subjects = append(subjects, "("+user)
+	if escaped := naming.Escape(user); escaped != user {
+		subjects = append(subjects, escaped)
 	}
 	return subjects
 }
 
 // isOf tells whether a kept name is a user's.
 func isOf(name, user string) bool {
-	group, _, measure := counter.Split(name)
-	return (group == "user" || group == "quota") && name != activeDaily && name != activeMonthly &&
-		slices.ContainsFunc(subjectsOf(user), func(subject string) bool { return name == counter.Named(group, subject, measure) })
+	group, _, measure := naming.Split(name)
+	return (group == "user" || group == "quota") && name != naming.ActiveDaily && name != naming.ActiveMonthly &&
+		slices.ContainsFunc(subjectsOf(user), func(subject string) bool { return name == naming.Of(group, subject, measure) })
 }
 
 // eraseWaiting takes a user out of the batches that wait, while no fold has them. A
@@ -167,7 +168,7 @@ func (s *Store) eraseRows(ctx context.Context, tx *sqlx.Tx, user string) error {
 		for _, subject := range subjectsOf(user) {
 			for _, sp := range spans {
 				// A long id is cut, and its hash depends on the measure: what they begin with does not.
-				begin := stem(counter.Named(group, subject, "x"))
+				begin := naming.Stem(naming.Of(group, subject, "x"))
 				if len(begin) > 300 {
 					begin = strings.ToValidUTF8(begin[:300], "")
 				}

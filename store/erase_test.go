@@ -19,6 +19,7 @@ import (
 
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store/sqlite"
 )
 
@@ -117,11 +118,11 @@ func TestEraseTakesAUserOutOfWhatWaits(t *testing.T) {
 		}
 		opened := time.Now().UnixMilli()
 		payload := func(counts ...counter.Count) []byte { return counter.Batch{Opened: opened, Counts: counts}.Encode() }
-		other := counter.Count{Name: counter.Named("feature", id, "used"), N: 1} // of a feature that is called so
+		other := counter.Count{Name: naming.Of("feature", id, "used"), N: 1} // of a feature that is called so
 		mine := payload(other,
-			counter.Count{Name: counter.Named("quota", id, "refused"), N: 1},
+			counter.Count{Name: naming.Of("quota", id, "refused"), N: 1},
 			counter.Count{Name: "user." + id + ".logins", N: 1}, // which is cleaned when it is read
-			counter.Count{Name: counter.Named("user", id, "requests"), N: 3})
+			counter.Count{Name: naming.Of("user", id, "requests"), N: 3})
 		put := func(writer string, seq int, payload []byte) {
 			t.Helper()
 			db.MustExec(db.Rebind(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?)`), writer, seq, opened, payload)

@@ -9,8 +9,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/middleware"
 	"github.com/usagekit/usagekit/store"
 	"github.com/usagekit/usagekit/store/storetest"
@@ -67,9 +67,9 @@ func TestHostileRequests(t *testing.T) {
 		switch {
 		case c.Name == "api.requests.total", c.Name == "api.requests.today":
 			sums[c.Name] = c.N
-		case counter.Derived(c.Name) && strings.HasPrefix(measure, "status_"):
+		case naming.Derived(c.Name) && strings.HasPrefix(measure, "status_"):
 			sums["all status"] += c.N
-		case counter.Derived(c.Name) && strings.HasPrefix(measure, "latency_"):
+		case naming.Derived(c.Name) && strings.HasPrefix(measure, "latency_"):
 			sums["all latency"] += c.N
 		case group == "api" && subject == "requests":
 			sums["areas"] += c.N

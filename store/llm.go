@@ -5,6 +5,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // LLMCall is one call of a large language model, as its provider's answer tells:
@@ -58,13 +59,10 @@ type LLMCall struct {
 // colon, 64 bytes at most.
 func (s *Store) AddLLM(c LLMCall) {
 	model := c.Model
-	switch {
-	case model == "":
+	if model == "" {
 		model = "unknown"
-	case strings.HasPrefix(model, "("):
-		model = "(" + model // it cannot pretend to be a subject of usagekit's
 	}
-	stem := "llm." + model + "."
+	stem := "llm." + naming.Escape(model) + "."
 	s.Inc(stem + "calls")
 	if c.Failed != "" {
 		s.Inc(stem + "failed")
@@ -100,7 +98,7 @@ func (s *Store) part(stem, measure string, n, most int64) int64 {
 
 // reason is a measure made of why a call failed.
 func reason(failed string) string {
-	const most = 64 // bytes of a measure
+	const most = naming.MaxPart
 	failed = strings.ReplaceAll(failed, ".", "_")
 	if len(failed) <= most {
 		return failed

@@ -20,6 +20,7 @@ import (
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/internal/memdisk"
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // The model: counter, spool, inbox and fold as one state machine. The code is the
@@ -611,14 +612,14 @@ func (m *model) check() {
 	}
 	routes := int64(0)
 	for name, n := range stored {
-		if group, subject, measure := counter.Split(name); group == "api" && subject != "requests" && measure == "requests" {
+		if group, subject, measure := naming.Split(name); group == "api" && subject != "requests" && measure == "requests" {
 			routes += n
 		}
 	}
-	if total := stored[requestsTotal]; total != routes {
-		m.violation("%s is %d, the sum of the routes %d", requestsTotal, total, routes)
+	if total := stored[naming.RequestsTotal]; total != routes {
+		m.violation("%s is %d, the sum of the routes %d", naming.RequestsTotal, total, routes)
 	}
-	delete(stored, requestsTotal)
+	delete(stored, naming.RequestsTotal)
 	if n := stored["usagekit.counts.dropped"]; (n > 0 || m.fs.Aside() > 0) && !m.lossy {
 		m.violation("usagekit.counts.dropped is %d, %d files were set aside", n, m.fs.Aside())
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 const (
@@ -32,11 +33,11 @@ ON CONFLICT (step, bucket, key) DO UPDATE SET value = h.value + excluded.value W
 // capped groups: Add is for what need not be known at once. An error that is
 // ErrUnavailable says nothing about whether it counted.
 func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, err error) {
-	name = counter.Clean(name)
+	name = naming.Clean(name)
 	switch {
 	case n < 1 || n > counter.Max:
 		return 0, fmt.Errorf("store: AddNow: n is %d: want 1 … 2^53−1", n)
-	case counter.Derived(name):
+	case naming.Derived(name):
 		return 0, fmt.Errorf("store: AddNow: %s is derived, or taken by Take, and cannot be added to", name)
 	case s == nil:
 		return 0, nil
@@ -99,8 +100,8 @@ func (s *Store) now(ctx context.Context, tx *sqlx.Tx) (time.Time, removal, error
 func (s *Store) Reset(ctx context.Context, names ...string) error {
 	names = slices.Clone(names)
 	for i, name := range names {
-		names[i] = counter.Known(name)
-		if current(names[i]) || counter.Derived(names[i]) && strings.HasPrefix(names[i], "quota.") {
+		names[i] = naming.Known(name)
+		if naming.Current(names[i]) || naming.Derived(names[i]) && strings.HasPrefix(names[i], "quota.") {
 			return fmt.Errorf("store: Reset: %s is a number of the current hour, day or month, and has no total", names[i])
 		}
 	}
@@ -183,10 +184,10 @@ func (s *Store) deleteMeta(tx *sqlx.Tx, names []string) error {
 // days as taken: no total, and nothing but Take adds to them. ("quota.<whose>.refused"
 // is an ordinary counter, for what was not allowed.) See middleware.Quota.
 func (s *Store) Take(ctx context.Context, name string, n, limit int64, window time.Duration) (left int64, until time.Time, ok bool, err error) {
-	name = counter.Clean(name)
+	name = naming.Clean(name)
 	step := Day
-	switch group, subject, _ := counter.Split(name); {
-	case group != "quota" || subject == "" || subject == counter.Invalid || !counter.Derived(name):
+	switch group, subject, _ := naming.Split(name); {
+	case group != "quota" || subject == "" || subject == naming.Invalid || !naming.Derived(name):
 		err = fmt.Errorf("store: Take: the name is %q: want quota.<whose>.<which>, the last of them not \"refused\" nor longer than 64 bytes", name)
 	case n < 1 || n > counter.Max:
 		err = fmt.Errorf("store: Take: n is %d: want 1 … 2^53−1", n)

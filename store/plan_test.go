@@ -19,6 +19,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // Whatever is read, history is sought in by its primary key, and so is a range of
@@ -92,7 +93,7 @@ func readsSeek(t *testing.T, driverName, dsn string) {
 			return n, nil
 		}
 	}
-	list := []string{requestsTotal}
+	list := []string{naming.RequestsTotal}
 	for r := range filledRoutes {
 		list = append(list, fmt.Sprintf("api.GET /r%d.requests", r))
 	}
@@ -103,8 +104,8 @@ func readsSeek(t *testing.T, driverName, dsn string) {
 		tables string
 	}{
 		{"a total", get("feature.7.used"), int64(filledDays), "usage_metrics"},
-		{"today's requests", get(requestsToday), int64(24), "usage_history"},
-		{"today's users", get(activeDaily), int64(1), "usage_history"},
+		{"today's requests", get(naming.RequestsToday), int64(24), "usage_history"},
+		{"today's users", get(naming.ActiveDaily), int64(1), "usage_history"},
 		{"totals of routes", totals(routes), 10, "usage_metrics"},
 		{"totals of a small group", totals(Query{Prefix: "feature."}), filledRoutes, "usage_metrics"},
 		{"totals of other groups", totals(Query{Except: []string{"api.", "user."}, Limit: 100}), filledRoutes, "usage_metrics"},
@@ -125,7 +126,7 @@ func readsSeek(t *testing.T, driverName, dsn string) {
 		{"totals of a list", totals(Query{Names: list}), len(list), "usage_metrics"},
 		{"totals of a list, 40 days", totals(since(Query{Names: list}, 40)), len(list), "usage_history"},
 		{"rows of a list", rows(Query{Names: list}), len(list), "usage_metrics"},
-		{"rows of all requests, 40 days", rows(since(Query{Name: requestsTotal}, 40)), 1, "usage_history"},
+		{"rows of all requests, 40 days", rows(since(Query{Name: naming.RequestsTotal}, 40)), 1, "usage_history"},
 		{"history of a list, 40 days", history(since(Query{Names: list, Step: Day}, 40)), len(list) * 41, "usage_history"},
 		{"history of a list by hour", history(since(Query{Names: list[1:]}, 7)), filledRoutes * 8 * 24, "usage_history"},
 		{"history of a list with users", history(since(Query{Names: append([]string{"user.7.requests"}, list...)}, 40)), len(list)*41 + 8, "usage_history"},

@@ -11,6 +11,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // poison tells whether err is due to what was folded, so that trying the same
@@ -215,11 +216,11 @@ func (s *Store) siftOut(tx *sqlx.Tx, m *merging, w waiting) (refused map[string]
 
 // instead is the name under which one is counted: its own, unless it is refused.
 func instead(name string, refused map[string]error) string {
-	if len(refused) == 0 || refused[counter.Kept(name)] == nil {
+	if len(refused) == 0 || refused[naming.Kept(name)] == nil {
 		return name
 	}
-	group, _, measure := counter.Split(name)
-	return group + "." + counter.Invalid + "." + measure
+	group, _, measure := naming.Split(name)
+	return group + "." + naming.Invalid + "." + measure
 }
 
 // tryOut counts a batch, and undoes it: why tells what the database has against it.

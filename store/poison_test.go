@@ -15,6 +15,7 @@ import (
 
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store/postgres"
 	"github.com/usagekit/usagekit/store/sqlite"
 )
@@ -124,7 +125,7 @@ func foldAll(t *testing.T, s *Store) {
 
 func totalsWithout(t *testing.T, s *Store, group string) map[string]int64 {
 	t.Helper()
-	counts, err := s.Totals(t.Context(), Query{Except: []string{group, requestsToday}})
+	counts, err := s.Totals(t.Context(), Query{Except: []string{group, naming.RequestsToday}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,12 +5,11 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
 
-	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // Query selects counters, and for ranges, buckets. The zero Query selects
@@ -61,30 +60,25 @@ type Row struct {
 // most: interpolated within its latency_ bucket, 10 s when it lies beyond the
 // last bound, 0 when no latency was measured.
 func (r Row) Quantile(p float64) time.Duration {
-	bounds := [...]int{0, 5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10000} // ms
-	var counts [len(bounds)]int64                                                               // up to the bound; the first: beyond the last
-	counts[0] = r.Counts["latency_inf"]
-	total := float64(counts[0])
-	var measure [24]byte
-	for i, b := range bounds[1:] {
-		name := append(strconv.AppendInt(append(measure[:0], "latency_"...), int64(b), 10), "ms"...)
-		counts[i+1] = r.Counts[string(name)]
-		total += float64(counts[i+1])
+	var counts [naming.Latencies]int64
+	total := 0.0
+	for i := range counts {
+		counts[i] = r.Counts[naming.Measure(naming.FirstLatency+i)]
+		total += float64(counts[i])
 	}
 	if total == 0 || math.IsNaN(p) {
 		return 0
 	}
 	rank := min(max(p, 0), 1) * total
-	below := 0.0
-	for i := 1; i < len(bounds); i++ {
+	low, below := time.Duration(0), 0.0
+	for i, high := range naming.Bounds() {
 		n := float64(counts[i])
 		if n > 0 && below+n >= rank {
-			low, high := float64(bounds[i-1]), float64(bounds[i])
-			return time.Duration((low + (high-low)*(rank-below)/n) * float64(time.Millisecond))
+			return low + time.Duration(float64(high-low)*(rank-below)/n)
 		}
-		below += n
+		low, below = high, below+n
 	}
-	return time.Duration(bounds[len(bounds)-1]) * time.Millisecond
+	return low
 }
 
 const (
@@ -123,11 +117,11 @@ func (q *Query) check() error {
 		return queryError("From must be before To")
 	}
 	if q.Name != "" {
-		q.Name = counter.Known(q.Name)
+		q.Name = naming.Known(q.Name)
 	}
 	q.Names = slices.Clone(q.Names)
 	for i, name := range q.Names {
-		q.Names[i] = counter.Known(name)
+		q.Names[i] = naming.Known(name)
 	}
 	slices.Sort(q.Names)
 	if q.Names = slices.Compact(q.Names); len(q.Names) == 1 && q.Name == "" {
@@ -135,12 +129,12 @@ func (q *Query) check() error {
 	}
 	users, plain := q.groups()
 	switch {
-	case q.Name == activeMonthly && q.Step == 0:
+	case q.Name == naming.ActiveMonthly && q.Step == 0:
 		q.Step = Month
-	case q.Name == activeMonthly && q.Step != Month:
-		return queryError(fmt.Sprintf("Step %v is finer than kept: %s is kept by month", q.Step, activeMonthly))
-	case q.named(activeDaily) && q.Step == Month:
-		return queryError(fmt.Sprintf("Step month: %s cannot be summed over days; the users of a month are %s", activeDaily, activeMonthly))
+	case q.Name == naming.ActiveMonthly && q.Step != Month:
+		return queryError(fmt.Sprintf("Step %v is finer than kept: %s is kept by month", q.Step, naming.ActiveMonthly))
+	case q.named(naming.ActiveDaily) && q.Step == Month:
+		return queryError(fmt.Sprintf("Step month: %s cannot be summed over days; the users of a month are %s", naming.ActiveDaily, naming.ActiveMonthly))
 	case q.Step == Hour && users:
 		return queryError("Step hour is finer than kept: users are kept by day; choose other names, or leave them out with Except")
 	case q.Step == 0 && plain && !users:
@@ -189,12 +183,6 @@ func (q *Query) matches(name string) bool {
 		!slices.ContainsFunc(q.Except, func(e string) bool { return strings.HasPrefix(name, e) })
 }
 
-// current tells whether name belongs to the current bucket alone: it is in no sum,
-// nor is what an adopted table has under it.
-func current(name string) bool {
-	return name == requestsToday || name == activeDaily || name == activeMonthly
-}
-
 // whole is q for all measures of the subjects that q selects, whose group may have
 // others, too.
 func (q *Query) whole() Query {
@@ -216,8 +204,8 @@ func (q *Query) whole() Query {
 func (q *Query) stems(counts []Count) []Count {
 	largest := map[string]int64{}
 	for _, c := range counts {
-		if q.matches(c.Name) && !current(c.Name) {
-			p := stem(c.Name)
+		if q.matches(c.Name) && !naming.Current(c.Name) {
+			p := naming.Stem(c.Name)
 			largest[p] = max(largest[p], c.N)
 		}
 	}
@@ -235,7 +223,7 @@ func (q *Query) stems(counts []Count) []Count {
 // tears tells whether Except may take some of a subject's measures away: only from
 // what selects it.
 func (q *Query) tears() bool {
-	return slices.ContainsFunc(q.Except, func(e string) bool { return !bare(e) })
+	return slices.ContainsFunc(q.Except, func(e string) bool { return !naming.Bare(e) })
 }
 
 // lower folds ASCII letters, as SQLite's lower does, and PostgreSQL's in "C".

@@ -11,7 +11,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
-	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 const readTimeout = 5 * time.Second
@@ -92,10 +92,10 @@ func (s *Store) Get(ctx context.Context, name string) (int64, error) {
 		return 0, nil
 	}
 	var n int64
-	name = counter.Known(name)
+	name = naming.Known(name)
 	err := s.read(ctx, func(tx *sqlx.Tx, now time.Time) error {
 		switch name {
-		case requestsToday, activeDaily, activeMonthly:
+		case naming.RequestsToday, naming.ActiveDaily, naming.ActiveMonthly:
 			current, err := s.current(ctx, tx, now)
 			n = current[name]
 			return err
@@ -110,7 +110,7 @@ func (s *Store) Get(ctx context.Context, name string) (int64, error) {
 
 // current reads the counters that are what their current bucket is.
 func (s *Store) current(ctx context.Context, tx *sqlx.Tx, now time.Time) (map[string]int64, error) {
-	current := map[string]int64{requestsToday: 0, activeDaily: 0, activeMonthly: 0}
+	current := map[string]int64{naming.RequestsToday: 0, naming.ActiveDaily: 0, naming.ActiveMonthly: 0}
 	parts := []segment{{Day, s.calendar.start(Day, now), s.calendar.next(Day, now)}, {Month, s.calendar.start(Month, now), s.calendar.next(Month, now)}}
 	stored, err := s.stored(ctx, tx, parts)
 	if err != nil {
@@ -124,8 +124,8 @@ func (s *Store) current(ctx context.Context, tx *sqlx.Tx, now time.Time) (map[st
 	}
 	err = tx.SelectContext(ctx, &rows, s.sql.text(fmt.Sprintf(sqlCurrent, days, months)), ofDay, ofMonth)
 	for _, r := range rows {
-		if r.Key == requestsTotal {
-			r.Key = requestsToday
+		if r.Key == naming.RequestsTotal {
+			r.Key = naming.RequestsToday
 		}
 		current[r.Key] = addCapped(current[r.Key], r.N)
 	}
@@ -279,25 +279,19 @@ func (s *Store) sumsOver(ctx context.Context, tx *sqlx.Tx, spans []span, c condi
 	return counts, err
 }
 
-// stem returns name without its measure, with the dot.
-func stem(name string) string { return name[:strings.LastIndexByte(name, '.')+1] }
-
-// bare tells whether a stem has no subject: its range would be its whole group's.
-func bare(stem string) bool { return strings.Count(stem, ".") < 2 }
-
 // measures reads all counts of the subjects with these stems, in the range that
 // whole asks for.
 func (s *Store) measures(ctx context.Context, tx *sqlx.Tx, whole *Query, stems []Count) ([]Count, error) {
 	var lows, highs []string
 	for _, p := range stems {
-		if !bare(p.Name) {
+		if !naming.Bare(p.Name) {
 			lows, highs = append(lows, p.Name), append(highs, after(p.Name))
 		}
 	}
 	var counts, alone []Count
 	var err error
 	if len(lows) > 0 {
-		// A condition that stem(key) is lo would have PostgreSQL compute the stems
+		// A condition that naming.Stem(key) is lo would have PostgreSQL compute the stems
 		// of a whole table, to join by them.
 		list, args := s.sql.values(column{name: "lo", texts: lows}, column{name: "hi", texts: highs})
 		c := condition{list: list, listArgs: args}
@@ -326,8 +320,8 @@ func rowsOf(stems, counts []Count) []Row {
 	at := map[subject]int{}
 	wanted, alone := map[string]bool{}, false
 	for _, p := range stems {
-		wanted[p.Name], alone = true, alone || bare(p.Name)
-		group, of, _ := counter.Split(p.Name)
+		wanted[p.Name], alone = true, alone || naming.Bare(p.Name)
+		group, of, _ := naming.Split(p.Name)
 		if p.Name == "" {
 			group = "other"
 		}
@@ -338,10 +332,10 @@ func rowsOf(stems, counts []Count) []Row {
 		}
 	}
 	for _, c := range counts {
-		if p := stem(c.Name); current(c.Name) || !wanted[p] && !(alone && bare(p)) {
+		if p := naming.Stem(c.Name); naming.Current(c.Name) || !wanted[p] && !(alone && naming.Bare(p)) {
 			continue
 		}
-		group, of, measure := counter.Split(c.Name)
+		group, of, measure := naming.Split(c.Name)
 		if i, ok := at[subject{group, of}]; ok {
 			rows[i].Counts[measure] = addCapped(rows[i].Counts[measure], c.N)
 		}
@@ -351,7 +345,7 @@ func rowsOf(stems, counts []Count) []Row {
 
 // checkSums refuses what cannot be summed over a range.
 func (q *Query) checkSums() error {
-	for _, name := range []string{activeDaily, activeMonthly} {
+	for _, name := range []string{naming.ActiveDaily, naming.ActiveMonthly} {
 		if q.ranged() && q.named(name) {
 			return queryError(name + " is the number of one day or month, and cannot be summed: read its History")
 		}
@@ -427,8 +421,8 @@ func (s *Store) history(ctx context.Context, tx *sqlx.Tx, spans []span, c condit
 // checkKept has a History that begins before the horizon of its buckets be one of
 // coarser buckets, or an error when others were asked for.
 func (s *Store) checkKept(q *Query, finest bool) error {
-	if q.Step != Month && q.named(activeMonthly) {
-		return queryError(activeMonthly + " is kept by month: want Step Month, or a query of its own")
+	if q.Step != Month && q.named(naming.ActiveMonthly) {
+		return queryError(naming.ActiveMonthly + " is kept by month: want Step Month, or a query of its own")
 	}
 	if q.From.IsZero() || !s.isStarted() {
 		return nil
@@ -444,7 +438,7 @@ func (s *Store) checkKept(q *Query, finest bool) error {
 	switch users, plain := q.groups(); {
 	case q.Step == Hour && gone(""):
 		coarser = Day
-	case q.Step == Day && users && !plain && old >= 0 && !q.named(activeDaily):
+	case q.Step == Day && users && !plain && old >= 0 && !q.named(naming.ActiveDaily):
 		coarser = Month
 	}
 	if coarser == q.Step {
@@ -461,7 +455,7 @@ func (s *Store) checkKept(q *Query, finest bool) error {
 // names reads the q.Limit largest names of q's range.
 func (s *Store) names(ctx context.Context, tx *sqlx.Tx, q *Query) ([]string, error) {
 	// These have no other step to be summed in.
-	each := q.matches(activeDaily) || q.matches(activeMonthly) || strings.HasPrefix(q.Prefix, "quota.")
+	each := q.matches(naming.ActiveDaily) || q.matches(naming.ActiveMonthly) || strings.HasPrefix(q.Prefix, "quota.")
 	spans, err := s.spans(ctx, tx, q, each)
 	if err != nil {
 		return nil, err

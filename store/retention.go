@@ -12,6 +12,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // Retention is how long history is kept. Totals and months stay for ever. What is
@@ -86,8 +87,8 @@ func (h horizon) of(step Step, name string) int64 {
 
 // personal tells whether a name is a user's, or a quota's.
 func personal(name string) bool {
-	group, _, _ := counter.Split(name)
-	return group == "quota" || group == "user" && !bare(stem(name)) && name != activeDaily && name != activeMonthly
+	group, _, _ := naming.Split(name)
+	return group == "quota" || group == "user" && !naming.Bare(naming.Stem(name)) && name != naming.ActiveDaily && name != naming.ActiveMonthly
 }
 
 // defaults fills in what is 0.
@@ -125,8 +126,8 @@ func (s *Store) prunings() []*pruned {
 		{step: Day, hi: "quota.", until: days},
 		{step: Day, lo: "quota.", hi: "quota/", until: users},
 		{step: Day, lo: "quota/", hi: "user.", until: days},
-		{step: Day, lo: "user.", hi: "user/", where: " AND " + dots + " > 1 AND key <> '" + activeDaily + "'", until: users},
-		{step: Day, lo: "user.", hi: "user/", where: " AND (" + dots + " < 2 OR key = '" + activeDaily + "')", until: days},
+		{step: Day, lo: "user.", hi: "user/", where: " AND " + dots + " > 1 AND key <> '" + naming.ActiveDaily + "'", until: users},
+		{step: Day, lo: "user.", hi: "user/", where: " AND (" + dots + " < 2 OR key = '" + naming.ActiveDaily + "')", until: days},
 		{step: Day, lo: "user/", until: days},
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store/postgres"
 	"github.com/usagekit/usagekit/store/sqlite"
 )
@@ -243,7 +244,7 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 			n := int64(ago%5 + 1)
 			for _, step := range []Step{Hour, Day, Month} {
 				for _, name := range []string{"feature.a.used", "user.1.requests"} {
-					group, _, _ := counter.Split(name)
+					group, _, _ := naming.Split(name)
 					b := bucket{step, s.calendar.start(step, at).Unix(), name}
 					if k := kept(group); k[0] != step && k[1] != step {
 						continue
@@ -313,8 +314,8 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 		if h, err := s.History(ctx, users); !errors.As(err, &old) || !strings.Contains(err.Error(), "Config.Retention") {
 			t.Errorf("History of users by day: %v, %v", h, err)
 		}
-		s.put(t, row{bucket{Day, s.calendar.start(Day, ago(300)).Unix(), activeDaily}, 5})
-		for _, q := range []Query{{Name: activeDaily}, {Names: []string{activeDaily, "user.registrations"}}} {
+		s.put(t, row{bucket{Day, s.calendar.start(Day, ago(300)).Unix(), naming.ActiveDaily}, 5})
+		for _, q := range []Query{{Name: naming.ActiveDaily}, {Names: []string{naming.ActiveDaily, "user.registrations"}}} {
 			q.From = ago(500)
 			if h, err := s.History(ctx, q); err != nil || len(h) != 1 || h[0].N != 5 || !h[0].Start.Equal(s.calendar.start(Day, ago(300))) {
 				t.Errorf("History(%+v): %v, %v", q, h, err)

@@ -7,7 +7,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
-	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // What was not counted for a month has no place under a cap any more when something
@@ -100,8 +100,8 @@ func (s *Store) makeRoom(tx *sqlx.Tx, sums *sums, next *subjects, budget string)
 // order.
 func (k *subjects) after(budget, last string) (list []string) {
 	for subject := range k.known {
-		_, of, measure := counter.Split(subject)
-		own := of == counter.Other || counter.Reserved(of) || counter.Derived(subject) || of == "requests" && measure == counter.Other
+		_, of, measure := naming.Split(subject)
+		own := of == naming.Other || naming.Reserved(of) || naming.Derived(subject) || of == "requests" && measure == naming.Other
 		if subject > last && budgetOf(subject) == budget && !own {
 			list = append(list, subject)
 		}

@@ -155,6 +155,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // Stats is a Store's state at a moment.
@@ -413,7 +414,7 @@ func (s *Store) refused(name string) {
 // SplitName cuts a name into its group (before the first dot), measure (after
 // the last dot) and subject (between them, dots included): "user.42.requests"
 // is user, 42, requests; "a.b" is a, "", b; "x" is other, "", x.
-func SplitName(name string) (group, subject, measure string) { return counter.Split(name) }
+func SplitName(name string) (group, subject, measure string) { return naming.Split(name) }
 
 // Location returns the zone in which the store's hours, days and months begin: the
 // database's. Before a store that started offline knows it: Config.Location, or UTC.

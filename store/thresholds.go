@@ -14,6 +14,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // Threshold asks for word when a counter reaches At: each counter whose name begins
@@ -95,9 +96,9 @@ func (t Threshold) check() string {
 		return fmt.Sprintf("Step is %d: want Hour, Day or Month, or 0 for all time", t.Step)
 	case strings.Contains(t.Measure, "."):
 		return fmt.Sprintf("Measure %q: want what stands after a name's last dot", t.Measure)
-	case t.Prefix == requestsToday:
-		return "Prefix " + requestsToday + " is the day of " + requestsTotal + ": want that, and Step Day"
-	case t.Prefix == activeDaily && t.Step != Day, t.Prefix == activeMonthly && t.Step != Month:
+	case t.Prefix == naming.RequestsToday:
+		return "Prefix " + naming.RequestsToday + " is the day of " + naming.RequestsTotal + ": want that, and Step Day"
+	case t.Prefix == naming.ActiveDaily && t.Step != Day, t.Prefix == naming.ActiveMonthly && t.Step != Month:
 		return "Prefix " + t.Prefix + " is a number of one day or month: want that Step"
 	case strings.HasPrefix(t.Prefix, "quota.") && t.Measure != "refused":
 		return "Prefix " + t.Prefix + ": quotas have limits of their own; want Measure refused"

@@ -21,6 +21,7 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/middleware"
 )
 
@@ -151,7 +152,7 @@ func requests(batches []counter.Sealed) (int64, error) {
 	sums := map[string]int64{}
 	for _, b := range batches {
 		for _, c := range b.Counts {
-			group, _, measure := counter.Split(c.Name)
+			group, _, measure := naming.Split(c.Name)
 			measure, _, _ = strings.Cut(measure, "_") // status_2xx, latency_5ms
 			sums[group+"."+measure] += c.N
 		}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store"
 )
 
@@ -381,7 +382,7 @@ func randomOperations(t *testing.T, b *bench) {
 	model := map[string]int64{}
 	add := func(name string, n int64) {
 		model[name] = min(model[name]+n, counter.Max)
-		if group, subject, measure := counter.Split(name); group == "api" && subject != "requests" && counter.Summed(measure) {
+		if group, subject, measure := naming.Split(name); group == "api" && subject != "requests" && naming.Summed(measure) {
 			sum := "api.requests." + strings.Replace(measure, "requests", "total", 1)
 			model[sum] = min(model[sum]+n, counter.Max)
 		}
@@ -395,7 +396,7 @@ func randomOperations(t *testing.T, b *bench) {
 				n = counter.Max - r.Int64N(3)
 			}
 			i.Add(name, n)
-			add(counter.Clean(name), n)
+			add(naming.Clean(name), n)
 		case what < 16: // a flush, some of whose operations fail
 			failures := r.IntN(3)
 			at, after := 1+r.IntN(20), r.IntN(2) == 0
@@ -428,7 +429,7 @@ func randomOperations(t *testing.T, b *bench) {
 	}
 	users := int64(0)
 	for name := range model {
-		if group, subject, measure := counter.Split(name); group == "user" && measure == "requests" && !counter.Reserved(subject) {
+		if group, subject, measure := naming.Split(name); group == "user" && measure == "requests" && !naming.Reserved(subject) {
 			users++
 		}
 	}

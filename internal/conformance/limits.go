@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store"
 )
 
@@ -107,7 +108,7 @@ func caps(t *testing.T, b *bench) {
 	sums, subjects, others := map[string]int64{}, map[string]map[string]bool{}, 0
 	for name, n := range b.totals(s, store.Query{}) {
 		group, subject, measure := store.SplitName(name)
-		if counter.Derived(name) {
+		if naming.Derived(name) {
 			continue
 		}
 		key := subject
@@ -122,7 +123,7 @@ func caps(t *testing.T, b *bench) {
 			subjects[group] = map[string]bool{}
 		}
 		subjects[group][key] = true
-		if group == "feature" && subject == counter.Other {
+		if group == "feature" && subject == naming.Other {
 			others++
 		}
 	}

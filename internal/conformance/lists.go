@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store"
 )
 
@@ -30,7 +31,7 @@ func names(t *testing.T, b *bench) {
 		all[fmt.Sprintf("feature.f%04d.used", i)] = int64(i + 1)
 	}
 	const dirty = "a\x01b.c"
-	cleaned := counter.Clean(dirty)
+	cleaned := naming.Clean(dirty)
 	for i, name := range []string{"api.GET /a.requests", "api.GET /a.status_2xx", "api.GET /b.requests", "api.requests.novels", "user.1.requests", "user.2.requests", "user.registrations", "x", "other.x", cleaned} {
 		all[name] = int64(2000 + i)
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store"
 )
 
@@ -185,7 +186,7 @@ func differ(t *testing.T, b *bench) {
 	ids := []string{"jos\xe9", "jos\xe8", "jos\uFFFD", "jos\x00", "jos\x01", "jos\u202e", "jos", "\xed\xa0\x80", "\xc0\x80", long, long + "2", "a~0123456789abcdef"}
 	for _, id := range ids[:len(ids):len(ids)] { // and who calls himself what another became
 		for range 2 {
-			_, id, _ = store.SplitName(counter.Clean("user." + id + ".requests"))
+			_, id, _ = store.SplitName(naming.Clean("user." + id + ".requests"))
 			if !slices.Contains(ids, id) {
 				ids = append(ids, id)
 			}
@@ -208,7 +209,7 @@ func differ(t *testing.T, b *bench) {
 	users := func() map[string]int64 { return b.totals(s, store.Query{Prefix: "user.", Measure: "requests"}) }
 	want := map[string]int64{"user.active.daily": int64(len(ids)), "user.active.monthly": int64(len(ids))}
 	for i, id := range ids {
-		want[counter.Clean("user."+id+".requests")] = int64(101 * (i + 1))
+		want[naming.Clean("user."+id+".requests")] = int64(101 * (i + 1))
 	}
 	for name := range want {
 		if n, err := s.Get(b.ctx, name); err != nil || n != want[name] {
@@ -230,7 +231,7 @@ func differ(t *testing.T, b *bench) {
 		if err := s.Erase(b.ctx, id); err != nil {
 			t.Fatal(err)
 		}
-		delete(want, counter.Clean("user."+id+".requests"))
+		delete(want, naming.Clean("user."+id+".requests"))
 		if got := users(); !maps.Equal(got, want) {
 			t.Fatalf("without %.40q: %d left, want %d", id, len(got), len(want))
 		}
@@ -287,14 +288,14 @@ func erase(t *testing.T, b *bench) {
 		others := func() map[string]int64 {
 			m := b.totals(s, store.Query{})
 			for name := range m {
-				if group, _, measure := store.SplitName(name); (group == "user" || group == "quota") && name == counter.Named(group, strings.Replace(id, "(x", "((x", 1), measure) {
+				if group, _, measure := store.SplitName(name); (group == "user" || group == "quota") && name == naming.Of(group, strings.Replace(id, "(x", "((x", 1), measure) {
 					delete(m, name)
 				}
 			}
 			return m
 		}
 		// A batch that waits, one that was set aside for a name in it, and one that nobody can read.
-		waiting := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: counter.Clean("user." + strings.Replace(id, "(x", "((x", 1) + ".requests"), N: 5}}}.Encode()
+		waiting := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: naming.Clean("user." + strings.Replace(id, "(x", "((x", 1) + ".requests"), N: 5}}}.Encode()
 		writer := fmt.Sprintf("waits%d", i)
 		before := others()
 		b.exec(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 0)`, writer, []byte{}) // not seen for long: the next sweep folds it
@@ -315,7 +316,7 @@ func erase(t *testing.T, b *bench) {
 			`SELECT COUNT(*) FROM usage_meta WHERE name LIKE '%/' || ?`,
 		} {
 			for _, name := range []string{"user.%s.requests", "user.%s.logins", "user.%s.logins\x00", "quota.%s.refused", "quota.%s.daily", "quota.%s.hourly"} {
-				name = counter.Clean(fmt.Sprintf(name, subject))
+				name = naming.Clean(fmt.Sprintf(name, subject))
 				if n := b.number(query, name); n != 0 {
 					t.Errorf("%d rows are left of %.40q: %s", n, name, query)
 				}

@@ -9,6 +9,8 @@ import (
 	"iter"
 	"strings"
 	"unsafe"
+
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // Batch is a sealed generation.
@@ -107,19 +109,6 @@ func Sum(p []byte) []byte {
 	return p[len(p)-SumSize:]
 }
 
-// Kept returns the name that what a payload has under name is kept under: name
-// itself, or (invalid) for one that Add would not have counted under.
-func Kept(name string) string {
-	if name = Known(name); Derived(name) {
-		group, subject, measure := Split(name)
-		if group == "api" { // an area, and no route of which sums are made
-			return group + "." + subject + "." + Invalid
-		}
-		name = group + "." + Invalid + "." + measure
-	}
-	return name
-}
-
 // Payload is an encoded batch that is sound.
 type Payload struct {
 	Opened int64 // see Batch
@@ -180,7 +169,7 @@ func Decode(p []byte) (Batch, error) {
 	}
 	b := Batch{Opened: payload.Opened}
 	for name, n := range payload.Counts() {
-		b.Counts = append(b.Counts, Count{strings.Clone(Kept(name)), n})
+		b.Counts = append(b.Counts, Count{strings.Clone(naming.Kept(name)), n})
 	}
 	return b, nil
 }
@@ -188,14 +177,14 @@ func Decode(p []byte) (Batch, error) {
 type decoder struct {
 	rest   []byte
 	bad    bool
-	name   [maxName]byte // of the last record
+	name   [naming.MaxName]byte // of the last record
 	length int64
 }
 
 // record reads the next record: its name into d, and its number.
 func (d *decoder) record() int64 {
 	shared := d.number(uint64(d.length))
-	suffix := d.take(d.number(uint64(maxName - shared)))
+	suffix := d.take(d.number(uint64(naming.MaxName - shared)))
 	d.length = shared + int64(copy(d.name[shared:], suffix))
 	n := d.number(Max)
 	d.bad = d.bad || n == 0

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"reflect"
 	"testing"
+
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 func TestBatchRoundTrip(t *testing.T) {
@@ -58,8 +60,8 @@ func TestKept(t *testing.T) {
 	for name, want := range map[string]string{
 		"user.42.requests": "user.42.requests", "api.requests.total": "api.requests.(invalid)", "api.requests.status_2xx": "api.requests.(invalid)", "user.active.daily": "user.(invalid).daily", "a..": "a.(invalid).(invalid)",
 	} {
-		if got := Kept(name); got != want {
-			t.Errorf("Kept(%q) = %q, want %q", name, got, want)
+		if got := naming.Kept(name); got != want {
+			t.Errorf("naming.Kept(%q) = %q, want %q", name, got, want)
 		}
 	}
 }
@@ -77,7 +79,7 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		for _, c := range b.Counts {
-			if name := Kept(c.Name); c.N < 1 || c.N > Max || Known(name) != name || Derived(name) {
+			if name := naming.Kept(c.Name); c.N < 1 || c.N > Max || naming.Known(name) != name || naming.Derived(name) {
 				t.Errorf("decoded %+v", c)
 			}
 		}

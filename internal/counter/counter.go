@@ -35,6 +35,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // Max is the largest count: every number up to it is exact in JSON and
@@ -42,10 +44,9 @@ import (
 const Max = 1<<53 - 1
 
 const (
-	closed        = math.MinInt64                   // the sign bit of a word
-	maxGroups     = 64                              // groups in one generation; the rest count in group "other"
-	otherMeasures = 64                              // measures of a group's (other)
-	maxMapped     = 256 >> (4 * (1 - ^uint(0)>>63)) // files of one Set that may be in memory; where addresses have 32 bits, 16
+	closed    = math.MinInt64                   // the sign bit of a word
+	maxGroups = 64                              // groups in one generation; the rest count in group "other"
+	maxMapped = 256 >> (4 * (1 - ^uint(0)>>63)) // files of one Set that may be in memory; where addresses have 32 bits, 16
 )
 
 // Set is the live counters of one process.
@@ -100,8 +101,8 @@ func (s *Set) add(name string, n int64) bool {
 	if c := g.table.Load().find(hashOf(g.seed, name), name); c != nil {
 		return g.count(c, n)
 	}
-	clean := Clean(name)
-	if Derived(clean) {
+	clean := naming.Clean(name)
+	if naming.Derived(clean) {
 		s.invalid.Add(1)
 		s.refused(clean)
 		return true
@@ -120,7 +121,7 @@ func (s *Set) add(name string, n int64) bool {
 // generation, and so takes half the time. It keeps no generation.
 func (s *Set) Counter(name string) func(n int64) {
 	name = strings.Clone(name)
-	clean := Clean(name)
+	clean := naming.Clean(name)
 	hash := hashOfKept(s.seed, clean)
 	var last atomic.Uint64 // a generation's number, and that of the counter in it from 1 on; 32 bits each
 	return func(n int64) {
@@ -272,7 +273,7 @@ func (s *Set) seal(g *generation) Sealed {
 	names := map[string]int{}
 	s.carry = s.carry[:0:0]
 	for _, c := range b.Counts {
-		group, subject, _ := Split(c.Name)
+		group, subject, _ := naming.Split(c.Name)
 		if group == "api" && subject == "requests" { // areas, which take no place of routes
 			group = "api.requests"
 		}
@@ -443,7 +444,7 @@ func (g *generation) counter(name string, maxNames int) (c *counter, over bool) 
 	if c := g.table.Load().find(hash, name); c != nil {
 		return c, false
 	}
-	groupName, subject, measure := Split(name)
+	groupName, subject, measure := naming.Split(name)
 	gr := g.groups[groupName]
 	if gr == nil && len(g.groups) >= maxGroups {
 		groupName = "other"
@@ -454,7 +455,7 @@ func (g *generation) counter(name string, maxNames int) (c *counter, over bool) 
 		gr = &group{measures: map[string]bool{}}
 		g.groups[strings.Clone(groupName)] = gr
 	}
-	if subject == Other {
+	if subject == naming.Other {
 		over = true // added as such; room for it is kept
 	}
 	names := &gr.names
@@ -467,14 +468,14 @@ func (g *generation) counter(name string, maxNames int) (c *counter, over bool) 
 	}
 	switch {
 	case groupName == "api" && subject == "requests":
-		name = "api.requests." + Other
-	case Summed(measure) || gr.measures[measure]: // what sums are derived from always has its place
-		name = groupName + "." + Other + "." + measure
-	case len(gr.measures) < otherMeasures:
+		name = "api.requests." + naming.Other
+	case naming.Summed(measure) || gr.measures[measure]: // what sums are derived from always has its place
+		name = groupName + "." + naming.Other + "." + measure
+	case len(gr.measures) < naming.OtherMeasures:
 		gr.measures[strings.Clone(measure)] = true
-		name = groupName + "." + Other + "." + measure
+		name = groupName + "." + naming.Other + "." + measure
 	default:
-		name = groupName + "." + Other + "." + Other
+		name = groupName + "." + naming.Other + "." + naming.Other
 	}
 	hash = hashOfKept(g.seed, name)
 	if c := g.table.Load().find(hash, name); c != nil {

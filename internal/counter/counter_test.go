@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 	"unsafe"
+
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 func newSet(t *testing.T, maxNames int) *Set {
@@ -217,10 +219,10 @@ func TestDerivedNamesAreRefused(t *testing.T) {
 		s.Add(name, 1)
 	}
 	if _, ok := s.Seal(); ok || s.Invalid() != int64(len(names)) || len(told) != len(names) {
-		t.Errorf("sealed %v, Invalid %d, told %q", ok, s.Invalid(), told)
+		t.Errorf("sealed %v, naming.Invalid %d, told %q", ok, s.Invalid(), told)
 	}
 	for _, name := range []string{"api.requests.requests", "api.requests.status_6xx", "api.requests.latency_6ms", "api.requests.x.status_2xx", "api.x.status_2xx", "llm.requests.latency_inf"} {
-		if Derived(name) {
+		if naming.Derived(name) {
 			t.Errorf("%s is derived", name)
 		}
 	}
@@ -243,9 +245,9 @@ func TestCap(t *testing.T) {
 	perGroup := map[string]int64{}
 	measures := 0
 	for name, n := range got {
-		group, subject, _ := Split(name)
+		group, subject, _ := naming.Split(name)
 		perGroup[group] += n
-		if group == "feature" && subject == Other {
+		if group == "feature" && subject == naming.Other {
 			measures++
 		}
 	}
@@ -258,7 +260,7 @@ func TestCap(t *testing.T) {
 	if got["api.requests.(other)"] == 0 || got["api.(other).requests"] == 0 {
 		t.Errorf("areas and routes beyond the cap: %v", got)
 	}
-	if measures != otherMeasures+1 || got["feature.(other).(other)"] != 100-3-otherMeasures {
+	if measures != naming.OtherMeasures+1 || got["feature.(other).(other)"] != 100-3-naming.OtherMeasures {
 		t.Errorf("%d measures of (other), %d beyond them", measures, got["feature.(other).(other)"])
 	}
 	if s.Overflow() != 7+7+7+97 { // users, areas, routes, features
@@ -275,7 +277,7 @@ func TestGroupsAreBounded(t *testing.T) {
 	b, _ := s.Seal()
 	groups, total := map[string]bool{}, int64(0)
 	for _, c := range b.Counts {
-		group, _, _ := Split(c.Name)
+		group, _, _ := naming.Split(c.Name)
 		groups[group] = true
 		total += c.N
 	}
@@ -319,15 +321,15 @@ func TestClean(t *testing.T) {
 		{strings.Repeat("m", 65), "other.(invalid).(invalid)"},
 		{"api.requests." + strings.Repeat("m", 65), "api.requests.(invalid)"},
 	} {
-		if got := Clean(c.name); got != c.want {
-			t.Errorf("Clean(%.80q) = %q, want %q", c.name, got, c.want)
+		if got := naming.Clean(c.name); got != c.want {
+			t.Errorf("naming.Clean(%.80q) = %q, want %q", c.name, got, c.want)
 		}
 	}
-	one, two := Clean("user."+long+"1.requests"), Clean("user."+long+"2.requests")
-	if one == two || len(one) > maxName || !strings.HasPrefix(one, "user.xxxx") || !strings.HasSuffix(one, ".requests") {
+	one, two := naming.Clean("user."+long+"1.requests"), naming.Clean("user."+long+"2.requests")
+	if one == two || len(one) > naming.MaxName || !strings.HasPrefix(one, "user.xxxx") || !strings.HasSuffix(one, ".requests") {
 		t.Errorf("long subjects: %q and %q", one, two)
 	}
-	if got := Clean("user." + strings.Repeat("é", 400) + ".requests"); len(got) > maxName || Known(got) != got {
+	if got := naming.Clean("user." + strings.Repeat("é", 400) + ".requests"); len(got) > naming.MaxName || naming.Known(got) != got {
 		t.Errorf("a long subject of two-byte letters: %q", got)
 	}
 }
@@ -338,7 +340,7 @@ func FuzzSplit(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
-		group, subject, measure := Split(name)
+		group, subject, measure := naming.Split(name)
 		joined := group + "." + subject + "." + measure
 		switch strings.Count(name, ".") {
 		case 0:
@@ -347,7 +349,7 @@ func FuzzSplit(f *testing.F) {
 			joined = group + "." + measure
 		}
 		if joined != name || strings.Contains(group, ".") || strings.Contains(measure, ".") {
-			t.Errorf("Split(%q) = %q, %q, %q", name, group, subject, measure)
+			t.Errorf("naming.Split(%q) = %q, %q, %q", name, group, subject, measure)
 		}
 	})
 }
@@ -357,13 +359,13 @@ func FuzzClean(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
-		clean := Clean(name)
-		if Known(clean) != clean {
-			t.Errorf("Clean(%q) = %q, which is not clean: %q", name, clean, Known(clean))
+		clean := naming.Clean(name)
+		if naming.Known(clean) != clean {
+			t.Errorf("naming.Clean(%q) = %q, which is not clean: %q", name, clean, naming.Known(clean))
 		}
-		group, subject, measure := Split(clean)
-		if group == "" || len(group) > maxPart || measure == "" || len(measure) > maxPart || len(clean) > maxName {
-			t.Errorf("Clean(%q) = %q: %q, %q, %q", name, clean, group, subject, measure)
+		group, subject, measure := naming.Split(clean)
+		if group == "" || len(group) > naming.MaxPart || measure == "" || len(measure) > naming.MaxPart || len(clean) > naming.MaxName {
+			t.Errorf("naming.Clean(%q) = %q: %q, %q, %q", name, clean, group, subject, measure)
 		}
 	})
 }

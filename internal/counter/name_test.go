@@ -5,6 +5,8 @@ import (
 	"maps"
 	"strings"
 	"testing"
+
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // lookalikes are names that something might take for one another: what cannot be kept,
@@ -27,7 +29,7 @@ func lookalikes() []string {
 	}
 	for range 3 { // an id may be what another's was cut to, and so on
 		for _, name := range names[:len(names):len(names)] {
-			names = append(names, Clean(name))
+			names = append(names, naming.Clean(name))
 		}
 		names = distinct(names)
 	}
@@ -80,8 +82,8 @@ func TestNamesThatDifferNeverShareACounter(t *testing.T) {
 			s.Prepare()
 		}
 		for i, name := range order {
-			if n := kept[Clean(name)]; n != int64(3*1001*(i+1)) {
-				t.Errorf("%q, kept as %q: counted %d, want %d", name, Clean(name), n, 3*1001*(i+1))
+			if n := kept[naming.Clean(name)]; n != int64(3*1001*(i+1)) {
+				t.Errorf("%q, kept as %q: counted %d, want %d", name, naming.Clean(name), n, 3*1001*(i+1))
 			}
 		}
 	}
@@ -92,10 +94,10 @@ func TestMeasuresThatDifferBeyondACap(t *testing.T) {
 	s := New(1, func(string) {}, nil)
 	s.Add("feature.a.used", 1) // takes the only place
 	want := map[string]int64{"feature.a.used": 1}
-	for i, name := range []string{"feature.b.m\x00", Clean("feature.(other).m\x00")} {
+	for i, name := range []string{"feature.b.m\x00", naming.Clean("feature.(other).m\x00")} {
 		n := int64(10 << i)
 		s.Add(name, n)
-		_, _, measure := Split(Clean(name))
+		_, _, measure := naming.Split(naming.Clean(name))
 		want["feature.(other)."+measure] = n
 	}
 	got := map[string]int64{}
@@ -109,11 +111,11 @@ func TestMeasuresThatDifferBeyondACap(t *testing.T) {
 // What a name is kept under is kept as it is, from wherever it comes back.
 func TestKeptNamesStay(t *testing.T) {
 	for _, name := range lookalikes() {
-		kept := Clean(name)
-		if Known(kept) != kept || Kept(kept) != kept || len(kept) > maxName {
-			t.Errorf("%q is kept as %q, and that as %q, %q", name, kept, Known(kept), Kept(kept))
+		kept := naming.Clean(name)
+		if naming.Known(kept) != kept || naming.Kept(kept) != kept || len(kept) > naming.MaxName {
+			t.Errorf("%q is kept as %q, and that as %q, %q", name, kept, naming.Known(kept), naming.Kept(kept))
 		}
-		if group, subject, measure := Split(kept); marked(subject) && Named(group, subject, measure) == kept {
+		if group, subject, measure := naming.Split(kept); naming.Marked("user."+subject+".requests") && naming.Of(group, subject, measure) == kept {
 			t.Errorf("the id %q is not told from what another id became", subject)
 		}
 	}
@@ -124,33 +126,33 @@ func TestNamed(t *testing.T) {
 	for _, id := range []string{"42", "a.b", "jos\xe9", "\x00", "a~0123456789abcdef", strings.Repeat("né", 400), strings.Repeat("\xff", 600)} {
 		for _, name := range []string{"user.%s.requests", "quota.%s.refused"} {
 			name = fmt.Sprintf(name, id)
-			group, _, measure := Split(name)
-			if got := Named(group, id, measure); got != Clean(name) {
-				t.Errorf("Named(%q) = %q, want %q", name, got, Clean(name))
+			group, _, measure := naming.Split(name)
+			if got := naming.Of(group, id, measure); got != naming.Clean(name) {
+				t.Errorf("naming.Of(%q) = %q, want %q", name, got, naming.Clean(name))
 			}
 		}
 	}
 }
 
 // summed tells whether a name is one of those that the doc of Clean has sums for.
-func summed(kept string) bool { return strings.Contains(kept, Invalid) }
+func summed(kept string) bool { return strings.Contains(kept, naming.Invalid) }
 
 func FuzzNamesThatDiffer(f *testing.F) {
 	names := lookalikes()
 	for i := range names {
 		f.Add(names[i], names[(i+1)%len(names)])
-		f.Add(names[i], Clean(names[i]))
+		f.Add(names[i], naming.Clean(names[i]))
 	}
 	f.Fuzz(func(t *testing.T, a, b string) {
-		x, y := Clean(a), Clean(b)
+		x, y := naming.Clean(a), naming.Clean(b)
 		if a != b && x == y && !summed(x) {
 			t.Errorf("%q and %q are both %q", a, b, x)
 		}
-		if z := Clean(x); x != a && z == x && !summed(x) {
+		if z := naming.Clean(x); x != a && z == x && !summed(x) {
 			t.Errorf("%q and %q are both %q", a, x, x)
 		}
-		if Known(x) != x {
-			t.Errorf("%q comes back as %q", x, Known(x))
+		if naming.Known(x) != x {
+			t.Errorf("%q comes back as %q", x, naming.Known(x))
 		}
 		s := New(10, func(string) {}, nil)
 		s.Add(a, 1)
@@ -181,7 +183,7 @@ func TestNamesThatDifferOutliveTheirProcess(t *testing.T) {
 		t.Errorf("%d counters of %d names, %d lost: %q", len(counts), len(names), next.lost, next.said)
 	}
 	for i, name := range names {
-		if n := counts[Clean(name)]; n != int64(i+1) {
+		if n := counts[naming.Clean(name)]; n != int64(i+1) {
 			t.Errorf("%q: %d, want %d", name, n, i+1)
 		}
 	}

@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"time"
 	"unsafe"
+
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // A spool is a directory. Each writer has a directory in it, named by its id and
@@ -414,7 +416,7 @@ func read(r io.Reader, dir, name string, inode uint64) (Sealed, header, error) {
 	copy(head.database[:], h[atDatabase:])
 	b := Sealed{Batch: Batch{Opened: number(atOpened)}, Seq: seq, Spooled: true}
 	seen := map[string]bool{}
-	record := make([]byte, align, recordHead+maxName+align)
+	record := make([]byte, align, recordHead+naming.MaxName+align)
 	at, used := int64(headerSize), number(atUsed)
 	for at < used {
 		record = record[:align]
@@ -426,7 +428,7 @@ func read(r io.Reader, dir, name string, inode uint64) (Sealed, header, error) {
 			used = at // nothing was written from here on
 			break
 		}
-		if length > maxName {
+		if length > naming.MaxName {
 			return Sealed{}, head, fmt.Errorf("the record at %d has a name of %d bytes", at, length)
 		}
 		size := (recordHead + length + align - 1) / align * align
@@ -435,7 +437,7 @@ func read(r io.Reader, dir, name string, inode uint64) (Sealed, header, error) {
 			return Sealed{}, head, err
 		}
 		n, name := int64(order.Uint64(record))&math.MaxInt64, string(record[recordHead:recordHead+length])
-		if n > Max || Known(name) != name || Derived(name) || seen[name] {
+		if n > Max || naming.Known(name) != name || naming.Derived(name) || seen[name] {
 			return Sealed{}, head, fmt.Errorf("the record at %d is damaged", at)
 		}
 		seen[name] = true

@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 var (
@@ -894,7 +895,7 @@ func FuzzRead(f *testing.F) {
 			t.Errorf("%d counts, whose payload has %d: %v", len(b.Counts), len(again.Counts), err)
 		}
 		for _, c := range b.Counts {
-			if c.N < 1 || c.N > Max || Known(c.Name) != c.Name {
+			if c.N < 1 || c.N > Max || naming.Known(c.Name) != c.Name {
 				t.Errorf("%+v", c)
 			}
 		}

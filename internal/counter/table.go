@@ -4,6 +4,8 @@ import (
 	"hash/maphash"
 	"iter"
 	"sync/atomic"
+
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // table finds counters by name. Reading takes no lock; counters are added under
@@ -39,7 +41,7 @@ func hashOf(seed maphash.Seed, name string) uint32 { return uint32(maphash.Strin
 // mark is another name, and has another hash: Add looks up what it is given before it
 // cleans it.
 func hashOfKept(seed maphash.Seed, name string) uint32 {
-	if isMarked(name) {
+	if naming.Marked(name) {
 		return ^hashOf(seed, name)
 	}
 	return hashOf(seed, name)

@@ -22,6 +22,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/middleware"
 	"github.com/usagekit/usagekit/store"
 	"github.com/usagekit/usagekit/store/postgres"
@@ -101,9 +102,9 @@ func hostileInput(r *trial) {
 		switch {
 		case c.Name == requestsTotal:
 			sums["all"] += c.N
-		case counter.Derived(c.Name) && strings.HasPrefix(measure, "status_"):
+		case naming.Derived(c.Name) && strings.HasPrefix(measure, "status_"):
 			sums["all status"] += c.N
-		case counter.Derived(c.Name) && strings.HasPrefix(measure, "latency_"):
+		case naming.Derived(c.Name) && strings.HasPrefix(measure, "latency_"):
 			sums["all latency"] += c.N
 		case c.Name == "api.requests.today":
 		case group == "api" && subject == "requests":
