@@ -119,14 +119,15 @@ func TestImportArrows(t *testing.T) {
 		t.Fatalf("go list: %v\n%s", err, out)
 	}
 	allowed := map[string][]string{
-		"/internal/naming":  {},
-		"/middleware":       {module + "/internal/naming", "github.com/dunglas/httpsfv"},
-		"/internal/counter": {module + "/internal/naming", "golang.org/x/sys/unix"},
-		"/store":            {module + "/internal/naming", module + "/internal/counter", "github.com/jmoiron/sqlx"},
-		"/store/postgres":   {"github.com/jmoiron/sqlx", "github.com/lib/pq"},
-		"/store/sqlite":     {"github.com/jmoiron/sqlx", "modernc.org/sqlite"},
-		"/store/storetest":  {module + "/store", module + "/store/sqlite"},
-		"/dashboard":        {module + "/internal/naming", module + "/store"},
+		"/internal/naming":   {},
+		"/internal/calendar": {},
+		"/middleware":        {module + "/internal/naming", "github.com/dunglas/httpsfv"},
+		"/internal/counter":  {module + "/internal/naming", "golang.org/x/sys/unix"},
+		"/store":             {module + "/internal/naming", module + "/internal/calendar", module + "/internal/counter", "github.com/jmoiron/sqlx"},
+		"/store/postgres":    {"github.com/jmoiron/sqlx", "github.com/lib/pq"},
+		"/store/sqlite":      {"github.com/jmoiron/sqlx", "modernc.org/sqlite"},
+		"/store/storetest":   {module + "/store", module + "/store/sqlite"},
+		"/dashboard":         {module + "/internal/naming", module + "/store"},
 		// internal/counter for -demo alone, which makes batches of a month that never was.
 		"/example":              {module + "/internal/naming", module + "/internal/counter", module + "/middleware", module + "/dashboard", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
 		"/internal/dbtest":      {"github.com/lib/pq"}, // only tests import these four

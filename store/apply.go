@@ -9,6 +9,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/naming"
 )
@@ -28,7 +29,7 @@ ON CONFLICT (step, bucket, key) DO UPDATE SET value = CASE WHEN h.value > 900719
 
 // bucket is one row of history.
 type bucket struct {
-	Step   Step
+	Step   calendar.Step
 	Bucket int64 // Unix seconds
 	Key    string
 }
@@ -36,10 +37,10 @@ type bucket struct {
 // sums is what apply writes: counts of any number of batches, merged by name, with
 // what is derived from them. A name that comes again makes no string.
 type sums struct {
-	calendar calendar
+	calendar calendar.Calendar
 	now      time.Time // the database's
 	sure     time.Time // the earlier of it and of the last removal: see removal
-	horizon  horizon
+	horizon  calendar.Horizon
 	subjects *subjects // what they will be when this is in the database; nil: as before
 	names    map[string]*sum
 	routes   map[string]*sum    // derived: of all routes, by measure
@@ -63,9 +64,9 @@ func (s *Store) newSums(now time.Time, pruned removal) *sums {
 	sure := pruned.before(now)
 	h := s.horizon(sure)
 	if time.Since(now).Abs() > maxSkew { // who knows what is old
-		h = horizon{forever, forever, forever}
+		h = calendar.Unknown()
 	}
-	return &sums{calendar: s.calendar, now: now, sure: sure, horizon: h, names: map[string]*sum{}, routes: map[string]*sum{}, starts: map[int64][3]int64{}}
+	return &sums{calendar: s.calendar(), now: now, sure: sure, horizon: h, names: map[string]*sum{}, routes: map[string]*sum{}, starts: map[int64][3]int64{}}
 }
 
 // add merges n of a name, counted at the time at (Unix ms). The name may be the
@@ -75,7 +76,7 @@ func (s *sums) add(at int64, name string, n int64) {
 	if m == nil {
 		m = s.sum(naming.Kept(name))
 	}
-	quarter := at - mod(at, quarterHour.Milliseconds())
+	quarter := calendar.Quarter(at)
 	for ; m != nil; m = m.whole {
 		m.add(quarter, n)
 	}
@@ -130,7 +131,7 @@ type row struct {
 // requests, each in the order of its primary key.
 func (s *sums) rows() (totals, history, users []row) {
 	type start struct {
-		step   Step
+		step   calendar.Step
 		bucket int64
 	}
 	of := map[start]*[2][]row{} // history and users
@@ -148,8 +149,8 @@ func (s *sums) rows() (totals, history, users []row) {
 		for _, d := range m.dated {
 			starts := s.startsOf(d.quarter)
 			for _, step := range kept(group) {
-				at := start{step, starts[step-Hour]}
-				if at.bucket < s.horizon.of(step, name) {
+				at := start{step, starts[step-calendar.Hour]}
+				if at.bucket < s.horizon.Of(step, naming.Personal(name)) {
 					continue // too old for history: it counts in the total alone
 				}
 				lists := of[at]
@@ -178,8 +179,8 @@ func (s *sums) startsOf(quarter int64) [3]int64 {
 	starts, ok := s.starts[quarter]
 	if !ok {
 		t := time.UnixMilli(quarter)
-		for i, step := range []Step{Hour, Day, Month} {
-			starts[i] = s.calendar.lies(step, t)
+		for i, step := range []calendar.Step{calendar.Hour, calendar.Day, calendar.Month} {
+			starts[i] = s.calendar.Lies(step, t)
 		}
 		s.starts[quarter] = starts
 	}
@@ -187,11 +188,11 @@ func (s *sums) startsOf(quarter int64) [3]int64 {
 }
 
 // kept is which steps of history a group has: the finest first.
-func kept(group string) [2]Step {
+func kept(group string) [2]calendar.Step {
 	if group == "user" {
-		return [2]Step{Day, Month}
+		return [2]calendar.Step{calendar.Day, calendar.Month}
 	}
-	return [2]Step{Hour, Day}
+	return [2]calendar.Step{calendar.Hour, calendar.Day}
 }
 
 // apply adds sums to totals and history, in the order of their keys. It derives
@@ -217,7 +218,7 @@ func (s *Store) apply(tx *sqlx.Tx, sums *sums) (crossings int, err error) {
 		cross(r, after)
 		if after == r.n && after < counter.Max { // a full counter may be old
 			b := bucket{r.Step, r.Bucket, naming.ActiveDaily}
-			if b.Step == Month {
+			if b.Step == calendar.Month {
 				b.Key = naming.ActiveMonthly
 			}
 			active[b]++

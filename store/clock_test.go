@@ -12,6 +12,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/internal/naming"
@@ -69,10 +70,10 @@ func (s *Store) fill(t *testing.T, hours, days int) {
 	for ago := range max(hours, days) {
 		at := now.AddDate(0, 0, -ago)
 		if ago < hours {
-			s.put(t, row{bucket{Hour, s.calendar.start(Hour, at).Unix(), "feature.a.used"}, 1})
+			s.put(t, row{bucket{calendar.Hour, s.calendar().Start(calendar.Hour, at).Unix(), "feature.a.used"}, 1})
 		}
 		if ago < days {
-			s.put(t, row{bucket{Day, s.calendar.start(Day, at).Unix(), "feature.a.used"}, 1})
+			s.put(t, row{bucket{calendar.Day, s.calendar().Start(calendar.Day, at).Unix(), "feature.a.used"}, 1})
 		}
 	}
 }
@@ -472,7 +473,7 @@ func TestReadsOfRowsThatLieFarAhead(t *testing.T) {
 			for _, name := range []string{"feature.a.used", "user.7.requests"} {
 				group, _, _ := naming.Split(name)
 				for _, step := range kept(group) {
-					s.put(t, row{bucket{step, s.calendar.start(step, at).Unix(), name}, n})
+					s.put(t, row{bucket{step, s.calendar().Start(step, at).Unix(), name}, n})
 				}
 			}
 		}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/calendar"
 )
 
 const (
@@ -29,7 +31,7 @@ const (
 )
 
 // Each returns every counter that q selects, however many there are: of all time, or
-// summed over the range [From, To), in the order of names (by bytes). With q.Step it
+// summed over the range [From, To), in the order of names (by bytes). With q.step() it
 // returns one count per name and bucket of that step, as History does: the oldest
 // bucket first, within it by name. Of the current day and month it has what Totals
 // has. Limit is how many counts it returns, the first ones.
@@ -72,7 +74,7 @@ type rest struct {
 
 // all checks q, and returns all that there is to read for it.
 func (s *Store) all(ctx context.Context, q *Query) (rest, error) {
-	r := rest{each: q.Step != 0, starts: []int64{0}, run: 1}
+	r := rest{each: q.step() != 0, starts: []int64{0}, run: 1}
 	err := q.check()
 	switch {
 	case err != nil || s == nil:
@@ -102,7 +104,7 @@ func (s *Store) all(ctx context.Context, q *Query) (rest, error) {
 		r.starts = nil
 		for _, sp := range spans {
 			for _, b := range sp.buckets {
-				r.starts = append(r.starts, s.placeIn(q.Step, sp.step, b))
+				r.starts = append(r.starts, s.calendar().PlaceIn(q.step(), sp.step, b))
 			}
 		}
 		slices.Sort(r.starts)
@@ -149,7 +151,7 @@ func (s *Store) piece(ctx context.Context, tx *sqlx.Tx, q *Query, r *rest, now t
 		if run < len(r.starts) {
 			end = r.starts[run]
 		}
-		spans = s.during(q.Step, spans, r.starts[0], end)
+		spans = s.during(q.step(), spans, r.starts[0], end)
 		if r.lo == "" {
 			if few, err = s.few(ctx, tx, q, spans); err != nil {
 				return nil, err
@@ -175,7 +177,7 @@ func (s *Store) piece(ctx context.Context, tx *sqlx.Tx, q *Query, r *rest, now t
 	}
 	switch {
 	case r.each:
-		counts, err = s.history(ctx, tx, parts, s.condition(q), q.Step)
+		counts, err = s.history(ctx, tx, parts, s.condition(q), q.step())
 	case len(parts) > 0:
 		counts, err = s.sumsOver(ctx, tx, parts, s.summed(q))
 	}
@@ -204,10 +206,10 @@ func (s *Store) piece(ctx context.Context, tx *sqlx.Tx, q *Query, r *rest, now t
 }
 
 // during returns what of spans is in buckets of step from start up to end.
-func (s *Store) during(step Step, spans []span, start, end int64) []span {
+func (s *Store) during(step calendar.Step, spans []span, start, end int64) []span {
 	var list []span
 	for _, sp := range spans {
-		place := func(stored, at int64) int { return cmp.Compare(s.placeIn(step, sp.step, stored), at) }
+		place := func(stored, at int64) int { return cmp.Compare(s.calendar().PlaceIn(step, sp.step, stored), at) }
 		i, _ := slices.BinarySearchFunc(sp.buckets, start, place)
 		j, _ := slices.BinarySearchFunc(sp.buckets, end, place)
 		if i < j {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/naming"
 )
@@ -154,8 +155,8 @@ func (s *Store) eraseRows(ctx context.Context, tx *sqlx.Tx, user string) error {
 	}
 	spans := []span{{}} // totals, and all of history
 	var segments []segment
-	for _, step := range []Step{Hour, Day, Month} {
-		segments = append(segments, segment{step, time.Unix(forever, 0), time.Unix(endless, 0)})
+	for _, step := range []calendar.Step{calendar.Hour, calendar.Day, calendar.Month} {
+		segments = append(segments, segment{step, time.Unix(calendar.Forever, 0), time.Unix(calendar.Endless, 0)})
 	}
 	stored, err := s.stored(ctx, tx, segments)
 	if err != nil {

@@ -30,7 +30,7 @@ func BenchmarkMerge(b *testing.B) {
 		payloads[i] = batch.Encode()
 		size += len(payloads[i])
 	}
-	s := &Store{calendar: calendar{loc: time.UTC}, retention: Retention{}.defaults()}
+	s := &Store{own: time.UTC, retention: Retention{}.defaults()}
 	b.ReportMetric(float64(size)/float64(len(payloads)), "B/batch")
 	b.ReportAllocs()
 	for b.Loop() {

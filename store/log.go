@@ -15,7 +15,7 @@ func (s *Store) logStart(database string) {
 		spool = "none: counts are in memory until they are delivered"
 	}
 	r := s.retention
-	s.log.Info("usagekit: counting", "version", version(), "database", database, "zone", s.calendar.zone().String(), "spool", spool,
+	s.log.Info("usagekit: counting", "version", version(), "database", database, "zone", s.calendar().Zone().String(), "spool", spool,
 		slog.Group("kept", "hours", keptFor(r.Hourly), "days", keptFor(r.Daily), "users", keptFor(r.UserDaily)))
 }
 

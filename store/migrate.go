@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/calendar"
 )
 
 //go:embed migrations
@@ -88,7 +90,7 @@ func (s *Store) start(ctx context.Context, anyZone bool) error {
 		})
 		if err == nil {
 			s.file.Store(found.file)
-			s.calendar, s.sql.schema, s.asked = calendar{found.zone, &s.rules}, found.schema, found.asked
+			s.own, s.sql.schema, s.asked = found.zone, found.schema, found.asked
 			if found.altered != "" {
 				s.log.Warn("usagekit: " + found.altered)
 			}
@@ -113,11 +115,11 @@ func (s *Store) start(ctx context.Context, anyZone bool) error {
 // same tells whether two zones are one for what is kept, and for a year to come.
 func (s *Store) same(a, b *time.Location) bool {
 	now := time.Now()
-	from := firstRules
+	var from time.Time
 	if d := s.retention.Daily; d > 0 {
 		from = now.Add(-d)
 	}
-	return sameRules(a, b, from, now.AddDate(1, 0, 0))
+	return calendar.Same(a, b, from, now.AddDate(1, 0, 0))
 }
 
 // locked tells whether another start stands in the way of this one.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/naming"
 )
@@ -185,7 +186,7 @@ func (s *Store) deleteMeta(tx *sqlx.Tx, names []string) error {
 // is an ordinary counter, for what was not allowed.) See middleware.Quota.
 func (s *Store) Take(ctx context.Context, name string, n, limit int64, window time.Duration) (left int64, until time.Time, ok bool, err error) {
 	name = naming.Clean(name)
-	step := Day
+	step := calendar.Day
 	switch group, subject, _ := naming.Split(name); {
 	case group != "quota" || subject == "" || subject == naming.Invalid || !naming.Derived(name):
 		err = fmt.Errorf("store: Take: the name is %q: want quota.<whose>.<which>, the last of them not \"refused\" nor longer than 64 bytes", name)
@@ -194,7 +195,7 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, window ti
 	case limit < 0 || limit > counter.Max:
 		err = fmt.Errorf("store: Take: limit is %d: want 0 … 2^53−1", limit)
 	case window == time.Hour:
-		step = Hour
+		step = calendar.Hour
 	case window != 24*time.Hour:
 		err = fmt.Errorf("store: Take: window is %v: want time.Hour or 24*time.Hour", window)
 	}
@@ -202,7 +203,7 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, window ti
 		return 0, time.Time{}, false, err
 	}
 	if s == nil {
-		return limit, calendar{loc: time.UTC}.next(step, time.Now()), true, nil
+		return limit, calendar.In(time.UTC).Next(step, time.Now()), true, nil
 	}
 	var done struct { // by an attempt that may outlast this call
 		left  int64
@@ -225,8 +226,8 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, window ti
 			return err
 		}
 		now := time.UnixMilli(at.Now)
-		done.until = asked.Add(s.calendar.next(step, now).Sub(now))
-		bucket := s.calendar.lies(step, now)
+		done.until = asked.Add(s.calendar().Next(step, now).Sub(now))
+		bucket := s.calendar().Lies(step, now)
 		var taken int64
 		err := tx.GetContext(ctx, &taken, s.sql.text(sqlTake), int(step), bucket, name, n, n, limit, limit)
 		if done.ok = err == nil; !errors.Is(err, sql.ErrNoRows) {

@@ -4,6 +4,8 @@ import (
 	"log/slog"
 	"testing"
 	"time"
+
+	"github.com/usagekit/usagekit/internal/calendar"
 )
 
 const aDay = 24 * time.Hour
@@ -14,7 +16,7 @@ func quietly() Config { return Config{Logger: slog.New(slog.DiscardHandler)} }
 func (s *Store) aged(t *testing.T) func() bool {
 	t.Helper()
 	at := time.Now().AddDate(0, 0, -60)
-	s.put(t, row{bucket{Hour, s.calendar.start(Hour, at).Unix(), "feature.a.used"}, 1})
+	s.put(t, row{bucket{calendar.Hour, s.calendar().Start(calendar.Hour, at).Unix(), "feature.a.used"}, 1})
 	return func() bool { return s.count(t, allHistory+` WHERE step = 1`) > 0 }
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/internal/naming"
 )
@@ -63,8 +64,8 @@ func readsSeek(t *testing.T, driverName, dsn string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	today := s.calendar.start(Day, time.Now())
-	fillHistory(t, plain, s.calendar, today)
+	today := s.calendar().Start(calendar.Day, time.Now())
+	fillHistory(t, plain, s.calendar(), today)
 
 	ago := func(days int) time.Time { return today.AddDate(0, 0, -days) }
 	routes, users := Query{Prefix: "api.", Measure: "requests", Limit: 10}, Query{Prefix: "user.", Measure: "requests", Limit: 10}
@@ -291,7 +292,7 @@ const (
 
 // fillHistory makes the rows of so many days, the last of them today. A user comes
 // every fifth.
-func fillHistory(t *testing.T, db *sql.DB, c calendar, today time.Time) {
+func fillHistory(t *testing.T, db *sql.DB, c calendar.Calendar, today time.Time) {
 	t.Helper()
 	exec := func(query string) {
 		t.Helper()
@@ -314,9 +315,9 @@ names(key) AS (SELECT 'api.GET /r' || r || '.requests' FROM routes UNION ALL SEL
 	rows(`2, start, 'user.' || u || '.requests', 1`, `days JOIN users ON u % 5 = d % 5`)
 	rows(`2, start, 'feature.' || r || '.used', 1`, `days CROSS JOIN routes`)
 	rows(`2, start, 'api.requests.total', 24`, `days`)
-	for month := c.start(Month, today.AddDate(0, 0, -filledDays)); !month.After(today); month = c.next(Month, month) {
+	for month := c.Start(calendar.Month, today.AddDate(0, 0, -filledDays)); !month.After(today); month = c.Next(calendar.Month, month) {
 		exec(fmt.Sprintf(`INSERT INTO usage_history SELECT 3, %[1]d, key, SUM(value) FROM usage_history
-WHERE step = 2 AND bucket >= %[1]d AND bucket < %[2]d AND key >= 'user.' AND key < 'user/' GROUP BY key`, month.Unix(), c.next(Month, month).Unix()))
+WHERE step = 2 AND bucket >= %[1]d AND bucket < %[2]d AND key >= 'user.' AND key < 'user/' GROUP BY key`, month.Unix(), c.Next(calendar.Month, month).Unix()))
 	}
 	exec(`INSERT INTO usage_metrics SELECT key, SUM(value) FROM usage_history WHERE step = 2 GROUP BY key`)
 	rows(`2, start, 'user.active.daily', 1`, `days`)

@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/naming"
 )
 
@@ -37,9 +38,9 @@ type Step int
 // Hours are kept for every group but "user", days for every group, months for
 // "user". A coarser step is summed from a finer one.
 const (
-	Hour  Step = 1
-	Day   Step = 2
-	Month Step = 3
+	Hour  = Step(calendar.Hour)
+	Day   = Step(calendar.Day)
+	Month = Step(calendar.Month)
 )
 
 // Count is one counter's number: of all time, of a range, or of one bucket.
@@ -148,6 +149,9 @@ func (q *Query) check() error {
 // named tells whether q asks for name itself.
 func (q *Query) named(name string) bool { return q.Name == name || slices.Contains(q.Names, name) }
 
+// step is that of the buckets which q asks for.
+func (q *Query) step() calendar.Step { return calendar.Step(q.Step) }
+
 // ranged tells whether q asks for a part of time.
 func (q *Query) ranged() bool { return !q.From.IsZero() || !q.To.IsZero() }
 
@@ -254,17 +258,7 @@ func after(prefix string) string {
 }
 
 // String returns "hour", "day" or "month".
-func (s Step) String() string {
-	switch s {
-	case Hour:
-		return "hour"
-	case Day:
-		return "day"
-	case Month:
-		return "month"
-	}
-	return fmt.Sprintf("Step(%d)", int(s))
-}
+func (s Step) String() string { return calendar.Step(s).String() }
 
 // sortCounts puts the largest first.
 func sortCounts(counts []Count) {

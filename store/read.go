@@ -11,6 +11,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/naming"
 )
 
@@ -111,7 +112,7 @@ func (s *Store) Get(ctx context.Context, name string) (int64, error) {
 // current reads the counters that are what their current bucket is.
 func (s *Store) current(ctx context.Context, tx *sqlx.Tx, now time.Time) (map[string]int64, error) {
 	current := map[string]int64{naming.RequestsToday: 0, naming.ActiveDaily: 0, naming.ActiveMonthly: 0}
-	parts := []segment{{Day, s.calendar.start(Day, now), s.calendar.next(Day, now)}, {Month, s.calendar.start(Month, now), s.calendar.next(Month, now)}}
+	parts := []segment{{calendar.Day, s.calendar().Start(calendar.Day, now), s.calendar().Next(calendar.Day, now)}, {calendar.Month, s.calendar().Start(calendar.Month, now), s.calendar().Next(calendar.Month, now)}}
 	stored, err := s.stored(ctx, tx, parts)
 	if err != nil {
 		return nil, err
@@ -378,7 +379,7 @@ func (s *Store) History(ctx context.Context, q Query) ([]Count, error) {
 			}
 			c = s.oneOf(names)
 		}
-		counts, err = s.history(ctx, tx, spans, c, q.Step)
+		counts, err = s.history(ctx, tx, spans, c, q.step())
 		return err
 	})
 	if err != nil {
@@ -389,7 +390,7 @@ func (s *Store) History(ctx context.Context, q Query) ([]Count, error) {
 
 // history reads the counts of the buckets of step that spans cover, of the names that
 // c selects, in order.
-func (s *Store) history(ctx context.Context, tx *sqlx.Tx, spans []span, c condition, step Step) ([]Count, error) {
+func (s *Store) history(ctx context.Context, tx *sqlx.Tx, spans []span, c condition, step calendar.Step) ([]Count, error) {
 	sums := map[bucket]int64{}
 	for _, sp := range spans {
 		text, args := s.span(sp, c, "h.bucket, h.key, h.value")
@@ -403,7 +404,7 @@ func (s *Store) history(ctx context.Context, tx *sqlx.Tx, spans []span, c condit
 		}
 		places := map[int64]int64{}
 		for _, b := range sp.buckets {
-			places[b] = s.placeIn(step, sp.step, b)
+			places[b] = s.calendar().PlaceIn(step, sp.step, b)
 		}
 		for _, r := range rows {
 			b := bucket{step, places[r.Bucket], r.Key}
@@ -412,7 +413,7 @@ func (s *Store) history(ctx context.Context, tx *sqlx.Tx, spans []span, c condit
 	}
 	counts := make([]Count, 0, len(sums))
 	for b, n := range sums {
-		counts = append(counts, Count{Name: b.Key, Start: time.Unix(b.Bucket, 0).In(s.calendar.zone()), N: n})
+		counts = append(counts, Count{Name: b.Key, Start: time.Unix(b.Bucket, 0).In(s.calendar().Zone()), N: n})
 	}
 	slices.SortFunc(counts, func(a, b Count) int { return cmp.Or(a.Start.Compare(b.Start), cmp.Compare(a.Name, b.Name)) })
 	return counts, nil
@@ -428,7 +429,7 @@ func (s *Store) checkKept(q *Query, finest bool) error {
 		return nil
 	}
 	h := s.horizon(s.databaseTime())
-	gone := func(name string) bool { return q.From.Before(time.Unix(h.of(q.Step, name), 0)) }
+	gone := func(name string) bool { return q.From.Before(time.Unix(h.Of(q.step(), naming.Personal(name)), 0)) }
 	names := q.Names
 	if len(names) == 0 || q.Name != "" {
 		names = []string{cmp.Or(q.Name, "user.x.requests")}
@@ -445,7 +446,7 @@ func (s *Store) checkKept(q *Query, finest bool) error {
 		return nil
 	}
 	if !finest {
-		since := time.Unix(h.of(q.Step, names[max(old, 0)]), 0).In(s.calendar.zone())
+		since := time.Unix(h.Of(q.step(), naming.Personal(names[max(old, 0)])), 0).In(s.calendar().Zone())
 		return queryError(fmt.Sprintf("Step %v is finer than kept before %s (Config.Retention): want %v", q.Step, since.Format(time.DateOnly), coarser))
 	}
 	q.Step = coarser

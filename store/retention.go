@@ -11,6 +11,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/naming"
 )
@@ -59,36 +60,8 @@ const (
 	sqlOldWriters   = `DELETE FROM usage_writers WHERE seen < ? AND NOT EXISTS (SELECT 1 FROM usage_inbox i WHERE i.writer = usage_writers.writer)`
 )
 
-// horizon is what history reaches back to: buckets that begin before are not kept.
-type horizon struct{ hours, days, users int64 } // Unix seconds
-
-func (s *Store) horizon(now time.Time) horizon {
-	start := func(d time.Duration) int64 {
-		if d < 0 {
-			return forever
-		}
-		return s.calendar.start(Day, now.Add(-d)).Unix()
-	}
-	return horizon{start(s.retention.Hourly), start(s.retention.Daily), start(s.retention.UserDaily)}
-}
-
-// of is the horizon of a name's buckets.
-func (h horizon) of(step Step, name string) int64 {
-	switch {
-	case step == Hour:
-		return h.hours
-	case step == Month:
-		return forever
-	case personal(name):
-		return h.users
-	}
-	return h.days
-}
-
-// personal tells whether a name is a user's, or a quota's.
-func personal(name string) bool {
-	group, _, _ := naming.Split(name)
-	return group == "quota" || group == "user" && !naming.Bare(naming.Stem(name)) && name != naming.ActiveDaily && name != naming.ActiveMonthly
+func (s *Store) horizon(now time.Time) calendar.Horizon {
+	return s.calendar().Horizon(now, s.retention.Hourly, s.retention.Daily, s.retention.UserDaily)
 }
 
 // defaults fills in what is 0.
@@ -107,28 +80,28 @@ func (r Retention) defaults() Retention {
 
 // pruned is a part of history, and how far it was removed.
 type pruned struct {
-	step   Step
+	step   calendar.Step
 	lo, hi string // names; "": no bound
 	where  string // of them
-	until  func(horizon) int64
+	until  func(calendar.Horizon) int64
 	end    int64 // of the last time
 	done   int64 // buckets before this one are gone, since end is what it is
 }
 
 // prunings are all parts.
 func (s *Store) prunings() []*pruned {
-	hours := func(h horizon) int64 { return h.hours }
-	days := func(h horizon) int64 { return h.days }
-	users := func(h horizon) int64 { return h.users }
+	hours := func(h calendar.Horizon) int64 { return h.Hours }
+	days := func(h calendar.Horizon) int64 { return h.Days }
+	users := func(h calendar.Horizon) int64 { return h.Users }
 	const dots = "length(key) - length(replace(key, '.', ''))"
 	return []*pruned{
-		{step: Hour, until: hours},
-		{step: Day, hi: "quota.", until: days},
-		{step: Day, lo: "quota.", hi: "quota/", until: users},
-		{step: Day, lo: "quota/", hi: "user.", until: days},
-		{step: Day, lo: "user.", hi: "user/", where: " AND " + dots + " > 1 AND key <> '" + naming.ActiveDaily + "'", until: users},
-		{step: Day, lo: "user.", hi: "user/", where: " AND (" + dots + " < 2 OR key = '" + naming.ActiveDaily + "')", until: days},
-		{step: Day, lo: "user/", until: days},
+		{step: calendar.Hour, until: hours},
+		{step: calendar.Day, hi: "quota.", until: days},
+		{step: calendar.Day, lo: "quota.", hi: "quota/", until: users},
+		{step: calendar.Day, lo: "quota/", hi: "user.", until: days},
+		{step: calendar.Day, lo: "user.", hi: "user/", where: " AND " + dots + " > 1 AND key <> '" + naming.ActiveDaily + "'", until: users},
+		{step: calendar.Day, lo: "user.", hi: "user/", where: " AND (" + dots + " < 2 OR key = '" + naming.ActiveDaily + "')", until: days},
+		{step: calendar.Day, lo: "user/", until: days},
 	}
 }
 
@@ -350,7 +323,7 @@ func (s *Store) pruneBucket(ctx context.Context, p *pruned, bucket int64) error 
 }
 
 // pruneMeta forgets crossings of buckets that are gone, and writers that are.
-func (s *Store) pruneMeta(ctx context.Context, now time.Time, h horizon) error {
+func (s *Store) pruneMeta(ctx context.Context, now time.Time, h calendar.Horizon) error {
 	for last := "crossing/1"; ; { // those of all time stay
 		var names, old []string
 		err := s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
@@ -362,7 +335,7 @@ func (s *Store) pruneMeta(ctx context.Context, now time.Time, h horizon) error {
 			}
 			for _, name := range names {
 				c, err := s.parseCrossing(strings.TrimPrefix(name, "crossing/"))
-				if err == nil && c.Start.Unix() < max(h.of(c.Step, c.Name), h.days) {
+				if err == nil && c.Start.Unix() < max(h.Of(calendar.Step(c.Step), naming.Personal(c.Name)), h.Days) {
 					old = append(old, name)
 				}
 			}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/internal/naming"
@@ -78,9 +79,9 @@ func TestRetention(t *testing.T) {
 		now := time.Now()
 		var rows []row
 		want := map[bucket]bool{}
-		put := func(step Step, ago int, keep bool, names ...string) {
+		put := func(step calendar.Step, ago int, keep bool, names ...string) {
 			for _, name := range names {
-				b := bucket{step, s.calendar.start(step, now.AddDate(0, 0, -ago)).Unix(), name}
+				b := bucket{step, s.calendar().Start(step, now.AddDate(0, 0, -ago)).Unix(), name}
 				if _, ok := want[b]; !ok { // another day of the same month
 					rows = append(rows, row{b, 1})
 				}
@@ -88,20 +89,20 @@ func TestRetention(t *testing.T) {
 			}
 		}
 		for _, ago := range []int{0, 9, 12, 30} {
-			put(Hour, ago, ago <= 10, "api.GET /a.requests", "zzz", "quota.1.hourly")
+			put(calendar.Hour, ago, ago <= 10, "api.GET /a.requests", "zzz", "quota.1.hourly")
 		}
 		for _, ago := range []int{0, 89, 92, 199, 202, 2000} {
-			put(Day, ago, ago <= 200, "api.GET /a.requests", "a", "user.active.daily", "user.registrations", "usera.b.c", "zzz.a.b", "r.a.b")
-			put(Day, ago, ago <= 90, "user.active.requests", "user.42.requests", "user.a.b.logins", "quota.1.daily", "quota.1.refused", "user..requests")
-			put(Month, ago, true, "user.42.requests")
+			put(calendar.Day, ago, ago <= 200, "api.GET /a.requests", "a", "user.active.daily", "user.registrations", "usera.b.c", "zzz.a.b", "r.a.b")
+			put(calendar.Day, ago, ago <= 90, "user.active.requests", "user.42.requests", "user.a.b.logins", "quota.1.daily", "quota.1.refused", "user..requests")
+			put(calendar.Month, ago, true, "user.42.requests")
 		}
 		for i := range 2*pruneChunk + 100 {
-			put(Day, 92, false, fmt.Sprintf("user.%d.requests", 100+i))
+			put(calendar.Day, 92, false, fmt.Sprintf("user.%d.requests", 100+i))
 		}
 		s.put(t, rows...)
 		db.MustExec(`INSERT INTO usage_metrics VALUES ('user.42.requests', 5)`)
-		old := s.calendar.start(Day, now.AddDate(0, 0, -2000)).Unix()
-		young := s.calendar.start(Day, now.AddDate(0, 0, -3)).Unix()
+		old := s.calendar().Start(calendar.Day, now.AddDate(0, 0, -2000)).Unix()
+		young := s.calendar().Start(calendar.Day, now.AddDate(0, 0, -3)).Unix()
 		for _, name := range []string{
 			"crossing/0/0/5/user.42.requests", fmt.Sprintf("crossing/2/%d/5/user.42.requests", old), fmt.Sprintf("crossing/2/%d/5/user.42.requests", young),
 		} {
@@ -160,7 +161,7 @@ func TestRetentionWithAWrongClock(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer s.cancel()
-		b := bucket{Hour, s.calendar.start(Hour, time.Now().AddDate(0, 0, -40)).Unix(), "a"}
+		b := bucket{calendar.Hour, s.calendar().Start(calendar.Hour, time.Now().AddDate(0, 0, -40)).Unix(), "a"}
 		s.put(t, row{b, 1})
 		for _, wrong := range []time.Duration{-2 * time.Hour, 2 * time.Hour, 10_000 * time.Hour} {
 			s.sql.edit = func(q string) string {
@@ -242,17 +243,17 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 		for ago := range 200 * 24 / 17 {
 			at := now.Add(-time.Duration(ago) * 17 * time.Hour)
 			n := int64(ago%5 + 1)
-			for _, step := range []Step{Hour, Day, Month} {
+			for _, step := range []calendar.Step{calendar.Hour, calendar.Day, calendar.Month} {
 				for _, name := range []string{"feature.a.used", "user.1.requests"} {
 					group, _, _ := naming.Split(name)
-					b := bucket{step, s.calendar.start(step, at).Unix(), name}
+					b := bucket{step, s.calendar().Start(step, at).Unix(), name}
 					if k := kept(group); k[0] != step && k[1] != step {
 						continue
 					}
 					rows = append(rows, row{b, n})
 				}
 			}
-			days[s.calendar.start(Day, at).Unix()] += n
+			days[s.calendar().Start(calendar.Day, at).Unix()] += n
 		}
 		for _, r := range rows { // several are of one bucket
 			s.put(t, r)
@@ -275,8 +276,8 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := sum(s.calendar.start(Day, from), s.calendar.ceil(Day, to))
-			exact := !to.Before(time.Unix(s.horizon(now).hours, 0)) // its end is in hours
+			want := sum(s.calendar().Start(calendar.Day, from), s.calendar().Ceil(calendar.Day, to))
+			exact := !to.Before(time.Unix(s.horizon(now).Hours, 0)) // its end is in hours
 			if len(got) != 1 || got[0].N != want && !exact || exact && (got[0].N > want || got[0].N < want-60) {
 				t.Errorf("feature.a.used from %d to %d days ago: %v, want %d", r[0], r[1], got, want)
 			}
@@ -285,18 +286,18 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 				t.Fatal(err)
 			}
 			if r[0] > 90 {
-				from = s.calendar.start(Month, from)
+				from = s.calendar().Start(calendar.Month, from)
 			}
-			if r[0] > 90 && s.calendar.start(Month, to).Before(time.Unix(s.horizon(now).users, 0)) { // some of its days are gone
-				to = s.calendar.ceil(Month, to)
+			if r[0] > 90 && s.calendar().Start(calendar.Month, to).Before(time.Unix(s.horizon(now).Users, 0)) { // some of its days are gone
+				to = s.calendar().Ceil(calendar.Month, to)
 			}
-			if want := sum(s.calendar.start(Day, from), s.calendar.ceil(Day, to)); len(got) != 1 || got[0].N != want {
+			if want := sum(s.calendar().Start(calendar.Day, from), s.calendar().Ceil(calendar.Day, to)); len(got) != 1 || got[0].N != want {
 				t.Errorf("user.1.requests from %d to %d days ago: %v, want %d", r[0], r[1], got, want)
 			}
 		}
 		// Months of users are there when no day is any more.
 		long := now.AddDate(-2, 0, 0)
-		s.put(t, row{bucket{Month, s.calendar.start(Month, long).Unix(), "user.2.requests"}, 7})
+		s.put(t, row{bucket{calendar.Month, s.calendar().Start(calendar.Month, long).Unix(), "user.2.requests"}, 7})
 		if h, err := s.History(ctx, Query{Name: "user.2.requests", Step: Month}); err != nil || len(h) != 1 || h[0].N != 7 {
 			t.Errorf("History of two years ago: %v, %v", h, err)
 		}
@@ -314,17 +315,17 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 		if h, err := s.History(ctx, users); !errors.As(err, &old) || !strings.Contains(err.Error(), "Config.Retention") {
 			t.Errorf("History of users by day: %v, %v", h, err)
 		}
-		s.put(t, row{bucket{Day, s.calendar.start(Day, ago(300)).Unix(), naming.ActiveDaily}, 5})
+		s.put(t, row{bucket{calendar.Day, s.calendar().Start(calendar.Day, ago(300)).Unix(), naming.ActiveDaily}, 5})
 		for _, q := range []Query{{Name: naming.ActiveDaily}, {Names: []string{naming.ActiveDaily, "user.registrations"}}} {
 			q.From = ago(500)
-			if h, err := s.History(ctx, q); err != nil || len(h) != 1 || h[0].N != 5 || !h[0].Start.Equal(s.calendar.start(Day, ago(300))) {
+			if h, err := s.History(ctx, q); err != nil || len(h) != 1 || h[0].N != 5 || !h[0].Start.Equal(s.calendar().Start(calendar.Day, ago(300))) {
 				t.Errorf("History(%+v): %v, %v", q, h, err)
 			}
 		}
 		// What is too old, and was not removed yet, is in no answer.
 		s.put(t,
-			row{bucket{Day, s.calendar.start(Day, ago(450)).Unix(), "feature.old.used"}, 9},
-			row{bucket{Day, s.calendar.start(Day, ago(300)).Unix(), "feature.old.used"}, 2})
+			row{bucket{calendar.Day, s.calendar().Start(calendar.Day, ago(450)).Unix(), "feature.old.used"}, 9},
+			row{bucket{calendar.Day, s.calendar().Start(calendar.Day, ago(300)).Unix(), "feature.old.used"}, 2})
 		for _, q := range []Query{{From: ago(500)}, {From: ago(500), To: now}, {To: now}, {From: ago(500), Step: Month}} {
 			q.Name = "feature.old.used"
 			if c, err := s.Totals(ctx, q); err != nil || len(c) != 1 || c[0].N != 2 {
@@ -369,9 +370,9 @@ func TestReadsOfOtherRetentions(t *testing.T) {
 		defer s.cancel()
 		at := time.Now().AddDate(0, 0, -60)
 		s.put(t,
-			row{bucket{Day, s.calendar.start(Day, at).Unix(), "user.1.requests"}, 3},
-			row{bucket{Month, s.calendar.start(Month, at).Unix(), "user.1.requests"}, 3},
-			row{bucket{Month, s.calendar.start(Month, at.AddDate(-3, 0, 0)).Unix(), "user.1.requests"}, 4})
+			row{bucket{calendar.Day, s.calendar().Start(calendar.Day, at).Unix(), "user.1.requests"}, 3},
+			row{bucket{calendar.Month, s.calendar().Start(calendar.Month, at).Unix(), "user.1.requests"}, 3},
+			row{bucket{calendar.Month, s.calendar().Start(calendar.Month, at.AddDate(-3, 0, 0)).Unix(), "user.1.requests"}, 4})
 		for _, c := range []struct {
 			q    Query
 			want string
@@ -408,11 +409,11 @@ func TestRangesBesideAllCountsAreWidened(t *testing.T) {
 		}
 		defer s.cancel()
 		for _, name := range []string{"feature.a.used", "user.1.requests"} {
-			month := s.calendar.start(Month, time.Now().AddDate(0, 0, -60))
+			month := s.calendar().Start(calendar.Month, time.Now().AddDate(0, 0, -60))
 			day := func(n int) time.Time { return month.AddDate(0, 0, n-1) }
-			s.put(t, row{bucket{Day, day(10).Unix(), name}, 3})
+			s.put(t, row{bucket{calendar.Day, day(10).Unix(), name}, 3})
 			if name != "feature.a.used" {
-				s.put(t, row{bucket{Month, month.Unix(), name}, 3})
+				s.put(t, row{bucket{calendar.Month, month.Unix(), name}, 3})
 			}
 			for _, q := range []Query{{From: day(15)}, {To: day(5)}, {From: day(15), To: day(16)}, {From: day(3), To: day(5)}} {
 				q.Name = name
@@ -474,8 +475,8 @@ func TestReadsWithAWrongClock(t *testing.T) {
 		s.sql.edit = func(q string) string {
 			return clock.ReplaceAllString(q, fmt.Sprintf("AS prepared, CAST(%d AS BIGINT) AS now, (SELECT COUNT", now.UnixMilli()))
 		}
-		for _, step := range []Step{Hour, Day} {
-			s.put(t, row{bucket{step, s.calendar.start(step, now).Unix(), "feature.a.used"}, 3})
+		for _, step := range []calendar.Step{calendar.Hour, calendar.Day} {
+			s.put(t, row{bucket{step, s.calendar().Start(step, now).Unix(), "feature.a.used"}, 3})
 		}
 		q := Query{Name: "feature.a.used", From: now.Add(-24 * time.Hour)}
 		if c, err := s.Totals(ctx, q); err != nil || len(c) != 1 || c[0].N != 3 {

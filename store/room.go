@@ -7,6 +7,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/naming"
 )
 
@@ -45,12 +46,12 @@ func (s *Store) makeRoom(tx *sqlx.Tx, sums *sums, next *subjects, budget string)
 	}
 	defer func() { next.round[budget] = round }()
 	round.again = now.Add(idleAgain)
-	today := s.calendar.start(Day, now)
-	from := s.calendar.start(Day, sums.sure.Add(-idleAfter))
-	if now.Sub(sums.sure) > idleAfter || time.Since(now).Abs() > maxSkew || sums.horizon.of(Day, budget+".x.y") > from.Unix() {
+	today := s.calendar().Start(calendar.Day, now)
+	from := s.calendar().Start(calendar.Day, sums.sure.Add(-idleAfter))
+	if now.Sub(sums.sure) > idleAfter || time.Since(now).Abs() > maxSkew || sums.horizon.Of(calendar.Day, naming.Personal(budget+".x.y")) > from.Unix() {
 		return nil
 	}
-	before := s.calendar.buckets(Day, from, today)
+	before := s.calendar().Buckets(calendar.Day, from, today)
 	rows, args := s.sql.values(column{name: "day", numbers: before})
 	var days int
 	if err := tx.Get(&days, s.sql.text(strings.Replace(sqlDaysCounted, "%s", rows, 1)), args...); err != nil || days < idleWitness {

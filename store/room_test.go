@@ -10,6 +10,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/store/sqlite"
 )
 
@@ -35,7 +36,7 @@ func (r *roomOf) subject(i int) string { return fmt.Sprintf("feature.s%04d.", i)
 // counted has a name have a count so many days ago.
 func (r *roomOf) counted(name string, ago int) {
 	r.Helper()
-	day := r.s.calendar.start(Day, time.Now().AddDate(0, 0, -ago)).Unix()
+	day := r.s.calendar().Start(calendar.Day, time.Now().AddDate(0, 0, -ago)).Unix()
 	execute(r.T, r.s, `INSERT INTO usage_history (step, bucket, key, value) VALUES (2, ?, ?, 1)`, day, name)
 }
 

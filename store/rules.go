@@ -2,17 +2,15 @@ package store
 
 import (
 	"context"
-	"crypto/sha256"
 	"database/sql"
-	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/calendar"
 )
 
 // A zone's rules are in the image of an instance, and not every instance has the same:
@@ -29,74 +27,26 @@ const (
 	rulesAnew = 24 * time.Hour
 )
 
-// firstRules and lastRules are from when on, and up to when, rules are noted.
-var (
-	firstRules = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
-	lastRules  = time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)
-)
-
 // rules are those in force.
 type rules struct {
-	which string
-	loc   *time.Location
-	other bool            // this process has others
-	moved map[moved]int64 // where a bucket lies that was begun under others
+	which    string
+	calendar calendar.Calendar
+	other    bool // this process has others
 }
 
-type moved struct {
-	step  Step
-	start int64
-}
-
-// textOf is a zone's name, and its offsets from UTC in seconds, each with when it begins.
-func textOf(loc *time.Location) string {
-	text := loc.String()
-	for _, c := range changesOf(loc, firstRules, lastRules) {
-		text += fmt.Sprintf(" %d@%d", c.offset, c.at)
+// calendar is that of the database's zone, by the rules in force; known once started.
+func (s *Store) calendar() calendar.Calendar {
+	if r := s.rules.Load(); r != nil {
+		return r.calendar
 	}
-	return text
-}
-
-func whichOf(text string) string {
-	sum := sha256.Sum256([]byte(text))
-	return hex.EncodeToString(sum[:8])
-}
-
-// zoneOf is the inverse of textOf.
-func zoneOf(text string) (*time.Location, error) {
-	fields := strings.Fields(text)
-	if len(fields) < 2 {
-		return nil, fault("usage_meta: the zone's rules cannot be read")
-	}
-	var times, kinds, types []byte // as in RFC 8536
-	var offsets []int
-	for _, f := range fields[1:] {
-		var c change
-		if _, err := fmt.Sscanf(f, "%d@%d", &c.offset, &c.at); err != nil {
-			return nil, fault("usage_meta: the zone's rules cannot be read: " + f)
-		}
-		kind := slices.Index(offsets, c.offset)
-		if kind < 0 {
-			kind = len(offsets)
-			offsets = append(offsets, c.offset)
-			types = append(binary.BigEndian.AppendUint32(types, uint32(int32(c.offset))), 0, 0)
-		}
-		times, kinds = binary.BigEndian.AppendUint64(times, uint64(c.at)), append(kinds, byte(kind))
-	}
-	header := append([]byte("TZif2"), make([]byte, 39)...)
-	data := slices.Clone(header)
-	binary.BigEndian.PutUint32(header[32:], uint32(len(kinds)))
-	binary.BigEndian.PutUint32(header[36:], uint32(len(offsets)))
-	binary.BigEndian.PutUint32(header[40:], 1)
-	data = slices.Concat(data, header, times, kinds, types, []byte("\x00\n\n"))
-	return time.LoadLocationFromTZData(fields[0], data)
+	return calendar.In(s.own)
 }
 
 // settleRules decides, at a start, which rules of the database's zone are in force: own
 // are this process's.
 func (s *Store) settleRules(ctx context.Context, tx *sqlx.Tx, d dialect, own *time.Location, now int64) error {
-	text := textOf(own)
-	which := whichOf(text)
+	text := calendar.Rules(own)
+	which := calendar.Which(text)
 	var found []struct{ Name, Value string }
 	err := tx.SelectContext(ctx, &found, d.text(`SELECT name, value FROM usage_meta WHERE name IN ('rules', ?) OR name = (SELECT 'rules/' || r.value FROM usage_meta r WHERE r.name = 'rules')`), "rules/"+which)
 	if err != nil {
@@ -110,7 +60,7 @@ func (s *Store) settleRules(ctx context.Context, tx *sqlx.Tx, d dialect, own *ti
 	_, force, _ := strings.Cut(has["rules/"+has["rules"]], " ")
 	_, _ = fmt.Sscan(has["rules/"+has["rules"]], &seen)
 	if has["rules"] != which && has["rules"] != "" {
-		if theirs, err := zoneOf(force); err == nil && theirs.String() == own.String() {
+		if theirs, err := calendar.ParseRules(force); err == nil && theirs.String() == own.String() {
 			_, known := has["rules/"+which]
 			if s.same(own, theirs) || known && now-seen < rulesKept.Milliseconds() {
 				return nil
@@ -137,31 +87,27 @@ func (s *Store) follow(ctx context.Context, tx *sqlx.Tx, which string) error {
 		return err
 	}
 	_, text, _ := strings.Cut(value, " ")
-	r := &rules{which: which, loc: s.calendar.loc, moved: map[moved]int64{}}
-	if whichOf(textOf(r.loc)) != which {
-		theirs, err := zoneOf(text)
+	r := &rules{which: which}
+	zone := s.own
+	if calendar.Which(calendar.Rules(zone)) != which {
+		theirs, err := calendar.ParseRules(text)
 		if err != nil {
-			return err
+			return fault("usage_meta: the zone's rules cannot be read")
 		}
-		if r.other = !s.same(r.loc, theirs); r.other {
-			r.loc = theirs
+		if r.other = !s.same(zone, theirs); r.other {
+			zone = theirs
 		}
 	}
-	now, end := time.Now(), time.Unix(endless, 0)
+	r.calendar = calendar.In(zone)
+	now, end := time.Now(), time.Unix(calendar.Endless, 0)
 	days, month := now.Add(-minRetention), now.AddDate(0, 0, -36) // of which the current month is one
-	steps := []segment{{Hour, days, end}, {Day, days, end}, {Month, month, end}}
+	steps := []segment{{calendar.Hour, days, end}, {calendar.Day, days, end}, {calendar.Month, month, end}}
 	stored, err := s.stored(ctx, tx, steps)
 	if err != nil {
 		return err
 	}
-	c := calendar{loc: r.loc}
 	for i, list := range stored {
-		for _, b := range list {
-			step := steps[i].step
-			if at := c.place(step, b); at != b && !slices.Contains(list, at) {
-				r.moved[moved{step, at}] = b
-			}
-		}
+		r.calendar = r.calendar.With(steps[i].step, list)
 	}
 	s.rules.Store(r)
 	return nil
@@ -173,8 +119,8 @@ func (s *Store) keepRules(ctx context.Context, tx *sqlx.Tx, now int64) error {
 	if r == nil || r.other {
 		return nil
 	}
-	own := textOf(s.calendar.loc)
-	if whichOf(own) != r.which {
+	own := calendar.Rules(s.own)
+	if calendar.Which(own) != r.which {
 		return nil
 	}
 	_, err := tx.ExecContext(ctx, s.sql.text(sqlSetMeta), "rules/"+r.which, fmt.Sprintf("%d %s", now, own))
@@ -215,7 +161,7 @@ func (s *Store) noteRules() {
 // otherRules says that this process has others than those in force; "": it has not.
 func (s *Store) otherRules() string {
 	if r := s.rules.Load(); r != nil && r.other {
-		return "this process has other rules of the zone " + r.loc.String() + " than the database, and counts by the database's: bring its time zones up to date, or the other processes'"
+		return "this process has other rules of the zone " + r.calendar.Zone().String() + " than the database, and counts by the database's: bring its time zones up to date, or the other processes'"
 	}
 	return ""
 }

@@ -4,6 +4,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/usagekit/usagekit/internal/calendar"
 )
 
 // Rules do not take turns: those of an older image do not come back beside an instance
@@ -78,42 +80,16 @@ func TestRulesOfALivingInstance(t *testing.T) {
 				for range 3 {
 					week(5*time.Hour, 19*time.Hour, 24*time.Hour, 24*time.Hour, 10*time.Hour, 62*time.Hour)
 					instance(restart, old)
-					if got := inForce(t, y); got != whichOf(textOf(young)) {
+					if got := inForce(t, y); got != calendar.Which(calendar.Rules(young)) {
 						t.Fatal("the older rules are back beside an instance of the newer ones")
 					}
 				}
 				time.Sleep(9 * aDay)
 				instance(restart, old)
-				if got := inForce(t, y); got != whichOf(textOf(old)) {
+				if got := inForce(t, y); got != calendar.Which(calendar.Rules(old)) {
 					t.Error("the older rules are not back after nine days without an instance of the newer ones")
 				}
 			})
 		})
-	}
-}
-
-// Rules that were kept are those that were: whatever a zone does with its clocks.
-func TestRulesAreKept(t *testing.T) {
-	for _, name := range []string{"UTC", "Asia/Kathmandu", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca", "Pacific/Apia", "Asia/Almaty", "America/Santiago", "Europe/Istanbul"} {
-		zone, err := time.LoadLocation(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		text := textOf(zone)
-		kept, err := zoneOf(text)
-		if err != nil || kept.String() != name || !sameRules(zone, kept, firstRules, lastRules) || textOf(kept) != text {
-			t.Errorf("%s: %v, %v: %d bytes\n%.200s\n%.200s", name, kept, err, len(text), text, textOf(kept))
-		}
-		list := changesOf(zone, firstRules, lastRules)
-		for i := range len(list) - 1 { // what has another name since, or is summer time for ever, has no other buckets
-			if list[i].offset == list[i+1].offset {
-				t.Errorf("%s: a change from %d s to the same at %v", name, list[i].offset, time.Unix(list[i+1].at, 0).UTC())
-			}
-		}
-	}
-	for _, text := range []string{"", "UTC", "UTC 0", "UTC x@y"} {
-		if zone, err := zoneOf(text); err == nil {
-			t.Errorf("%q is %v", text, zone)
-		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
 )
 
@@ -25,7 +26,6 @@ type sealed struct {
 }
 
 const (
-	quarterHour = 15 * time.Minute // every zone's hours, days and months begin on one
 	sendTimeout = 15 * time.Second // of an attempt; the server gives up after 10
 	wakeTimeout = time.Minute      // see patience
 	minBackoff  = 200 * time.Millisecond
@@ -47,7 +47,7 @@ COALESCE((SELECT value FROM usage_meta WHERE name = 'pruned'), '') AS pruned, %s
 
 // sealLoop ends a generation every Interval, and at every quarter hour.
 func (s *Store) sealLoop() {
-	for s.pause(min(s.interval, time.Until(time.Now().Truncate(quarterHour).Add(quarterHour)))) {
+	for s.pause(min(s.interval, time.Until(time.Now().Truncate(calendar.QuarterHour).Add(calendar.QuarterHour)))) {
 		s.sealDue()
 		if s.live.Prepare() { // what is counted now should not stay in memory
 			s.seal()
@@ -63,7 +63,7 @@ func (s *Store) sealDue() {
 	s.mu.Lock()
 	waits := len(s.queue) > 0
 	s.mu.Unlock()
-	if waits && s.live.Opened().Truncate(quarterHour).Equal(time.Now().Truncate(quarterHour)) {
+	if waits && s.live.Opened().Truncate(calendar.QuarterHour).Equal(time.Now().Truncate(calendar.QuarterHour)) {
 		return
 	}
 	s.seal()

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/calendar"
 )
 
 // nameRange is the names from lo up to hi; "" is no bound.
@@ -22,7 +24,7 @@ func only(name string) nameRange { return nameRange{name, name + "\x01"} }
 // each (0.7 ms where BETWEEN takes 34).
 type span struct {
 	nameRange
-	step    Step // 0: totals
+	step    calendar.Step // 0: totals
 	buckets []int64
 }
 
@@ -105,19 +107,13 @@ func (s *Store) spansOf(ctx context.Context, tx *sqlx.Tx, q *Query) ([]span, err
 // part is what spans covers of one kind of names.
 type part struct {
 	ranges     []nameRange
-	fine, kept Step  // the steps that may cover it
-	gone       int64 // before it, buckets of fine are not kept
-	since      int64 // before it, those of kept are not
+	fine, kept calendar.Step // the steps that may cover it
+	gone       int64         // before it, buckets of fine are not kept
+	since      int64         // before it, those of kept are not
 	from, to   time.Time
 	first, end time.Time // of what kept covers; before and after that, fine does
 	coarse     []int64   // what is stored of that
 }
-
-// forever is before every bucket, and endless after: times that can be computed with.
-const (
-	forever = -1 << 40
-	endless = 1 << 40
-)
 
 // spans covers the range that q asks for: with buckets of its step (or the next
 // finer one that is kept) when each counts, else with the fewest, coarse ones
@@ -127,16 +123,16 @@ func (s *Store) spans(ctx context.Context, tx *sqlx.Tx, q *Query, each bool) ([]
 	h := s.horizon(s.databaseTime())
 	const user, next = "user.", "user/"
 	ranges := q.within()
-	users := part{ranges: overlap(ranges, nameRange{user, next}), fine: max(q.Step, Day), kept: Month, gone: h.users, since: forever}
-	plain := part{ranges: append(overlap(ranges, nameRange{"", user}), overlap(ranges, nameRange{next, ""})...), fine: min(q.Step, Day), kept: Day, gone: h.hours, since: h.days}
+	users := part{ranges: overlap(ranges, nameRange{user, next}), fine: max(q.step(), calendar.Day), kept: calendar.Month, gone: h.Users, since: calendar.Forever}
+	plain := part{ranges: append(overlap(ranges, nameRange{"", user}), overlap(ranges, nameRange{next, ""})...), fine: min(q.step(), calendar.Day), kept: calendar.Day, gone: h.Hours, since: h.Days}
 	switch {
-	case each && users.fine == Month:
-		users.gone = forever
+	case each && users.fine == calendar.Month:
+		users.gone = calendar.Forever
 	case each: // days, those of user.active.daily and the like among them
-		users.gone = min(h.users, h.days)
+		users.gone = min(h.Users, h.Days)
 	}
-	if each && plain.fine == Day {
-		plain.gone = h.days
+	if each && plain.fine == calendar.Day {
+		plain.gone = h.Days
 	}
 	var parts []*part
 	for _, p := range []*part{&users, &plain} {
@@ -150,7 +146,7 @@ func (s *Store) spans(ctx context.Context, tx *sqlx.Tx, q *Query, each bool) ([]
 	}
 	spans, err := cover(ctx, tx, q, parts)
 	if len(spans) == 0 {
-		spans = []span{{step: Day}}
+		spans = []span{{step: calendar.Day}}
 	}
 	return spans, err
 }
@@ -159,12 +155,12 @@ func (s *Store) spans(ctx context.Context, tx *sqlx.Tx, q *Query, each bool) ([]
 func (s *Store) fineSpans(ctx context.Context, tx *sqlx.Tx, q *Query, parts []*part) ([]span, error) {
 	var segments []segment
 	for _, p := range parts {
-		from, to := time.Unix(p.gone, 0), time.Unix(endless, 0)
-		if !q.From.IsZero() && s.calendar.start(q.Step, q.From).After(from) {
-			from = s.calendar.start(q.Step, q.From)
+		from, to := time.Unix(p.gone, 0), time.Unix(calendar.Endless, 0)
+		if !q.From.IsZero() && s.calendar().Start(q.step(), q.From).After(from) {
+			from = s.calendar().Start(q.step(), q.From)
 		}
 		if !q.To.IsZero() {
-			to = s.calendar.ceil(q.Step, q.To)
+			to = s.calendar().Ceil(q.step(), q.To)
 		}
 		segments = append(segments, segment{p.fine, from, to})
 	}
@@ -177,7 +173,7 @@ func (s *Store) fineSpans(ctx context.Context, tx *sqlx.Tx, q *Query, parts []*p
 }
 
 // spans reads these buckets of p, if there are any.
-func (p *part) spans(step Step, buckets []int64) (spans []span) {
+func (p *part) spans(step calendar.Step, buckets []int64) (spans []span) {
 	if len(buckets) == 0 {
 		return nil
 	}
@@ -191,12 +187,12 @@ func (p *part) spans(step Step, buckets []int64) (spans []span) {
 func (s *Store) fewSpans(ctx context.Context, tx *sqlx.Tx, q *Query, parts []*part) ([]span, error) {
 	var segments []segment
 	for _, p := range parts {
-		whole := segment{p.kept, time.Unix(p.since, 0), time.Unix(endless, 0)} // and what is beside it
-		if from := s.calendar.start(p.kept, s.calendar.start(max(p.kept, q.Step), q.From).Add(-1)); !q.From.IsZero() && from.After(whole.from) {
+		whole := segment{p.kept, time.Unix(p.since, 0), time.Unix(calendar.Endless, 0)} // and what is beside it
+		if from := s.calendar().Start(p.kept, s.calendar().Start(max(p.kept, q.step()), q.From).Add(-1)); !q.From.IsZero() && from.After(whole.from) {
 			whole.from = from
 		}
 		if !q.To.IsZero() {
-			whole.to = s.calendar.next(p.kept, s.calendar.ceil(p.kept, s.calendar.ceil(q.Step, q.To)))
+			whole.to = s.calendar().Next(p.kept, s.calendar().Ceil(p.kept, s.calendar().Ceil(q.step(), q.To)))
 		}
 		segments = append(segments, whole)
 	}
@@ -234,14 +230,14 @@ func (s *Store) fewSpans(ctx context.Context, tx *sqlx.Tx, q *Query, parts []*pa
 // No bucket lies across a cut, under whatever rules it was written: fine ones beside
 // it would count some of it twice.
 func (s *Store) cut(q *Query, p *part) bool {
-	c := s.calendar
-	at := func(i int) time.Time { return time.Unix(c.place(p.kept, p.coarse[i]), 0) }
-	p.from, p.end = at(0), c.next(p.kept, at(len(p.coarse)-1))
+	c := s.calendar()
+	at := func(i int) time.Time { return time.Unix(c.Place(p.kept, p.coarse[i]), 0) }
+	p.from, p.end = at(0), c.Next(p.kept, at(len(p.coarse)-1))
 	p.to = p.end
-	if from := c.start(q.Step, q.From); from.After(p.from) {
+	if from := c.Start(q.step(), q.From); from.After(p.from) {
 		p.from = from
 	}
-	to := c.ceil(q.Step, q.To)
+	to := c.Ceil(q.step(), q.To)
 	last := q.To.IsZero() || !to.Before(p.to) // nothing is after it
 	if !last {
 		p.to = to
@@ -251,32 +247,32 @@ func (s *Store) cut(q *Query, p *part) bool {
 	}
 	since := time.Unix(p.gone, 0)
 	if p.from.Before(since) {
-		p.from = c.start(p.kept, p.from)
-		if p.to.Before(since) || p.to.Before(c.next(p.kept, p.from)) {
-			p.to = c.ceil(p.kept, p.to)
+		p.from = c.Start(p.kept, p.from)
+		if p.to.Before(since) || p.to.Before(c.Next(p.kept, p.from)) {
+			p.to = c.Ceil(p.kept, p.to)
 		}
 	}
 	if last {
-		p.to = c.ceil(p.kept, p.to)
+		p.to = c.Ceil(p.kept, p.to)
 	}
-	p.first, p.end = c.ceil(p.kept, p.from), c.start(p.kept, p.to)
+	p.first, p.end = c.Ceil(p.kept, p.from), c.Start(p.kept, p.to)
 	if p.fine == p.kept {
 		return true
 	}
 	across := map[int64]bool{} // where a bucket may lie
 	for i, b := range p.coarse {
 		if !at(i).Equal(time.Unix(b, 0)) {
-			across[at(i).Unix()], across[c.next(p.kept, at(i)).Unix()] = true, true
+			across[at(i).Unix()], across[c.Next(p.kept, at(i)).Unix()] = true, true
 		}
 	}
 	for !q.From.IsZero() && !p.from.Before(since) && across[p.first.Unix()] && p.first.Before(p.end) {
-		p.first = c.next(p.kept, p.first)
+		p.first = c.Next(p.kept, p.first)
 	}
 	for !q.To.IsZero() && across[p.end.Unix()] && p.first.Before(p.end) {
-		p.end = c.start(p.kept, p.end.Add(-1))
+		p.end = c.Start(p.kept, p.end.Add(-1))
 	}
 	if p.from.Before(since) && p.end.Before(since) && p.end.Before(p.to) { // where no fine ones are left
-		p.to = c.ceil(p.kept, p.to)
+		p.to = c.Ceil(p.kept, p.to)
 		p.end = p.to
 	}
 	if !p.first.Before(p.end) {
@@ -287,24 +283,14 @@ func (s *Store) cut(q *Query, p *part) bool {
 
 // segment is a range of buckets of a step, by their places.
 type segment struct {
-	step     Step
+	step     calendar.Step
 	from, to time.Time
 }
 
 // byPlace finds where those begin, of stored buckets in order, that belong to places
 // from one on.
-func (s *Store) byPlace(step Step) func(stored, place int64) int {
-	return func(stored, place int64) int { return cmp.Compare(s.calendar.place(step, stored), place) }
-}
-
-// placeIn is the place, as a bucket of step, of a stored bucket of another one, which
-// is no coarser.
-func (s *Store) placeIn(step, of Step, stored int64) int64 {
-	at := s.calendar.place(of, stored)
-	if of < step {
-		at = s.calendar.start(step, time.Unix(at, 0)).Unix()
-	}
-	return at
+func (s *Store) byPlace(step calendar.Step) func(stored, place int64) int {
+	return func(stored, place int64) int { return cmp.Compare(s.calendar().Place(step, stored), place) }
 }
 
 // From one bucket to the next that there is, each an index probe: what lists the ones
@@ -323,7 +309,7 @@ func (s *Store) stored(ctx context.Context, tx *sqlx.Tx, segments []segment) ([]
 	if len(segments) == 0 {
 		return nil, nil
 	}
-	half := [...]int64{Hour: 1800, Day: 12 * 3600, Month: 16 * 24 * 3600}
+	half := [...]int64{calendar.Hour: 1800, calendar.Day: 12 * 3600, calendar.Month: 16 * 24 * 3600}
 	parts, steps, lows, highs := column{name: "part"}, column{name: "step"}, column{name: "lo"}, column{name: "hi"}
 	for i, g := range segments {
 		parts.numbers, steps.numbers = append(parts.numbers, int64(i)), append(steps.numbers, int64(g.step))
@@ -340,7 +326,7 @@ func (s *Store) stored(ctx context.Context, tx *sqlx.Tx, segments []segment) ([]
 	}
 	lists := make([][]int64, len(segments))
 	for _, r := range rows[1:] {
-		if g := segments[r.Part]; s.calendar.place(g.step, r.Bucket) >= g.from.Unix() && s.calendar.place(g.step, r.Bucket) < g.to.Unix() {
+		if g := segments[r.Part]; s.calendar().Place(g.step, r.Bucket) >= g.from.Unix() && s.calendar().Place(g.step, r.Bucket) < g.to.Unix() {
 			lists[r.Part] = append(lists[r.Part], r.Bucket)
 		}
 	}

@@ -154,6 +154,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/naming"
 )
@@ -203,7 +204,7 @@ type Store struct {
 	file     atomic.Pointer[sqliteFile] // nil: PostgreSQL, or not known yet
 	log      *slog.Logger
 	interval time.Duration
-	calendar calendar       // known once started
+	own      *time.Location // the database's zone, by this process's rules; known once started
 	zone     *time.Location // Config.Location
 	rules    atomic.Pointer[rules]
 	noted    atomic.Int64 // since began, when this instance was noted as one of its rules
@@ -422,7 +423,7 @@ func (s *Store) Location() *time.Location {
 	switch {
 	case s == nil:
 	case s.isStarted():
-		return s.calendar.zone()
+		return s.calendar().Zone()
 	case s.zone != nil:
 		return s.zone
 	}
@@ -441,9 +442,9 @@ func (s *Store) Buckets(step Step, from, to time.Time) []time.Time {
 	if step < Hour || step > Month || from.IsZero() || to.IsZero() {
 		return nil
 	}
-	c := calendar{loc: s.Location()}
+	c, of := calendar.In(s.Location()), calendar.Step(step)
 	var starts []time.Time
-	for t := c.start(step, from); from.Before(to) && t.Before(to); t = c.next(step, t) {
+	for t := c.Start(of, from); from.Before(to) && t.Before(to); t = c.Next(of, t) {
 		if len(starts) == maxBuckets {
 			return nil
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/naming"
 )
@@ -80,7 +81,7 @@ func (s *Store) parseCrossing(key string) (Crossing, error) {
 	}
 	c := Crossing{Step: Step(n[0]), At: n[2], Name: parts[3]}
 	if c.Step >= Hour && c.Step <= Month {
-		c.Start = time.Unix(s.calendar.place(c.Step, n[1]), 0).In(s.calendar.zone())
+		c.Start = time.Unix(s.calendar().Place(calendar.Step(c.Step), n[1]), 0).In(s.calendar().Zone())
 	}
 	return c, nil
 }
@@ -118,14 +119,14 @@ func (s *Store) watched(b bucket) bool {
 }
 
 func (t Threshold) watches(b bucket) bool {
-	return t.Step == b.Step && strings.HasPrefix(b.Key, t.Prefix) && (t.Measure == "" || strings.HasSuffix(b.Key, "."+t.Measure))
+	return t.Step == Step(b.Step) && strings.HasPrefix(b.Key, t.Prefix) && (t.Measure == "" || strings.HasSuffix(b.Key, "."+t.Measure))
 }
 
 // crossings appends what r, now at after, has crossed.
 func (s *Store) crossings(list []Crossing, r row, after int64) []Crossing {
 	for _, t := range s.thresholds {
 		if after-r.n < t.At && t.At <= after && t.watches(r.bucket) {
-			c := Crossing{Name: r.Key, Step: r.Step, At: t.At, N: after}
+			c := Crossing{Name: r.Key, Step: Step(r.Step), At: t.At, N: after}
 			if c.Step != 0 {
 				c.Start = time.Unix(r.Bucket, 0)
 			}
@@ -251,7 +252,7 @@ func (s *Store) parseWord(name, value string) (w word, err error) {
 	if err == nil {
 		_, err = fmt.Sscan(value, &w.until, &w.tries, &w.N)
 	}
-	w.name, w.value, w.Time = name, value, time.UnixMilli(ms).In(s.calendar.zone())
+	w.name, w.value, w.Time = name, value, time.UnixMilli(ms).In(s.calendar().Zone())
 	return w, err
 }
 

@@ -104,6 +104,12 @@ func Area(group, subject string) bool { return group == "api" && subject == "req
 // is; the others' is kept by hour and day.
 func ByMonth(group string) bool { return group == "user" }
 
+// Personal tells whether a name is a user's, or a quota's: its days are kept for less long.
+func Personal(name string) bool {
+	group, _, _ := Split(name)
+	return group == "quota" || group == "user" && !Bare(Stem(name)) && name != ActiveDaily && name != ActiveMonthly
+}
+
 // Reserved tells whether subject is one that only usagekit counts under:
 // "(unmatched)", "(other)", "(invalid)" or "(error)".
 func Reserved(subject string) bool {
