@@ -121,6 +121,7 @@ func TestImportArrows(t *testing.T) {
 	allowed := map[string][]string{
 		"/internal/naming":   {},
 		"/internal/calendar": {},
+		"/internal/database": {"github.com/jmoiron/sqlx"},
 		"/middleware":        {module + "/internal/naming", "github.com/dunglas/httpsfv"},
 		"/internal/counter":  {module + "/internal/naming", "golang.org/x/sys/unix"},
 		"/store":             {module + "/internal/naming", module + "/internal/calendar", module + "/internal/counter", "github.com/jmoiron/sqlx"},

@@ -7,9 +7,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/database"
 )
 
 // relation is what has a name of ours where our names lead.
@@ -66,12 +65,12 @@ FROM sqlite_master m WHERE m.type IN ('table', 'view', 'index') AND lower(m.name
 
 // relations returns what has one of some names: in Config.Schema, or in any schema of
 // the search path, the first one first.
-func (d dialect) relations(ctx context.Context, tx *sqlx.Tx, names []string) (list []relation, err error) {
+func relations(ctx context.Context, tx *database.Tx, d *database.Dialect, names []string) (list []relation, err error) {
 	in := "'" + strings.Join(names, "', '") + "'"
-	if d.sqlite {
-		return list, tx.SelectContext(ctx, &list, fmt.Sprintf(sqlRelationsLite, in))
+	if d.SQLite {
+		return list, tx.Catalog(ctx, &list, fmt.Sprintf(sqlRelationsLite, in))
 	}
-	return list, tx.SelectContext(ctx, &list, sqlx.Rebind(d.bind, fmt.Sprintf(sqlRelations, in)), d.schema, d.schema)
+	return list, tx.Catalog(ctx, &list, fmt.Sprintf(sqlRelations, in), d.Schema, d.Schema)
 }
 
 // home is the schema that has our tables, or will have them: where the search path
@@ -82,9 +81,9 @@ func home(list []relation, first string) (string, error) {
 	}
 	switch {
 	case first == "":
-		return "", fault("no schema of the search_path is there: make one (CREATE SCHEMA), or set Config.Schema")
+		return "", database.Fault("no schema of the search_path is there: make one (CREATE SCHEMA), or set Config.Schema")
 	case strings.HasPrefix(first, "pg_temp"):
-		return "", fault("the search_path makes tables in a temporary schema: set Config.Schema")
+		return "", database.Fault("the search_path makes tables in a temporary schema: set Config.Schema")
 	}
 	return first, nil
 }
@@ -93,28 +92,28 @@ func home(list []relation, first string) (string, error) {
 // migrations that are to come, and nothing when usage_metrics is not there or is
 // exactly a table of counters: texts of their own as keys, whole numbers that a
 // counter may have, and nothing else that depends on it or that it depends on.
-func (d dialect) foreign(ctx context.Context, tx *sqlx.Tx, list []relation, version int, names []string) error {
+func foreign(ctx context.Context, tx *database.Tx, d *database.Dialect, list []relation, version int, names []string) error {
 	for _, r := range list {
 		if !slices.Contains(names, strings.ToLower(r.Name)) {
 			continue
 		}
 		switch {
 		case strings.ToLower(r.Name) != "usage_metrics" || version > 0:
-			return d.refuse(r, "it is "+r.Kind+" that usagekit did not make")
-		case r.Schema != d.schema && !d.sqlite:
-			return d.refuse(r, "a table of usagekit's in schema "+d.schema+" would hide it")
+			return refuse(d, r, "it is "+r.Kind+" that usagekit did not make")
+		case r.Schema != d.Schema && !d.SQLite:
+			return refuse(d, r, "a table of usagekit's in schema "+d.Schema+" would hide it")
 		case r.Kind != "a table":
-			return d.refuse(r, "it is "+r.Kind+", and no table of counters")
+			return refuse(d, r, "it is "+r.Kind+", and no table of counters")
 		}
-		differences, err := d.differences(ctx, tx)
+		differences, err := differences(ctx, tx, d)
 		if err != nil {
 			return err
 		}
 		if len(differences) > 0 {
-			return d.refuse(r, told(differences)+", so it is no table of counters")
+			return refuse(d, r, told(differences)+", so it is no table of counters")
 		}
 		var odd int
-		if err := tx.GetContext(ctx, &odd, d.text(d.oddRows())); err != nil {
+		if err := tx.Get(ctx, &odd, oddRows(d)); err != nil {
 			return err
 		}
 		if odd > 0 {
@@ -122,35 +121,35 @@ func (d dialect) foreign(ctx context.Context, tx *sqlx.Tx, list []relation, vers
 			if odd == 1 {
 				rows = "row has"
 			}
-			return d.refuse(r, fmt.Sprintf("%d %s no key, or a value that is no whole number in 0 … 2^53−1", odd, rows))
+			return refuse(d, r, fmt.Sprintf("%d %s no key, or a value that is no whole number in 0 … 2^53−1", odd, rows))
 		}
 	}
 	return nil
 }
 
 // refuse is the error about what is not ours.
-func (d dialect) refuse(r relation, why string) error {
-	if d.sqlite {
-		return fault(r.Name + ": " + why + ". Nothing was changed: usagekit wants a file of its own")
+func refuse(d *database.Dialect, r relation, why string) error {
+	if d.SQLite {
+		return database.Fault(r.Name + ": " + why + ". Nothing was changed: usagekit wants a file of its own")
 	}
-	return fault(r.Name + " in schema " + r.Schema + ": " + why + ". Nothing was changed: set Config.Schema to a schema of usagekit's own")
+	return database.Fault(r.Name + " in schema " + r.Schema + ": " + why + ". Nothing was changed: set Config.Schema to a schema of usagekit's own")
 }
 
 // altered says in one sentence that an earlier release took over what was another
 // application's, where that can still be seen; stops tells that no fold can work.
-func (d dialect) altered(ctx context.Context, tx *sqlx.Tx, list []relation) (sentence string, stops bool, err error) {
+func altered(ctx context.Context, tx *database.Tx, d *database.Dialect, list []relation) (sentence string, stops bool, err error) {
 	i := slices.IndexFunc(list, func(r relation) bool {
-		return strings.ToLower(r.Name) == "usage_metrics" && (d.sqlite || r.Schema == d.schema)
+		return strings.ToLower(r.Name) == "usage_metrics" && (d.SQLite || r.Schema == d.Schema)
 	})
 	if i < 0 || list[i].Plain {
 		return "", false, nil
 	}
-	if d.sqlite {
+	if d.SQLite {
 		var named []string
-		err := tx.SelectContext(ctx, &named, `SELECT type || ' ' || name FROM sqlite_master WHERE instr(lower(sql), 'usage_metrics_before') > 0 ORDER BY 1`)
+		err := tx.Catalog(ctx, &named, `SELECT type || ' ' || name FROM sqlite_master WHERE instr(lower(sql), 'usage_metrics_before') > 0 ORDER BY 1`)
 		return "an earlier release took over a table usage_metrics that another application used, and broke what named it: restore that application's file from a backup, and give usagekit a file of its own: " + strings.Join(named, ", "), false, err
 	}
-	differences, err := d.differences(ctx, tx)
+	differences, err := differences(ctx, tx, d)
 	if err != nil {
 		return "", false, err
 	}
@@ -158,7 +157,7 @@ func (d dialect) altered(ctx context.Context, tx *sqlx.Tx, list []relation) (sen
 	if len(differences) == 0 {
 		return "", false, nil
 	}
-	return list[i].Name + " in schema " + d.schema + ": " + told(differences) + ": it seems that an earlier release took over a table of another application, and it may have rounded its values and made NULLs 0: restore that one from a backup, and set Config.Schema to a schema of usagekit's own",
+	return list[i].Name + " in schema " + d.Schema + ": " + told(differences) + ": it seems that an earlier release took over a table of another application, and it may have rounded its values and made NULLs 0: restore that one from a backup, and set Config.Schema to a schema of usagekit's own",
 		slices.ContainsFunc(differences, func(x difference) bool { return x.Stops }), nil
 }
 
@@ -175,20 +174,20 @@ func told(differences []difference) string {
 }
 
 // oddRows counts those that are no counters.
-func (d dialect) oddRows() string {
+func oddRows(d *database.Dialect) string {
 	query := fmt.Sprintf(`SELECT COUNT(*) FROM usage_metrics WHERE key IS NULL OR value IS NULL OR value < 0 OR value > %d`, counter.Max)
-	if d.sqlite { // a column takes values of other types
+	if d.SQLite { // a column takes values of other types
 		query += ` OR typeof(key) <> 'text' OR typeof(value) <> 'integer'`
 	}
 	return query
 }
 
 // differences reads in the catalog how usage_metrics is not a table of counters.
-func (d dialect) differences(ctx context.Context, tx *sqlx.Tx) (list []difference, err error) {
-	if d.sqlite {
-		return list, tx.SelectContext(ctx, &list, sqlDifferencesLite)
+func differences(ctx context.Context, tx *database.Tx, d *database.Dialect) (list []difference, err error) {
+	if d.SQLite {
+		return list, tx.Catalog(ctx, &list, sqlDifferencesLite)
 	}
-	return list, tx.SelectContext(ctx, &list, sqlx.Rebind(d.bind, sqlDifferences), d.schema)
+	return list, tx.Catalog(ctx, &list, sqlDifferences, d.Schema)
 }
 
 const (

@@ -2,15 +2,15 @@ package store
 
 import (
 	"cmp"
+	"context"
 	"maps"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
 
@@ -199,22 +199,22 @@ func kept(group string) [2]calendar.Step {
 // the active users, those whose first requests of a day or month these are; moves
 // what is beyond a cap; and records the thresholds that are crossed, of which it
 // returns how many.
-func (s *Store) apply(tx *sqlx.Tx, sums *sums) (crossings int, err error) {
-	if err := s.capSubjects(tx, sums); err != nil {
+func (s *Store) apply(ctx context.Context, tx *database.Tx, sums *sums) (crossings int, err error) {
+	if err := s.capSubjects(ctx, tx, sums); err != nil {
 		return 0, err
 	}
 	totals, history, users := sums.rows()
 	var crossed []Crossing
 	cross := func(r row, after int64) { crossed = s.crossings(crossed, r, after) }
 	watched := func(r row) bool { return s.watched(r.bucket) }
-	if err := s.addRows(tx, sqlAddTotals, totals, watched, cross); err != nil {
+	if err := s.addRows(ctx, tx, sqlAddTotals, totals, watched, cross); err != nil {
 		return 0, err
 	}
-	if err := s.addRows(tx, sqlAddHistory, history, watched, cross); err != nil {
+	if err := s.addRows(ctx, tx, sqlAddHistory, history, watched, cross); err != nil {
 		return 0, err
 	}
 	active := map[bucket]int64{}
-	err = s.addRows(tx, sqlAddHistory, users, func(row) bool { return true }, func(r row, after int64) {
+	err = s.addRows(ctx, tx, sqlAddHistory, users, func(row) bool { return true }, func(r row, after int64) {
 		cross(r, after)
 		if after == r.n && after < counter.Max { // a full counter may be old
 			b := bucket{r.Step, r.Bucket, naming.ActiveDaily}
@@ -233,10 +233,10 @@ func (s *Store) apply(tx *sqlx.Tx, sums *sums) (crossings int, err error) {
 	}) {
 		derived = append(derived, row{b, active[b]})
 	}
-	if err := s.addRows(tx, sqlAddHistory, derived, watched, cross); err != nil {
+	if err := s.addRows(ctx, tx, sqlAddHistory, derived, watched, cross); err != nil {
 		return 0, err
 	}
-	return s.recordCrossings(tx, crossed, sums.now)
+	return s.recordCrossings(ctx, tx, crossed, sums.now)
 }
 
 // chunk is how many rows one upsert takes: a twentieth of a second of a small
@@ -244,63 +244,37 @@ func (s *Store) apply(tx *sqlx.Tx, sums *sums) (crossings int, err error) {
 const chunk = 5_000
 
 // columns are those of rows: of history the first two as well.
-func columns(rows []row) (buckets [2]column, keys, numbers column) {
+func columns(rows []row) (buckets [2]database.Column, keys, numbers database.Column) {
 	steps, starts := make([]int64, len(rows)), make([]int64, len(rows))
 	texts, n := make([]string, len(rows)), make([]int64, len(rows))
 	for i, r := range rows {
 		steps[i], starts[i], texts[i], n[i] = int64(r.Step), r.Bucket, r.Key, r.n
 	}
-	return [2]column{{name: "step", numbers: steps}, {name: "bucket", numbers: starts}}, column{name: "key", texts: texts}, column{name: "n", numbers: n}
-}
-
-// upsert runs query for rows. On SQLite, a statement for each row takes half the
-// time of one for all, which has to take JSON apart.
-func (s *Store) upsert(tx *sqlx.Tx, query string, columns ...column) error {
-	if !s.sql.sqlite {
-		rows, args := s.sql.rows(columns...)
-		_, err := tx.Exec(s.sql.text(strings.Replace(query, "%s", rows, 1)), args...)
-		return err
-	}
-	row := "VALUES (?" + strings.Repeat(", ?", len(columns)-1) + ")"
-	stmt, err := tx.Prepare(s.sql.text(strings.Replace(query, "%s", row, 1)))
-	if err != nil {
-		return err
-	}
-	defer stmt.Close()
-	args := make([]any, len(columns))
-	for i := range columns[0].len() {
-		for j, c := range columns {
-			args[j] = c.at(i)
-		}
-		if _, err := stmt.Exec(args...); err != nil {
-			return err
-		}
-	}
-	return nil
+	return [2]database.Column{{Name: "step", Numbers: steps}, {Name: "bucket", Numbers: starts}}, database.Column{Name: "key", Texts: texts}, database.Column{Name: "n", Numbers: n}
 }
 
 // addRows adds rows by query, sqlAddTotals or sqlAddHistory. Where one is watched,
 // told hears what the rows around it have become.
-func (s *Store) addRows(tx *sqlx.Tx, query string, rows []row, watched func(row) bool, told func(r row, after int64)) error {
+func (s *Store) addRows(ctx context.Context, tx *database.Tx, query string, rows []row, watched func(row) bool, told func(r row, after int64)) error {
 	for rows := range slices.Chunk(rows, chunk) {
 		buckets, keys, numbers := columns(rows)
-		columns := []column{buckets[0], buckets[1], keys, numbers}
+		columns := []database.Column{buckets[0], buckets[1], keys, numbers}
 		returning := sqlReturning
 		if query == sqlAddTotals {
 			columns, returning = columns[2:], sqlReturningTotals
 		}
 		if !slices.ContainsFunc(rows, watched) {
-			if err := s.upsert(tx, query, columns...); err != nil {
+			if err := tx.ExecRows(ctx, query, columns...); err != nil {
 				return err
 			}
 			continue
 		}
-		added, args := s.sql.rows(columns...)
+		added, args := s.sql.Rows(columns...)
 		var now []struct {
 			bucket
 			Value int64
 		}
-		if err := tx.Select(&now, s.sql.text(strings.Replace(query, "%s", added, 1)+returning), args...); err != nil {
+		if err := tx.Select(ctx, &now, strings.Replace(query, "%s", added, 1)+returning, args...); err != nil {
 			return err
 		}
 		of := make(map[bucket]int64, len(rows))

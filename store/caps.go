@@ -1,12 +1,12 @@
 package store
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
 
-	"github.com/jmoiron/sqlx"
-
+	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
 
@@ -68,7 +68,7 @@ func subjectOf(name string) (group, subject string) {
 // here is it known what is new: an instance knows no other's names.
 //
 // What was not counted for a month makes room for what is new: see makeRoom.
-func (s *Store) capSubjects(tx *sqlx.Tx, sums *sums) error {
+func (s *Store) capSubjects(ctx context.Context, tx *database.Tx, sums *sums) error {
 	if len(s.caps) == 0 {
 		return nil
 	}
@@ -91,12 +91,12 @@ func (s *Store) capSubjects(tx *sqlx.Tx, sums *sums) error {
 		return nil
 	}
 	var token string
-	if err := tx.Get(&token, s.sql.text(sqlSubjects)); err != nil {
+	if err := tx.Get(ctx, &token, sqlSubjects); err != nil {
 		return err
 	}
 	if known == nil || known.token != token {
 		var err error
-		if known, err = s.knownSubjects(tx, token); err != nil {
+		if known, err = s.knownSubjects(ctx, tx, token); err != nil {
 			return err
 		}
 	}
@@ -115,7 +115,7 @@ func (s *Store) capSubjects(tx *sqlx.Tx, sums *sums) error {
 		wanted := of != naming.Other && (budget != areas || measure != naming.Other)
 		if wanted && next.count[budget] >= s.capOf(budget) && !looked[budget] {
 			looked[budget] = true
-			if err := s.makeRoom(tx, sums, next, budget); err != nil {
+			if err := s.makeRoom(ctx, tx, sums, next, budget); err != nil {
 				return err
 			}
 		}
@@ -132,7 +132,7 @@ func (s *Store) capSubjects(tx *sqlx.Tx, sums *sums) error {
 	}
 	if found {
 		next.token = newID()
-		if _, err := tx.Exec(s.sql.text(sqlSetMeta), "subjects", next.token); err != nil {
+		if _, err := tx.Exec(ctx, sqlSetMeta, "subjects", next.token); err != nil {
 			return err
 		}
 	}
@@ -171,15 +171,15 @@ func (k *subjects) otherOf(name string) string {
 }
 
 // knownSubjects reads the subjects of all capped groups.
-func (s *Store) knownSubjects(tx *sqlx.Tx, token string) (*subjects, error) {
+func (s *Store) knownSubjects(ctx context.Context, tx *database.Tx, token string) (*subjects, error) {
 	k := &subjects{token: token, known: map[string]bool{}, count: map[string]int{}, other: map[string]int{}, round: map[string]lookup{}}
 	for _, group := range slices.Sorted(maps.Keys(s.caps)) {
 		var list []string
-		text := fmt.Sprintf(sqlKnownSubjects, s.sql.stem("key"))
+		text := fmt.Sprintf(sqlKnownSubjects, s.sql.Stem("key"))
 		if group == "other" {
-			text += " OR " + s.sql.strpos() + "(key, '.') = 0"
+			text += " OR " + s.sql.Strpos + "(key, '.') = 0"
 		}
-		err := tx.Select(&list, s.sql.text(text), group+".", group+"..", group+"."+naming.Other+".", group+".", group+"/")
+		err := tx.Select(ctx, &list, text, group+".", group+"..", group+"."+naming.Other+".", group+".", group+"/")
 		if err != nil {
 			return nil, err
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store/postgres"
@@ -40,8 +41,8 @@ func inBubble(t *testing.T, db *sqlx.DB, cfg Config) *Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.cancel)
-	if clock := s.sql.clock(); !s.sql.sqlite {
-		s.sql.edit = func(q string) string {
+	if clock := s.sql.Clock(); !s.sql.SQLite {
+		s.sql.Edit = func(q string) string {
 			return strings.ReplaceAll(q, clock, fmt.Sprintf("CAST(%d AS BIGINT)", time.Now().UnixMilli()))
 		}
 	}
@@ -235,8 +236,8 @@ func TestWritersWhenTheClockIsBehind(t *testing.T) {
 			s.db.MustExec(s.db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 1)`), w, []byte{})
 		}
 		s.db.MustExec(s.db.Rebind(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('folds', 1, ?, ?)`), batch.Opened, batch.Encode())
-		edit := s.sql.edit
-		s.sql.edit = func(q string) string {
+		edit := s.sql.Edit
+		s.sql.Edit = func(q string) string {
 			if edit != nil {
 				q = edit(q)
 			}
@@ -245,14 +246,14 @@ func TestWritersWhenTheClockIsBehind(t *testing.T) {
 		if f, err := s.fold(t.Context(), true); err != nil || f.batches != 1 {
 			t.Fatal(f, err)
 		}
-		err := s.attempt(t.Context(), s.writes, sendTimeout, func(tx *sqlx.Tx) error {
-			_, err := s.send(tx, "sends", sealed{seq: 1, opened: batch.Opened, payload: batch.Encode()})
+		err := s.attempt(t.Context(), s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+			_, err := s.send(ctx, tx, "sends", sealed{seq: 1, opened: batch.Opened, payload: batch.Encode()})
 			return err
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.sql.edit = edit
+		s.sql.Edit = edit
 		if err := s.prune(t.Context(), s.prunings()); err != nil {
 			t.Fatal(err)
 		}
@@ -276,8 +277,8 @@ func TestWritersOfTheFuture(t *testing.T) {
 			db.MustExec(db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, ?)`), w, []byte{}, ahead)
 		}
 		batch := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 2}}}
-		err = s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
-			_, err := s.send(tx, "lives", sealed{seq: 1, opened: batch.Opened, payload: batch.Encode()})
+		err = s.attempt(ctx, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+			_, err := s.send(ctx, tx, "lives", sealed{seq: 1, opened: batch.Opened, payload: batch.Encode()})
 			return err
 		})
 		if err != nil {
@@ -363,9 +364,9 @@ func TestALeaseOfTheFutureIsNone(t *testing.T) {
 	for _, until := range []time.Duration{ahead, 10 * time.Minute, 70 * 365 * 24 * time.Hour} {
 		db.MustExec(`UPDATE usage_meta SET value = $1 WHERE name = 'lease'`, fmt.Sprintf("dead %d", time.Now().Add(until).UnixMilli()))
 		mine := false
-		err := s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) (err error) {
+		err := s.attempt(ctx, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) (err error) {
 			seq++
-			mine, err = s.send(tx, s.writer, sealed{seq: seq, opened: batch.Opened, payload: batch.Encode()})
+			mine, err = s.send(ctx, tx, s.writer, sealed{seq: seq, opened: batch.Opened, payload: batch.Encode()})
 			return err
 		})
 		if err != nil || !mine {
@@ -522,5 +523,5 @@ func TestReadsOfRowsThatLieFarAhead(t *testing.T) {
 
 // eraseNow is Erase of what is in the tables.
 func (s *Store) eraseNow(ctx context.Context, user string) error {
-	return s.attempt(ctx, s.direct, sendTimeout, func(tx *sqlx.Tx) error { return s.eraseRows(ctx, tx, user) })
+	return s.attempt(ctx, s.direct, sendTimeout, func(ctx context.Context, tx *database.Tx) error { return s.eraseRows(ctx, tx, user) })
 }

@@ -10,9 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/database"
 )
 
 const (
@@ -92,7 +91,7 @@ func (s *Store) all(ctx context.Context, q *Query) (rest, error) {
 		return r, nil
 	}
 	var spans []span // of an attempt that may outlast this call
-	err = s.read(ctx, func(tx *sqlx.Tx, _ time.Time) (err error) {
+	err = s.read(ctx, func(ctx context.Context, tx *database.Tx, _ time.Time) (err error) {
 		spans, err = s.spans(ctx, tx, q, r.each)
 		return err
 	})
@@ -119,9 +118,9 @@ func (s *Store) page(ctx context.Context, q *Query, r rest) ([]Count, rest, erro
 		counts []Count
 		left   rest
 	}
-	err := s.read(ctx, func(tx *sqlx.Tx, now time.Time) error {
+	err := s.read(ctx, func(ctx context.Context, tx *database.Tx, now time.Time) error {
 		var prepared string
-		if err := tx.GetContext(ctx, &prepared, s.sql.text(fmt.Sprintf(sqlPrepareEach, s.sql.setLocal("enable_seqscan", "off")))); err != nil {
+		if err := tx.Get(ctx, &prepared, fmt.Sprintf(sqlPrepareEach, s.sql.SetLocal("enable_seqscan", "off"))); err != nil {
 			return err
 		}
 		var counts []Count
@@ -144,7 +143,7 @@ func (s *Store) page(ctx context.Context, q *Query, r rest) ([]Count, rest, erro
 
 // piece reads about eachPage rows of r, and takes them off it: those of several
 // buckets where there are few in each; else a range of names.
-func (s *Store) piece(ctx context.Context, tx *sqlx.Tx, q *Query, r *rest, now time.Time) (counts []Count, err error) {
+func (s *Store) piece(ctx context.Context, tx *database.Tx, q *Query, r *rest, now time.Time) (counts []Count, err error) {
 	spans, run, few := r.spans, min(r.run, len(r.starts)), false
 	if r.each {
 		end := int64(math.MaxInt64)
@@ -220,7 +219,7 @@ func (s *Store) during(step calendar.Step, spans []span, start, end int64) []spa
 }
 
 // few tells whether spans of history have no more rows than one piece takes.
-func (s *Store) few(ctx context.Context, tx *sqlx.Tx, q *Query, spans []span) (bool, error) {
+func (s *Store) few(ctx context.Context, tx *database.Tx, q *Query, spans []span) (bool, error) {
 	var c condition
 	if len(q.Names) > 0 {
 		c = s.oneOf(q.Names)
@@ -235,12 +234,12 @@ func (s *Store) few(ctx context.Context, tx *sqlx.Tx, q *Query, spans []span) (b
 		return true, nil
 	}
 	var n int
-	err := tx.GetContext(ctx, &n, s.sql.text(fmt.Sprintf(sqlFew, strings.Join(texts, " UNION ALL "))), append(args, eachPage+1)...)
+	err := tx.Get(ctx, &n, fmt.Sprintf(sqlFew, strings.Join(texts, " UNION ALL ")), append(args, eachPage+1)...)
 	return n <= eachPage, err
 }
 
 // noRoom finds the name up to which a piece of spans goes that begins at lo; "": all.
-func (s *Store) noRoom(ctx context.Context, tx *sqlx.Tx, spans []span, lo string) (end string, err error) {
+func (s *Store) noRoom(ctx context.Context, tx *database.Tx, spans []span, lo string) (end string, err error) {
 	buckets := 0
 	for _, sp := range spans {
 		buckets += max(len(sp.buckets), 1)
@@ -254,12 +253,12 @@ func (s *Store) noRoom(ctx context.Context, tx *sqlx.Tx, spans []span, lo string
 			}
 			if sp.step != 0 {
 				table, where = "usage_history", where+" AND h.step = ? AND h.bucket = v.bucket"
-				list, of = s.sql.values(column{name: "bucket", numbers: sp.buckets})
+				list, of = s.sql.Values(database.Column{Name: "bucket", Numbers: sp.buckets})
 				args = append(args, int(sp.step))
 			}
 			args = append(append(args, max(eachPage/buckets, eachLeast)), of...)
 			var first string
-			if err := tx.GetContext(ctx, &first, s.sql.text(fmt.Sprintf(sqlNoRoom, table, where, list)), args...); err != nil {
+			if err := tx.Get(ctx, &first, fmt.Sprintf(sqlNoRoom, table, where, list), args...); err != nil {
 				return "", err
 			}
 			if first != "" {

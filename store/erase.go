@@ -10,10 +10,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
 
@@ -55,7 +54,9 @@ func (s *Store) Erase(ctx context.Context, user string) error {
 		err = s.eraseWaiting(ctx, user)
 	}
 	if err == nil {
-		_, err = again(ctx, s, func(tx *sqlx.Tx) (none struct{}, err error) { return none, s.eraseRows(ctx, tx, user) })
+		_, err = again(ctx, s, func(ctx context.Context, tx *database.Tx) (none struct{}, err error) {
+			return none, s.eraseRows(ctx, tx, user)
+		})
 	}
 	if err == nil {
 		err = s.eraseRecords(ctx, user)
@@ -63,7 +64,7 @@ func (s *Store) Erase(ctx context.Context, user string) error {
 	if err == nil {
 		err = s.eraseBad(ctx, user)
 	}
-	if err == nil && s.sql.sqlite {
+	if err == nil && s.sql.SQLite {
 		err = s.emptyLog(ctx)
 	}
 	if err != nil {
@@ -97,25 +98,25 @@ func isOf(name, user string) bool {
 func (s *Store) eraseWaiting(ctx context.Context, user string) error {
 	var last waiting
 	for {
-		batches, err := again(ctx, s, func(tx *sqlx.Tx) ([]waiting, error) {
+		batches, err := again(ctx, s, func(ctx context.Context, tx *database.Tx) ([]waiting, error) {
 			if err := s.holdLease(ctx, tx); err != nil {
 				return nil, err
 			}
 			var batches []waiting
-			if err := tx.Select(&batches, s.sql.text(sqlInbox), last.Writer, last.Seq, erasePiece); err != nil {
+			if err := tx.Select(ctx, &batches, sqlInbox, last.Writer, last.Seq, erasePiece); err != nil {
 				return nil, err
 			}
 			for _, w := range batches {
 				payload, changed, err := without(w.Payload, user)
 				switch {
 				case errors.Is(err, counter.ErrVersion):
-					return nil, fault("a batch was written by a later release, and cannot be searched: let an instance of that one erase")
+					return nil, database.Fault("a batch was written by a later release, and cannot be searched: let an instance of that one erase")
 				case err != nil:
 					payload = counter.Batch{Opened: w.Opened, Counts: []counter.Count{{Name: "usagekit.counts.dropped", N: 1}}}.Encode()
 				case !changed:
 					continue
 				}
-				if _, err := tx.Exec(s.sql.text(sqlRewrite), payload, w.Writer, w.Seq); err != nil {
+				if _, err := tx.Exec(ctx, sqlRewrite, payload, w.Writer, w.Seq); err != nil {
 					return nil, err
 				}
 			}
@@ -129,11 +130,11 @@ func (s *Store) eraseWaiting(ctx context.Context, user string) error {
 }
 
 // holdLease keeps every fold out until the transaction ends.
-func (s *Store) holdLease(ctx context.Context, tx *sqlx.Tx) error {
-	if err := s.sql.begin(ctx, tx); err != nil {
+func (s *Store) holdLease(ctx context.Context, tx *database.Tx) error {
+	if err := tx.Begin(ctx); err != nil {
 		return err
 	}
-	_, err := tx.Exec(s.sql.text(sqlHoldLease))
+	_, err := tx.Exec(ctx, sqlHoldLease)
 	return err
 }
 
@@ -149,7 +150,7 @@ func without(payload []byte, user string) (_ []byte, changed bool, err error) {
 }
 
 // eraseRows removes a user's totals and history.
-func (s *Store) eraseRows(ctx context.Context, tx *sqlx.Tx, user string) error {
+func (s *Store) eraseRows(ctx context.Context, tx *database.Tx, user string) error {
 	if err := s.holdLease(ctx, tx); err != nil {
 		return err
 	}
@@ -174,7 +175,7 @@ func (s *Store) eraseRows(ctx context.Context, tx *sqlx.Tx, user string) error {
 					begin = strings.ToValidUTF8(begin[:300], "")
 				}
 				sp.nameRange = nameRange{begin, after(begin)}
-				if err := s.eraseSpan(tx, sp, user); err != nil {
+				if err := s.eraseSpan(ctx, tx, sp, user); err != nil {
 					return err
 				}
 			}
@@ -184,10 +185,10 @@ func (s *Store) eraseRows(ctx context.Context, tx *sqlx.Tx, user string) error {
 }
 
 // eraseSpan removes a user's rows among those of a span.
-func (s *Store) eraseSpan(tx *sqlx.Tx, sp span, user string) error {
+func (s *Store) eraseSpan(ctx context.Context, tx *database.Tx, sp span, user string) error {
 	text, args := s.span(sp, condition{}, "DISTINCT h.key")
 	var keys []string
-	if err := tx.Select(&keys, s.sql.text(text), args...); err != nil {
+	if err := tx.Select(ctx, &keys, text, args...); err != nil {
 		return err
 	}
 	keys = slices.DeleteFunc(keys, func(key string) bool { return !isOf(key, user) })
@@ -196,10 +197,10 @@ func (s *Store) eraseSpan(tx *sqlx.Tx, sp span, user string) error {
 		table, where, args := "usage_metrics", " WHERE key = ?", []any{key}
 		if sp.step != 0 {
 			table = "usage_history"
-			in, list := s.sql.oneOf("bucket", sp.buckets)
+			in, list := s.sql.OneOf("bucket", sp.buckets)
 			where, args = where+" AND step = ? AND "+in, append(args, int(sp.step), list)
 		}
-		if _, err := tx.Exec(s.sql.text("DELETE FROM "+table+where), args...); err != nil {
+		if _, err := tx.Exec(ctx, "DELETE FROM "+table+where, args...); err != nil {
 			return err
 		}
 	}
@@ -211,15 +212,15 @@ func (s *Store) eraseSpan(tx *sqlx.Tx, sp span, user string) error {
 func (s *Store) eraseRecords(ctx context.Context, user string) error {
 	for _, kind := range []string{"crossing", "notify"} {
 		for last, more := kind+"/", true; more; {
-			names, err := again(ctx, s, func(tx *sqlx.Tx) ([]string, error) {
-				if err := s.sql.begin(ctx, tx); err != nil {
+			names, err := again(ctx, s, func(ctx context.Context, tx *database.Tx) ([]string, error) {
+				if err := tx.Begin(ctx); err != nil {
 					return nil, err
 				}
 				var names []string
-				if err := tx.Select(&names, s.sql.text(sqlRecords), last, kind+"0", chunk); err != nil {
+				if err := tx.Select(ctx, &names, sqlRecords, last, kind+"0", chunk); err != nil {
 					return nil, err
 				}
-				return names, s.deleteMeta(tx, slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !s.recordOf(name, user) }))
+				return names, s.deleteMeta(ctx, tx, slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !s.recordOf(name, user) }))
 			})
 			if err != nil {
 				return err
@@ -245,12 +246,12 @@ func (s *Store) recordOf(name, user string) bool {
 // eraseBad takes a user out of the batches that were set aside, one after the other.
 func (s *Store) eraseBad(ctx context.Context, user string) error {
 	for last := "bad/"; last != ""; {
-		name, err := again(ctx, s, func(tx *sqlx.Tx) (string, error) {
-			if err := s.sql.begin(ctx, tx); err != nil {
+		name, err := again(ctx, s, func(ctx context.Context, tx *database.Tx) (string, error) {
+			if err := tx.Begin(ctx); err != nil {
 				return "", err
 			}
 			var bad []struct{ Name, Value string }
-			if err := tx.Select(&bad, s.sql.text(sqlBad), last); err != nil || len(bad) == 0 {
+			if err := tx.Select(ctx, &bad, sqlBad, last); err != nil || len(bad) == 0 {
 				return "", err
 			}
 			b := bad[0]
@@ -261,9 +262,9 @@ func (s *Store) eraseBad(ctx context.Context, user string) error {
 			}
 			switch {
 			case err != nil:
-				return b.Name, s.deleteMeta(tx, []string{b.Name})
+				return b.Name, s.deleteMeta(ctx, tx, []string{b.Name})
 			case changed:
-				_, err = tx.Exec(s.sql.text(sqlSetMeta), b.Name, base64.StdEncoding.EncodeToString(payload))
+				_, err = tx.Exec(ctx, sqlSetMeta, b.Name, base64.StdEncoding.EncodeToString(payload))
 			}
 			return b.Name, err
 		})
@@ -287,7 +288,7 @@ func (s *Store) emptyLog(ctx context.Context) error {
 			return nil
 		}
 		if time.Since(start) > sendTimeout {
-			return fault("the rows are gone, but another connection that reads for long keeps copies of them in the file's -wal: call it again")
+			return database.Fault("the rows are gone, but another connection that reads for long keeps copies of them in the file's -wal: call it again")
 		}
 		select {
 		case <-time.After(minBackoff):
@@ -310,7 +311,7 @@ func (s *Store) checkpoint(ctx context.Context) (busy bool, err error) {
 		if err != nil {
 			return err
 		}
-		err = guarded(func() error {
+		err = database.Guarded(func() error {
 			busy, err := cutLog(ctx, conn)
 			done.Store(!busy)
 			return errors.Join(err, file.check())

@@ -18,6 +18,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store/sqlite"
@@ -282,7 +283,7 @@ func TestEraseCutsTheLogInItsTurnAndInTheRightFile(t *testing.T) {
 	if err := os.Rename(path, path+".aside"); err != nil {
 		t.Fatal(err)
 	}
-	var told *fileError
+	var told *database.FileError
 	if err := s.emptyLog(t.Context()); !errors.As(err, &told) || !errors.Is(err, ErrUnavailable) {
 		t.Errorf("while its file is elsewhere: %v", err)
 	}

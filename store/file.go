@@ -12,6 +12,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/database"
 )
 
 const (
@@ -40,32 +41,15 @@ type sqliteFile struct {
 // besides are what SQLite appends to a file's name.
 var besides = [...]string{"-wal", "-shm"}
 
-// fileError is what is wrong with a SQLite file: it can be right again.
-type fileError struct {
-	path, what string
-	err        error // nil: that is all
+func (f *sqliteFile) wrong(what string) error {
+	return &database.FileError{Path: f.path, What: what, Err: nil}
 }
-
-func (e *fileError) Error() string {
-	if e.err != nil {
-		return e.Reason() + ": " + e.err.Error()
-	}
-	return e.Reason()
-}
-
-// Reason is what everybody may be told who sees the store's health: which file it is
-// about, and nothing that a driver says.
-func (e *fileError) Reason() string { return "the SQLite file " + e.path + " " + e.what }
-
-func (e *fileError) Unwrap() error { return e.err }
-
-func (f *sqliteFile) wrong(what string) error { return &fileError{f.path, what, nil} }
 
 // findFile returns the file that a connection has; nil where there is none, or it is
 // not where SQLite says that it is: then nothing can be known of it.
-func findFile(ctx context.Context, tx *sqlx.Tx, id string) (*sqliteFile, error) {
+func findFile(ctx context.Context, tx *database.Tx, id string) (*sqliteFile, error) {
 	var path string
-	if err := tx.GetContext(ctx, &path, sqlFiles); err != nil || !filepath.IsAbs(path) {
+	if err := tx.Get(ctx, &path, sqlFiles); err != nil || !filepath.IsAbs(path) {
 		return nil, err
 	}
 	info, err := stat(path)
@@ -132,7 +116,7 @@ func (f *sqliteFile) look() (info os.FileInfo, err error) {
 	case errors.Is(err, os.ErrNotExist):
 		return nil, f.wrong("was moved or deleted under the process: counts wait until it is there again")
 	case err != nil:
-		return nil, &fileError{f.path, "cannot be looked at", err}
+		return nil, &database.FileError{Path: f.path, What: "cannot be looked at", Err: err}
 	case sameFile(info, f.main):
 		return info, nil
 	case !info.Mode().IsRegular() || info.Size() == 0: // it is still being copied, or was made by mistake
@@ -192,7 +176,7 @@ func (f *sqliteFile) connect(ctx context.Context, db *sqlx.DB, reopen func(conte
 	f.mu.Unlock()
 	before, err := stat(f.path)
 	if err != nil {
-		return nil, &fileError{f.path, "cannot be looked at", err}
+		return nil, &database.FileError{Path: f.path, What: "cannot be looked at", Err: err}
 	}
 	replaced := !sameFile(before, main)
 	if now, err := stat(f.path + besides[0]); replaced && err == nil && wal != nil && sameFile(now, wal) && now.Size() > 0 {
@@ -322,7 +306,7 @@ func (s *Store) watchLoop() {
 			continue
 		}
 		var n int
-		err := s.attempt(s.run, s.reads, readTimeout, func(tx *sqlx.Tx) error { return tx.GetContext(s.run, &n, s.sql.text(sqlAnything)) })
+		err := s.attempt(s.run, s.reads, readTimeout, func(ctx context.Context, tx *database.Tx) error { return tx.Get(ctx, &n, sqlAnything) })
 		failed = err != nil
 		s.report(&s.fileErr, err)
 	}
@@ -330,20 +314,21 @@ func (s *Store) watchLoop() {
 
 // reopen accepts a file that stands where ours was: an older copy of it, or itself.
 func (s *Store) reopen(ctx context.Context, f *sqliteFile, conn *sqlx.Conn) error {
-	tx, err := conn.BeginTxx(ctx, s.sql.txOptions(true))
+	tx, err := conn.BeginTxx(ctx, s.sql.Options(true))
 	if err != nil {
-		return &fileError{f.path, "was replaced by what cannot be read", err}
+		return &database.FileError{Path: f.path, What: "was replaced by what cannot be read", Err: err}
 	}
 	defer func() { _ = tx.Rollback() }()
+	in := database.In(tx, s.sql)
 	var id string
-	err = tx.GetContext(ctx, &id, s.sql.text(sqlMeta), "id") // before anything of ours is made there
+	err = in.Get(ctx, &id, sqlMeta, "id") // before anything of ours is made there
 	switch {
 	case err != nil:
-		return &fileError{f.path, "was replaced by what cannot be read as this database: counts wait until it is there again", err}
+		return &database.FileError{Path: f.path, What: "was replaced by what cannot be read as this database: counts wait until it is there again", Err: err}
 	case id != f.id:
 		return f.wrong("was replaced by another database: counts wait until the one with the id " + f.id + " is there again (usage_meta has it)")
 	}
-	if _, err := s.migrate(ctx, tx); err != nil {
+	if _, err := s.migrate(ctx, in); err != nil {
 		return err
 	}
 	if err := tx.Commit(); err != nil {
@@ -357,11 +342,11 @@ func (s *Store) reopen(ctx context.Context, f *sqliteFile, conn *sqlx.Conn) erro
 
 // explained names the file in an error that is about it.
 func (f *sqliteFile) explained(err error) error {
-	if f == nil || errors.As(err, new(*fileError)) {
+	if f == nil || errors.As(err, new(*database.FileError)) {
 		return err
 	}
 	what := ""
-	switch resultCode(err) { // https://www.sqlite.org/rescode.html
+	switch database.Code(err) { // https://www.sqlite.org/rescode.html
 	case 8: // READONLY
 		what = "cannot be written to: is its file system read-only?"
 	case 10: // IOERR
@@ -377,5 +362,5 @@ func (f *sqliteFile) explained(err error) error {
 	default:
 		return err
 	}
-	return &fileError{f.path, what, err}
+	return &database.FileError{Path: f.path, What: what, Err: err}
 }

@@ -14,9 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/database"
 )
 
 const (
@@ -108,13 +107,13 @@ type report struct {
 
 // errConflict says that the guard of a writer moved while its batches were
 // merged: another fold has counted them, and this one is undone.
-const errConflict = fault("store: two folds met; the guard kept one")
+const errConflict = database.Fault("store: two folds met; the guard kept one")
 
 // errTooMany ends the search for the names of a batch that the database refuses.
-const errTooMany = fault("store: the database refuses too many names of one batch")
+const errTooMany = database.Fault("store: the database refuses too many names of one batch")
 
 // errGone says that a batch was acknowledged and is in no table.
-const errGone = fault("the database lost counts that it had acknowledged: was it restored, or failed over to a replica that was behind?")
+const errGone = database.Fault("the database lost counts that it had acknowledged: was it restored, or failed over to a replica that was behind?")
 
 // foldThrough waits until this store's batch seq is folded, by whomever; it
 // folds itself without asking for the lease.
@@ -124,8 +123,8 @@ func (s *Store) foldThrough(ctx context.Context, seq int64) error {
 	}
 	for pause := time.Millisecond; ; pause = min(2*pause, time.Second/2) {
 		var own struct{ Guard, Waiting int64 }
-		err := s.glance(ctx, func(tx *sqlx.Tx) error {
-			return tx.Get(&own, s.sql.text(sqlOwn), s.writer, s.writer, seq)
+		err := s.glance(ctx, func(ctx context.Context, tx *database.Tx) error {
+			return tx.Get(ctx, &own, sqlOwn, s.writer, s.writer, seq)
 		})
 		switch {
 		case err == nil && own.Guard >= seq:
@@ -168,8 +167,8 @@ func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
 	memory.size, memory.limit = cmp.Or(memory.size, foldBytes), cmp.Or(memory.limit, foldTimeout)
 	var f foldResult
 	var tried atomic.Pointer[choice]
-	err := s.attempt(ctx, s.writes, memory.limit, func(tx *sqlx.Tx) (err error) {
-		f, err = s.foldTx(tx, force, memory, &tried)
+	err := s.attempt(ctx, s.writes, memory.limit, func(ctx context.Context, tx *database.Tx) (err error) {
+		f, err = s.foldTx(ctx, tx, force, memory, &tried)
 		return err
 	})
 	if err == nil && f.busy {
@@ -196,10 +195,10 @@ func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
 		switch first := c.list[0]; {
 		case len(c.list) > 1:
 			more = !errors.Is(err, ErrUnavailable)
-		case first.name() != sifted && (poison(err) || ruledOut(err) && memory.stands(time.Now())):
-			memory.suspect, memory.panics = first.name(), errors.As(err, new(panicError))
+		case first.name() != sifted && (database.Poison(err) || database.RuledOut(err) && memory.stands(time.Now())):
+			memory.suspect, memory.panics = first.name(), errors.As(err, new(database.Panic))
 			more = true
-		case timedOut(err): // it cannot be less, so it may take longer
+		case database.TimedOut(err): // it cannot be less, so it may take longer
 			memory.limit = min(2*memory.limit, maxFoldTimeout)
 		case !errors.Is(err, ErrUnavailable):
 			s.putBehind(first, err)
@@ -219,8 +218,8 @@ func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
 	return f, nil
 }
 
-func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic.Pointer[choice]) (foldResult, error) {
-	l, err := s.lockLease(tx)
+func (s *Store) foldTx(ctx context.Context, tx *database.Tx, force bool, memory foldMemory, tried *atomic.Pointer[choice]) (foldResult, error) {
+	l, err := s.lockLease(ctx, tx)
 	if err != nil {
 		return foldResult{}, err
 	}
@@ -235,7 +234,7 @@ func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic
 	if now-swept >= sweepEvery.Milliseconds() || now < swept { // batches may wait for longer than that
 		seen, swept = 0, now
 	}
-	c, err := s.choose(tx, memory, seen)
+	c, err := s.choose(ctx, tx, memory, seen)
 	if err != nil {
 		return foldResult{}, err
 	}
@@ -264,38 +263,38 @@ func (s *Store) foldTx(tx *sqlx.Tx, force bool, memory foldMemory, tried *atomic
 			size += rest[n].Size
 			n++
 		}
-		piece, err := s.payloads(tx, rest[:n])
+		piece, err := s.payloads(ctx, tx, rest[:n])
 		if err != nil {
 			return foldResult{}, err
 		}
 		for i, p := range piece {
 			w := rest[i]
 			w.Payload = p
-			if err := s.merge(tx, &m, w); err != nil {
+			if err := s.merge(ctx, tx, &m, w); err != nil {
 				return foldResult{}, err
 			}
 		}
 		rest = rest[n:]
 	}
-	if err := s.advance(tx, &m); err != nil {
+	if err := s.advance(ctx, tx, &m); err != nil {
 		return foldResult{}, err
 	}
 	start := time.Now()
-	if f.crossed, err = s.apply(tx, m.sums); err != nil {
+	if f.crossed, err = s.apply(ctx, tx, m.sums); err != nil {
 		return foldResult{}, err
 	}
 	f.sums = m.sums
 	f.batches, f.newer, f.upserts, f.reports = m.batches, m.newer, time.Since(start), m.reports
-	if _, err := tx.Exec(s.sql.text(sqlFolded)); err != nil {
+	if _, err := tx.Exec(ctx, sqlFolded); err != nil {
 		return foldResult{}, err
 	}
 	if !f.more && !c.left && f.newer == "" { // all that had arrived by now is in
-		if _, err := tx.Exec(s.sql.text(sqlSetMeta), "folded", strconv.FormatInt(now, 10)); err != nil {
+		if _, err := tx.Exec(ctx, sqlSetMeta, "folded", strconv.FormatInt(now, 10)); err != nil {
 			return foldResult{}, err
 		}
 	}
 	if !leased {
-		_, err = tx.Exec(s.sql.text(sqlSetLease), s.leaseUntil(now+time.Since(began).Milliseconds()))
+		_, err = tx.Exec(ctx, sqlSetLease, s.leaseUntil(now+time.Since(began).Milliseconds()))
 	}
 	return f, err
 }
@@ -312,16 +311,16 @@ type choice struct {
 // choose picks what one fold takes: the first batch of every writer, then the second
 // of each, oldest first, up to a size in bytes but one at least. Writers whose first one
 // was refused come behind (see turn).
-func (s *Store) choose(tx *sqlx.Tx, memory foldMemory, seen int64) (c choice, err error) {
+func (s *Store) choose(ctx context.Context, tx *database.Tx, memory foldMemory, seen int64) (c choice, err error) {
 	query, args := sqlWaiting, []any{foldDepth, seen}
-	if s.sql.sqlite { // which begins with the inbox
+	if s.sql.SQLite { // which begins with the inbox
 		query, args = sqlWaitingLite, args[:1]
 	}
 	var list []waiting
-	if err := tx.Select(&list, s.sql.text(query), args...); err != nil {
+	if err := tx.Select(ctx, &list, query, args...); err != nil {
 		return choice{}, err
 	}
-	c = s.turn(list, s.sql.sqlite || seen == 0, memory.suspect, time.Now())
+	c = s.turn(list, s.sql.SQLite || seen == 0, memory.suspect, time.Now())
 	if list = c.list; len(list) == 0 || c.again {
 		return c, nil
 	}
@@ -354,7 +353,7 @@ func (s *Store) choose(tx *sqlx.Tx, memory foldMemory, seen int64) (c choice, er
 }
 
 // payloads reads those of some batches, in their order.
-func (s *Store) payloads(tx *sqlx.Tx, list []waiting) ([][]byte, error) {
+func (s *Store) payloads(ctx context.Context, tx *database.Tx, list []waiting) ([][]byte, error) {
 	type id struct {
 		writer string
 		seq    int64
@@ -365,13 +364,13 @@ func (s *Store) payloads(tx *sqlx.Tx, list []waiting) ([][]byte, error) {
 		writers[i], seqs[i] = w.Writer, w.Seq
 		at[id{w.Writer, w.Seq}] = i
 	}
-	rows, args := s.sql.values(column{name: "writer", texts: writers}, column{name: "seq", numbers: seqs})
+	rows, args := s.sql.Values(database.Column{Name: "writer", Texts: writers}, database.Column{Name: "seq", Numbers: seqs})
 	var found []struct {
 		Writer  string
 		Seq     int64
 		Payload []byte
 	}
-	if err := tx.Select(&found, s.sql.text(strings.Replace(sqlPayloads, "%s", rows, 1)), args...); err != nil {
+	if err := tx.Select(ctx, &found, strings.Replace(sqlPayloads, "%s", rows, 1), args...); err != nil {
 		return nil, err
 	}
 	if len(found) < len(list) { // another fold, which this one overlaps, took them
@@ -410,7 +409,7 @@ type guard struct {
 }
 
 // merge adds one batch, the next of its writer.
-func (s *Store) merge(tx *sqlx.Tx, m *merging, w waiting) error {
+func (s *Store) merge(ctx context.Context, tx *database.Tx, m *merging, w waiting) error {
 	g := m.guards[w.Writer]
 	if g == nil {
 		g = &guard{was: w.Guard, seq: w.Guard, sum: w.Sum}
@@ -441,7 +440,7 @@ func (s *Store) merge(tx *sqlx.Tx, m *merging, w waiting) error {
 	if err == nil && w.name() == m.suspect {
 		why := errors.New("folding it panicked")
 		if !m.panics {
-			if refused, why, err = s.siftOut(tx, m, w); err != nil {
+			if refused, why, err = s.siftOut(ctx, tx, m, w); err != nil {
 				return err
 			}
 		}
@@ -454,7 +453,7 @@ func (s *Store) merge(tx *sqlx.Tx, m *merging, w waiting) error {
 	}
 	if err != nil {
 		m.sums.add(m.now, "usagekit.counts.dropped", dropped)
-		return s.setAside(tx, m, w, err)
+		return s.setAside(ctx, tx, m, w, err)
 	}
 	at := payload.Opened
 	if at > m.now+24*time.Hour.Milliseconds() {
@@ -471,7 +470,7 @@ func (s *Store) merge(tx *sqlx.Tx, m *merging, w waiting) error {
 func openPayload(p []byte) (payload counter.Payload, err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			err = panicError{v}
+			err = database.Panic{Value: v}
 		}
 	}()
 	return counter.Open(p)
@@ -479,7 +478,7 @@ func openPayload(p []byte) (payload counter.Payload, err error) {
 
 // advance moves the guards, each from where it was read: compare and set. It is
 // what makes a batch count once, whoever folds, however often.
-func (s *Store) advance(tx *sqlx.Tx, m *merging) error {
+func (s *Store) advance(ctx context.Context, tx *database.Tx, m *merging) error {
 	var writers, sums []string
 	var was, seqs []int64
 	for _, w := range slices.Sorted(maps.Keys(m.guards)) {
@@ -491,14 +490,14 @@ func (s *Store) advance(tx *sqlx.Tx, m *merging) error {
 	if len(writers) == 0 {
 		return nil
 	}
-	rows, args := s.sql.values(column{name: "writer", texts: writers}, column{name: "guard", numbers: was},
-		column{name: "seq", numbers: seqs}, column{name: "sum", texts: sums})
-	query := strings.Replace(strings.Replace(sqlAdvance, "%s", s.sql.unhex("v.sum"), 1), "%s", rows, 1)
-	res, err := tx.Exec(s.sql.text(query), append([]any{m.pruned.since(m.now)}, args...)...)
+	rows, args := s.sql.Values(database.Column{Name: "writer", Texts: writers}, database.Column{Name: "guard", Numbers: was},
+		database.Column{Name: "seq", Numbers: seqs}, database.Column{Name: "sum", Texts: sums})
+	query := strings.Replace(strings.Replace(sqlAdvance, "%s", s.sql.Unhex("v.sum"), 1), "%s", rows, 1)
+	n, err := tx.Exec(ctx, query, append([]any{m.pruned.since(m.now)}, args...)...)
 	if err != nil {
 		return err
 	}
-	if n, err := res.RowsAffected(); err != nil || n != int64(len(writers)) {
+	if n != int64(len(writers)) {
 		s.conflicts.Add(1)
 		return errConflict
 	}

@@ -36,7 +36,7 @@ func BenchmarkMerge(b *testing.B) {
 	for b.Loop() {
 		m := merging{sums: s.newSums(time.UnixMilli(1_800_000_000_000), removal{}), now: 1_800_000_000_000, guards: map[string]*guard{}}
 		for i, p := range payloads {
-			if err := s.merge(nil, &m, waiting{Writer: fmt.Sprint(i), Seq: 1, Payload: p}); err != nil {
+			if err := s.merge(b.Context(), nil, &m, waiting{Writer: fmt.Sprint(i), Seq: 1, Payload: p}); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/store/postgres"
 	"github.com/usagekit/usagekit/store/sqlite"
@@ -77,7 +78,7 @@ func twoLeaders(t *testing.T, edit func(string) string) (total, conflicts int64)
 	var folds sync.WaitGroup
 	for _, s := range stores {
 		var once sync.Once
-		s.sql.edit = func(q string) string {
+		s.sql.Edit = func(q string) string {
 			if strings.HasPrefix(q, "UPDATE usage_writers") {
 				once.Do(func() { met.Done(); met.Wait() })
 			}
@@ -158,7 +159,7 @@ func TestABatchThatPanicsIsSetAside(t *testing.T) {
 		db.MustExec(`INSERT INTO usage_writers VALUES ('w', 0, x'', 0) ON CONFLICT DO NOTHING`)
 		db.MustExec(`INSERT INTO usage_inbox VALUES ('w', ?, 1, ?)`, seq+1, payload)
 	}
-	s.sql.edit = func(q string) string {
+	s.sql.Edit = func(q string) string {
 		var guard int64
 		if strings.Contains(q, "usage_history AS h") { // in the fold's own transaction: what it is about to count
 			if err := db.Get(&guard, `SELECT seq FROM usage_writers WHERE writer = 'w'`); err != nil || guard == 0 && s.folding.size == 0 || guard == 1 && s.folding.suspect == "" {
@@ -372,7 +373,7 @@ func TestASlowBatchGetsMoreTime(t *testing.T) {
 		db.MustExec(`INSERT INTO usage_inbox VALUES ('w', ?, 1, ?)`, seq+1, payload)
 	}
 	s.folding.limit = 200 * time.Millisecond
-	s.sql.edit = func(q string) string {
+	s.sql.Edit = func(q string) string {
 		if strings.Contains(q, "usage_history AS h") {
 			time.Sleep(500 * time.Millisecond) // a slow server
 		}
@@ -414,7 +415,7 @@ func TestLaneOfAbandonedAttempts(t *testing.T) {
 	for range 5 {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond) // with the wait for the lane
 		defer cancel()
-		err := s.attempt(ctx, s.reads, 20*time.Millisecond, func(*sqlx.Tx) error {
+		err := s.attempt(ctx, s.reads, 20*time.Millisecond, func(context.Context, *database.Tx) error {
 			hanging.Add(1)
 			<-hang
 			ended <- struct{}{}

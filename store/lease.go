@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jmoiron/sqlx"
+	"github.com/usagekit/usagekit/internal/database"
 )
 
 const (
@@ -197,8 +197,8 @@ func (s *Store) rest(upserts time.Duration) time.Duration {
 			renewed = time.Now()
 		}
 		var bytes int64
-		err := s.glance(s.run, func(tx *sqlx.Tx) error {
-			return tx.Get(&bytes, s.sql.text(sqlWaits))
+		err := s.glance(s.run, func(ctx context.Context, tx *database.Tx) error {
+			return tx.Get(ctx, &bytes, sqlWaits)
 		})
 		if err == nil && bytes > restBytes {
 			return 0
@@ -229,8 +229,8 @@ func (s *Store) look(ctx context.Context) (turn, error) {
 		Waiting int
 		Folded  int64
 	}
-	err := s.glance(ctx, func(tx *sqlx.Tx) error {
-		return tx.Get(&row, s.sql.text(strings.Replace(sqlLook, "%s", s.sql.clock(), 1)))
+	err := s.glance(ctx, func(ctx context.Context, tx *database.Tx) error {
+		return tx.Get(ctx, &row, strings.Replace(sqlLook, "%s", s.sql.Clock(), 1))
 	})
 	if err != nil {
 		return turn{}, err
@@ -243,7 +243,7 @@ func (s *Store) look(ctx context.Context) (turn, error) {
 	if !l.work || row.Folded != s.seenFold.value || s.seenFold.at.IsZero() {
 		s.seenFold = seenFold{row.Folded, time.Now()}
 	} else if lag := time.Since(s.seenFold.at); lag > behindTime+2*s.interval {
-		l.late = fault("batches wait to be folded, and for " + lag.Round(time.Second).String() + " no fold has come to an end")
+		l.late = database.Fault("batches wait to be folded, and for " + lag.Round(time.Second).String() + " no fold has come to an end")
 	}
 	return l, nil
 }
@@ -252,7 +252,7 @@ func (s *Store) look(ctx context.Context) (turn, error) {
 // file has its instances on one host, most often one, and locks as a whole: there
 // it is everybody's, and what a killed process left is folded at once.
 func (s *Store) parseLease(value string, now int64) (holder string, until int64) {
-	if s.sql.sqlite {
+	if s.sql.SQLite {
 		return s.writer, 0
 	}
 	holder, end, _ := strings.Cut(value, " ")
@@ -276,20 +276,20 @@ func (s *Store) leaseUntil(now int64) string {
 // renew keeps the lease over a long rest. It saves work and is never trusted,
 // so an error does not matter.
 func (s *Store) renew(ctx context.Context) {
-	_ = s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
-		l, err := s.lockLease(tx)
+	_ = s.attempt(ctx, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+		l, err := s.lockLease(ctx, tx)
 		if err != nil || l.holder != s.writer {
 			return err
 		}
-		_, err = tx.Exec(s.sql.text(sqlSetLease), s.leaseUntil(l.now))
+		_, err = tx.Exec(ctx, sqlSetLease, s.leaseUntil(l.now))
 		return err
 	})
 }
 
 // release gives the lease to whoever comes next.
 func (s *Store) release(ctx context.Context) {
-	_ = s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
-		_, err := tx.Exec(s.sql.text(sqlClearLease), s.writer+"%")
+	_ = s.attempt(ctx, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+		_, err := tx.Exec(ctx, sqlClearLease, s.writer+"%")
 		return err
 	})
 }
@@ -303,15 +303,15 @@ type lease struct {
 }
 
 // lockLease takes the lease's row.
-func (s *Store) lockLease(tx *sqlx.Tx) (lease, error) {
-	if err := s.sql.begin(s.run, tx); err != nil {
+func (s *Store) lockLease(ctx context.Context, tx *database.Tx) (lease, error) {
+	if err := tx.Begin(ctx); err != nil {
 		return lease{}, err
 	}
 	var rows []struct {
 		Value, Pruned, Rules string
 		Now                  int64
 	}
-	if err := tx.Select(&rows, s.sql.text(strings.Replace(sqlLease, "%s", s.sql.clock(), 1)+s.sql.lockLease())); err != nil {
+	if err := tx.Select(ctx, &rows, strings.Replace(sqlLease, "%s", s.sql.Clock(), 1)+s.sql.LockLease); err != nil {
 		return lease{}, err
 	}
 	if len(rows) == 0 {

@@ -14,9 +14,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/database"
 )
 
 //go:embed migrations
@@ -77,25 +76,25 @@ func (s *Store) waitStarted() bool {
 func (s *Store) start(ctx context.Context, anyZone bool) error {
 	for start := time.Now(); ; {
 		var found started // by this attempt
-		err := s.try(ctx, s.writes, true, sendTimeout, func(tx *sqlx.Tx) (err error) {
+		err := s.try(ctx, s.writes, true, sendTimeout, func(ctx context.Context, tx *database.Tx) (err error) {
 			if found, err = s.migrate(ctx, tx); err != nil {
 				return err
 			}
-			if s.sql.sqlite {
+			if s.sql.SQLite {
 				if found.file, err = findFile(ctx, tx, found.id); err != nil {
 					return err
 				}
 			}
-			return tx.GetContext(ctx, &found.database, s.sql.describe())
+			return tx.Get(ctx, &found.database, s.sql.Describe)
 		})
 		if err == nil {
 			s.file.Store(found.file)
-			s.own, s.sql.schema, s.asked = found.zone, found.schema, found.asked
+			s.own, s.sql.Schema, s.asked = found.zone, found.schema, found.asked
 			if found.altered != "" {
 				s.log.Warn("usagekit: " + found.altered)
 			}
 			if s.zone != nil && s.zone.String() != found.zone.String() && !s.same(s.zone, found.zone) {
-				s.clash = fault(fmt.Sprintf("Config.Location is %s, but this database counts hours and days in %s: leave Config.Location nil, or use a database of its own", s.zone, found.zone))
+				s.clash = database.Fault(fmt.Sprintf("Config.Location is %s, but this database counts hours and days in %s: leave Config.Location nil, or use a database of its own", s.zone, found.zone))
 				if !anyZone {
 					return s.clash
 				}
@@ -105,7 +104,7 @@ func (s *Store) start(ctx context.Context, anyZone bool) error {
 			s.logStart(found.database)
 			return nil
 		}
-		if !locked(err) || time.Since(start) > startTimeout || ctx.Err() != nil {
+		if !database.Locked(err) || time.Since(start) > startTimeout || ctx.Err() != nil {
 			return err
 		}
 		time.Sleep(rand.N(100 * time.Millisecond))
@@ -120,18 +119,6 @@ func (s *Store) same(a, b *time.Location) bool {
 		from = now.Add(-d)
 	}
 	return calendar.Same(a, b, from, now.AddDate(1, 0, 0))
-}
-
-// locked tells whether another start stands in the way of this one.
-func locked(err error) bool {
-	var state sqlState
-	switch {
-	case errors.As(err, &state):
-		return state.SQLState() == "55P03" // lock_not_available
-	case resultCode(err) == 5: // BUSY: at once, while another one turns the WAL on
-		return true
-	}
-	return false
 }
 
 // started is what a start learns of the database.
@@ -150,43 +137,45 @@ type started struct {
 // DDL, and one of a later release is left as it is: later tables serve this release,
 // too. The tables' schema is named in all later statements: neither a temporary
 // table nor a search path that changes leads them elsewhere.
-func (s *Store) migrate(ctx context.Context, tx *sqlx.Tx) (found started, err error) {
-	d := s.sql
+func (s *Store) migrate(ctx context.Context, tx *database.Tx) (found started, err error) {
+	own := *s.sql // with the schema that is found
+	d := &own
+	tx = tx.With(d)
 	var first string
-	if d.sqlite {
-		if _, err := tx.ExecContext(ctx, `SELECT sqlite_version()`); err != nil {
+	if d.SQLite {
+		if _, err := tx.Exec(ctx, `SELECT sqlite_version()`); err != nil {
 			return found, fmt.Errorf("the database is not SQLite: %w", err)
 		}
 	}
-	if err := d.begin(ctx, tx); err != nil {
+	if err := tx.Begin(ctx); err != nil {
 		return found, err
 	}
-	if !d.sqlite {
+	if !d.SQLite {
 		var server struct{ Encoding, Schema string }
-		if err := tx.GetContext(ctx, &server, `SELECT current_setting('server_encoding') AS encoding, COALESCE(current_schema(), '') AS schema`); err != nil {
+		if err := tx.Get(ctx, &server, `SELECT current_setting('server_encoding') AS encoding, COALESCE(current_schema(), '') AS schema`); err != nil {
 			return found, err
 		}
 		if server.Encoding != "UTF8" { // it would refuse whole batches for one name
-			return found, fault("the database's encoding is " + server.Encoding + ", want UTF8: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0")
+			return found, database.Fault("the database's encoding is " + server.Encoding + ", want UTF8: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0")
 		}
 		first = server.Schema
 	}
-	texts, err := d.migrations()
+	texts, err := migrationsOf(d)
 	if err != nil {
 		return found, err
 	}
 	var list []relation
 	var version int
 	look := func() (err error) {
-		if list, err = s.sql.relations(ctx, tx, namesGiven(texts)); err != nil {
+		if list, err = relations(ctx, tx, s.sql, namesGiven(texts)); err != nil {
 			return err
 		}
-		if s.sql.schema == "" && !d.sqlite {
-			if d.schema, err = home(list, first); err != nil {
+		if s.sql.Schema == "" && !d.SQLite {
+			if d.Schema, err = home(list, first); err != nil {
 				return err
 			}
 		}
-		version, err = d.schemaVersion(ctx, tx, list)
+		version, err = schemaVersion(ctx, tx, d, list)
 		return err
 	}
 	if err := look(); err != nil {
@@ -194,51 +183,51 @@ func (s *Store) migrate(ctx context.Context, tx *sqlx.Tx) (found started, err er
 	}
 	if version > 0 {
 		var stops bool
-		if found.altered, stops, err = d.altered(ctx, tx, list); err != nil {
+		if found.altered, stops, err = altered(ctx, tx, d, list); err != nil {
 			return found, err
 		}
 		if stops {
-			return found, fault(found.altered)
+			return found, database.Fault(found.altered)
 		}
 	}
 	if version < len(texts) {
-		if _, err := tx.ExecContext(ctx, d.migrationLock()); err != nil {
+		if _, err := tx.Exec(ctx, d.MigrationLock); err != nil {
 			return found, err
 		}
 		if err := look(); err != nil { // others may have been first
 			return found, err
 		}
 		if version < len(texts) {
-			if err := d.foreign(ctx, tx, list, version, namesGiven(texts[version:])); err != nil {
+			if err := foreign(ctx, tx, d, list, version, namesGiven(texts[version:])); err != nil {
 				return found, err
 			}
 		}
 	}
 	for ; version < len(texts); version++ {
-		if _, err := tx.ExecContext(ctx, d.text(texts[version])); err != nil {
+		if _, err := tx.Exec(ctx, texts[version]); err != nil {
 			return found, fmt.Errorf("migration %d: %w", version+1, err)
 		}
-		if _, err := tx.ExecContext(ctx, d.text(sqlSetMeta), "schema", strconv.Itoa(version+1)); err != nil {
+		if _, err := tx.Exec(ctx, sqlSetMeta, "schema", strconv.Itoa(version+1)); err != nil {
 			return found, err
 		}
 	}
-	found.schema = d.schema
+	found.schema = d.Schema
 	if err = s.identity(ctx, tx, d, &found); err != nil {
 		return found, err
 	}
 	// A file or server that cannot be written to shows it now.
-	_, err = tx.ExecContext(ctx, d.text(strings.Replace(sqlRegister, "?)", d.clock()+")", 1)), s.writer, []byte{})
+	_, err = tx.Exec(ctx, strings.Replace(sqlRegister, "?)", d.Clock()+")", 1), s.writer, []byte{})
 	return found, err
 }
 
 // migrations are their texts, in the order of their names.
-func (d dialect) migrations() (texts []string, err error) {
-	files, err := migrations.ReadDir("migrations/" + d.name())
+func migrationsOf(d *database.Dialect) (texts []string, err error) {
+	files, err := migrations.ReadDir("migrations/" + d.Name)
 	if err != nil {
 		return nil, err
 	}
 	for _, f := range files {
-		text, err := migrations.ReadFile("migrations/" + d.name() + "/" + f.Name())
+		text, err := migrations.ReadFile("migrations/" + d.Name + "/" + f.Name())
 		if err != nil {
 			return nil, err
 		}
@@ -248,38 +237,38 @@ func (d dialect) migrations() (texts []string, err error) {
 }
 
 // schemaVersion is how many migrations the database has seen.
-func (d dialect) schemaVersion(ctx context.Context, tx *sqlx.Tx, list []relation) (version int, err error) {
+func schemaVersion(ctx context.Context, tx *database.Tx, d *database.Dialect, list []relation) (version int, err error) {
 	i := slices.IndexFunc(list, func(r relation) bool {
-		return strings.ToLower(r.Name) == "usage_meta" && (d.sqlite || r.Schema == d.schema)
+		return strings.ToLower(r.Name) == "usage_meta" && (d.SQLite || r.Schema == d.Schema)
 	})
 	if i < 0 {
 		return 0, nil
 	}
 	if meta := list[i]; meta.Kind != "a table" || !meta.Plain {
-		return 0, d.refuse(meta, "it is "+meta.Kind+" that usagekit did not make")
+		return 0, refuse(d, meta, "it is "+meta.Kind+" that usagekit did not make")
 	}
 	var text string
-	switch err := tx.GetContext(ctx, &text, d.text(sqlMeta), "schema"); {
+	switch err := tx.Get(ctx, &text, sqlMeta, "schema"); {
 	case errors.Is(err, sql.ErrNoRows):
-		return 0, d.refuse(list[i], "it has no row named schema, so usagekit did not make it")
+		return 0, refuse(d, list[i], "it has no row named schema, so usagekit did not make it")
 	case err != nil:
 		return 0, err
 	}
 	if version, err = strconv.Atoi(text); err != nil || version < 1 {
-		return 0, d.refuse(list[i], fmt.Sprintf("its row schema is %q, and no number of a release", text))
+		return 0, refuse(d, list[i], fmt.Sprintf("its row schema is %q, and no number of a release", text))
 	}
 	return version, nil
 }
 
 // identity finds the database's zone, set by the first start, its id, and whether its
 // clock is right, as far as can be known.
-func (s *Store) identity(ctx context.Context, tx *sqlx.Tx, d dialect, found *started) error {
+func (s *Store) identity(ctx context.Context, tx *database.Tx, d *database.Dialect, found *started) error {
 	zone := "UTC"
 	if s.zone != nil {
 		zone = s.zone.String()
 	}
 	var meta []struct{ Name, Value string }
-	err := tx.SelectContext(ctx, &meta, d.text(`SELECT name, value FROM usage_meta WHERE name IN ('id', 'zone', 'lease', 'pruned', 'folded')`))
+	err := tx.Select(ctx, &meta, `SELECT name, value FROM usage_meta WHERE name IN ('id', 'zone', 'lease', 'pruned', 'folded')`)
 	if err != nil {
 		return err
 	}
@@ -288,7 +277,7 @@ func (s *Store) identity(ctx context.Context, tx *sqlx.Tx, d dialect, found *sta
 		has[m.Name] = m.Value
 	}
 	var now int64
-	if err := tx.GetContext(ctx, &now, s.sql.text("SELECT "+s.sql.clock())); err != nil {
+	if err := tx.Get(ctx, &now, "SELECT "+s.sql.Clock()); err != nil {
 		return err
 	}
 	last := now // nothing was removed yet; or by a release that did not note it, and folded
@@ -299,14 +288,14 @@ func (s *Store) identity(ctx context.Context, tx *sqlx.Tx, d dialect, found *sta
 		if _, ok := has[m[0]]; ok {
 			continue
 		}
-		if _, err := tx.ExecContext(ctx, d.text(sqlNewMeta), m[0], m[1]); err != nil {
+		if _, err := tx.Exec(ctx, sqlNewMeta, m[0], m[1]); err != nil {
 			return err
 		}
 		has[m[0]] = m[1]
 	}
 	loc, err := time.LoadLocation(has["zone"])
 	if err != nil {
-		return fault(fmt.Sprintf("the database's zone: %v: import _ \"time/tzdata\" where the system has no zones", err))
+		return database.Fault(fmt.Sprintf("the database's zone: %v: import _ \"time/tzdata\" where the system has no zones", err))
 	}
 	if s.zone != nil && s.zone.String() == loc.String() {
 		loc = s.zone // which may have other rules than the system's
@@ -324,64 +313,4 @@ func newID() string {
 	b := make([]byte, 16)
 	_, _ = cryptorand.Read(b) // never fails (crypto/rand)
 	return hex.EncodeToString(b)
-}
-
-// needsSomebody tells whether somebody has to do something before the same attempt
-// can work: about a password, a right, a database, a table or a rule.
-func needsSomebody(err error) bool {
-	if ruledOut(err) {
-		return true
-	}
-	var state sqlState
-	if !errors.As(err, &state) {
-		return false
-	}
-	switch c := state.SQLState(); c {
-	case "42501", "42P01", "25006":
-		return true
-	default:
-		return class(state) == "28" || class(state) == "3D" || class(state) == "3F"
-	}
-}
-
-// advice says what to do about an error that New met, where that is known.
-func advice(err error) string {
-	var (
-		ours  fault
-		state sqlState
-	)
-	code := resultCode(err)
-	switch {
-	case errors.As(err, &ours):
-		return ""
-	case ruledOut(err):
-		return ": a constraint, a trigger or a missing partition refuses counts: undo it; after 15 minutes, names that are refused count under (invalid)"
-	case code != 0:
-		switch code {
-		case 8, 14: // READONLY, CANTOPEN
-			return ": the file and its directory must exist and be writable"
-		case 26: // NOTADB
-			return ": the file is not a SQLite database"
-		}
-		return ""
-	case !errors.As(err, &state):
-		return ": is the database there, and does its address lead to it?"
-	case class(state) == "28":
-		return ": check the user and the password of the database's address"
-	case state.SQLState() == "42704":
-		return ": if it is a setting in the database's address, the server does not know it: remove it"
-	case state.SQLState() == "3D000":
-		return ": make the database (CREATE DATABASE), or correct its name"
-	case state.SQLState() == "3F000":
-		return ": make the schema (CREATE SCHEMA), or correct Config.Schema"
-	case state.SQLState() == "42P01":
-		return ": a usage_ table is missing: restore it, or Config.Schema"
-	case state.SQLState() == "25006":
-		return ": the server is read-only: is it a standby?"
-	case state.SQLState() == "0A000":
-		return ": is the server a standby, which cannot be written to?"
-	case state.SQLState() == "42501":
-		return ": the user needs CREATE on the schema at a release's first start, and SELECT, INSERT, UPDATE, DELETE on the usage_ tables (GRANT)"
-	}
-	return ""
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/internal/memdisk"
 	"github.com/usagekit/usagekit/internal/naming"
@@ -222,7 +223,7 @@ func (m *model) start(offline bool) *process {
 			p.gone = true
 			return
 		}
-		s.sql.edit = m.edit
+		s.sql.Edit = m.edit
 		p.store = s
 	})
 	return p
@@ -471,7 +472,7 @@ func (p *process) fold() {
 }
 
 func (m *model) checkPanic(err error) {
-	var p panicError
+	var p database.Panic
 	if errors.As(err, &p) {
 		m.violation("%v", p)
 	}

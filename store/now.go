@@ -9,10 +9,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
 
@@ -48,7 +47,7 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 		crossings int
 		total     int64
 	}
-	err = s.attempt(ctx, s.direct, sendTimeout, func(tx *sqlx.Tx) error {
+	err = s.attempt(ctx, s.direct, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
 		if s.clash != nil {
 			return s.clash
 		}
@@ -58,7 +57,7 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 		}
 		sums := s.newSums(now, pruned)
 		sums.add(now.UnixMilli(), name, n)
-		crossings, err := s.apply(tx, sums)
+		crossings, err := s.apply(ctx, tx, sums)
 		if err != nil {
 			return err
 		}
@@ -66,7 +65,7 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 		for counted = range sums.names { // one, which a cap may have moved
 		}
 		done.sums, done.crossings = sums, crossings
-		return tx.Get(&done.total, s.sql.text(sqlTotal), counted)
+		return tx.Get(ctx, &done.total, sqlTotal, counted)
 	})
 	if err != nil {
 		return 0, fmt.Errorf("store: AddNow: %w", err)
@@ -78,15 +77,15 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 
 // now begins a writing transaction, and returns the database's time, and as of when
 // history was removed last.
-func (s *Store) now(ctx context.Context, tx *sqlx.Tx) (time.Time, removal, error) {
-	if err := s.sql.begin(ctx, tx); err != nil {
+func (s *Store) now(ctx context.Context, tx *database.Tx) (time.Time, removal, error) {
+	if err := tx.Begin(ctx); err != nil {
 		return time.Time{}, removal{}, err
 	}
 	var at struct {
 		Now           int64
 		Pruned, Rules string
 	}
-	err := tx.Get(&at, s.sql.text(strings.Replace(sqlNow, "%s", s.sql.clock(), 1)))
+	err := tx.Get(ctx, &at, strings.Replace(sqlNow, "%s", s.sql.Clock(), 1))
 	if err == nil {
 		err = s.follow(ctx, tx, at.Rules)
 	}
@@ -113,24 +112,24 @@ func (s *Store) Reset(ctx context.Context, names ...string) error {
 	if err := s.Flush(ctx); err != nil {
 		return fmt.Errorf("store: Reset: %w", err)
 	}
-	_, err := again(ctx, s, func(tx *sqlx.Tx) (none struct{}, err error) {
-		if err := s.sql.begin(ctx, tx); err != nil {
+	_, err := again(ctx, s, func(ctx context.Context, tx *database.Tx) (none struct{}, err error) {
+		if err := tx.Begin(ctx); err != nil {
 			return none, err
 		}
 		for _, name := range names {
-			if _, err := tx.Exec(s.sql.text(sqlReset), name); err != nil {
+			if _, err := tx.Exec(ctx, sqlReset, name); err != nil {
 				return none, err
 			}
 		}
 		var records []string
-		if err := tx.Select(&records, s.sql.text(sqlForgetAll)); err != nil {
+		if err := tx.Select(ctx, &records, sqlForgetAll); err != nil {
 			return none, err
 		}
 		records = slices.DeleteFunc(records, func(record string) bool {
 			c, err := s.parseCrossing(strings.TrimPrefix(record, "crossing/"))
 			return err != nil || !slices.Contains(names, c.Name)
 		})
-		return none, s.deleteMeta(tx, records)
+		return none, s.deleteMeta(ctx, tx, records)
 	})
 	if err != nil {
 		return fmt.Errorf("store: Reset: %w", err)
@@ -141,11 +140,11 @@ func (s *Store) Reset(ctx context.Context, names ...string) error {
 // again is attempt, until it works, the error is no matter of time, or ctx ends: for
 // what waits for a fold and may be repeated. Each attempt has a result of its own: an
 // abandoned one may still be at work.
-func again[T any](ctx context.Context, s *Store, f func(*sqlx.Tx) (T, error)) (T, error) {
+func again[T any](ctx context.Context, s *Store, f func(context.Context, *database.Tx) (T, error)) (T, error) {
 	for backoff := minBackoff; ; {
 		var result, none T
-		err := s.attempt(ctx, s.direct, sendTimeout, func(tx *sqlx.Tx) (err error) {
-			result, err = f(tx)
+		err := s.attempt(ctx, s.direct, sendTimeout, func(ctx context.Context, tx *database.Tx) (err error) {
+			result, err = f(ctx, tx)
 			return err
 		})
 		if err == nil {
@@ -164,10 +163,10 @@ func again[T any](ctx context.Context, s *Store, f func(*sqlx.Tx) (T, error)) (T
 }
 
 // deleteMeta removes rows of usage_meta.
-func (s *Store) deleteMeta(tx *sqlx.Tx, names []string) error {
+func (s *Store) deleteMeta(ctx context.Context, tx *database.Tx, names []string) error {
 	for names := range slices.Chunk(names, chunk) {
-		in, list := s.sql.oneOfTexts("name", names)
-		if _, err := tx.Exec(s.sql.text("DELETE FROM usage_meta WHERE "+in), list); err != nil {
+		in, list := s.sql.OneOfTexts("name", names)
+		if _, err := tx.Exec(ctx, "DELETE FROM usage_meta WHERE "+in, list); err != nil {
 			return err
 		}
 	}
@@ -210,7 +209,7 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, window ti
 		until time.Time
 		ok    bool
 	}
-	err = s.attempt(ctx, s.direct, readTimeout, func(tx *sqlx.Tx) error {
+	err = s.attempt(ctx, s.direct, readTimeout, func(ctx context.Context, tx *database.Tx) error {
 		if s.clash != nil {
 			return s.clash
 		}
@@ -219,7 +218,7 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, window ti
 			Now             int64
 		}
 		asked := time.Now()
-		if err := tx.GetContext(ctx, &at, s.sql.text(fmt.Sprintf("SELECT %s AS prepared, %s AS now, "+sqlRules, s.sql.prepareTake(), s.sql.clock()))); err != nil {
+		if err := tx.Get(ctx, &at, fmt.Sprintf("SELECT %s AS prepared, %s AS now, "+sqlRules, s.sql.PrepareTake, s.sql.Clock())); err != nil {
 			return err
 		}
 		if err := s.follow(ctx, tx, at.Rules); err != nil {
@@ -229,12 +228,12 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, window ti
 		done.until = asked.Add(s.calendar().Next(step, now).Sub(now))
 		bucket := s.calendar().Lies(step, now)
 		var taken int64
-		err := tx.GetContext(ctx, &taken, s.sql.text(sqlTake), int(step), bucket, name, n, n, limit, limit)
+		err := tx.Get(ctx, &taken, sqlTake, int(step), bucket, name, n, n, limit, limit)
 		if done.ok = err == nil; !errors.Is(err, sql.ErrNoRows) {
 			done.left = limit - taken
 			return err
 		}
-		if err = tx.GetContext(ctx, &taken, s.sql.text(sqlTaken), int(step), bucket, name); errors.Is(err, sql.ErrNoRows) {
+		if err = tx.Get(ctx, &taken, sqlTaken, int(step), bucket, name); errors.Is(err, sql.ErrNoRows) {
 			err = nil
 		}
 		done.left = max(limit-taken, 0)

@@ -8,44 +8,10 @@ import (
 	"maps"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
-
-// poison tells whether err is due to what was folded, so that trying the same
-// again cannot help.
-func poison(err error) bool {
-	var (
-		p     panicError
-		state sqlState
-	)
-	if errors.As(err, &state) {
-		c := class(state) // data exception, limit exceeded
-		return c == "22" || c == "54"
-	}
-	switch resultCode(err) {
-	case 18, 20: // TOOBIG, MISMATCH
-		return true
-	}
-	return errors.As(err, &p)
-}
-
-// ruledOut tells whether err is due to a rule that somebody made for the tables, which
-// have none that a batch could break: a constraint, a missing partition, a trigger
-// that raises an error. It may be a mistake, and be undone.
-func ruledOut(err error) bool {
-	var state sqlState
-	if errors.As(err, &state) {
-		switch class(state) {
-		case "09", "23", "27", "2F", "38", "39", "44", "P0":
-			return true
-		}
-		return false
-	}
-	return resultCode(err) == 19 // CONSTRAINT, which RAISE gives, too
-}
 
 // stands takes note that a rule refuses batches now, and tells whether rules have done
 // so for refusalPause, never resting for as long: nobody leaves a mistake in place
@@ -78,8 +44,8 @@ func (e *refusedError) Error() string { return e.what() + ": " + e.err.Error() }
 // driver says.
 func (e *refusedError) Reason() string {
 	code := ""
-	if state := sqlState(nil); errors.As(e.err, &state) {
-		code = " (SQLSTATE " + state.SQLState() + ")"
+	if state := database.SQLState(e.err); state != "" {
+		code = " (SQLSTATE " + state + ")"
 	}
 	return e.what() + code + "; the application's log says why"
 }
@@ -174,33 +140,25 @@ func (s *Store) turn(list []waiting, all bool, suspect string, now time.Time) (c
 	return c
 }
 
-// timedOut tells whether err says that something took too long.
-func timedOut(err error) bool {
-	var state sqlState
-	return errors.Is(err, context.DeadlineExceeded) ||
-		errors.As(err, &state) && state.SQLState() == "57014" || // query_canceled
-		resultCode(err) == 9 // INTERRUPT
-}
-
 // siftOut finds the names of a batch that the database refuses. They count under
 // (invalid), so that the others of their batch count. why is not nil when that is
 // refused as well, and the batch cannot be counted. Where nothing at all can be
 // counted it is no matter of a batch, and an error.
-func (s *Store) siftOut(tx *sqlx.Tx, m *merging, w waiting) (refused map[string]error, why, err error) {
+func (s *Store) siftOut(ctx context.Context, tx *database.Tx, m *merging, w waiting) (refused map[string]error, why, err error) {
 	b, err := counter.Decode(w.Payload)
 	if err != nil {
 		return nil, err, nil
 	}
-	if why, err := s.tryOut(tx, m, counter.Batch{Opened: m.now, Counts: []counter.Count{{Name: "usagekit.counts.dropped", N: 1}}}); why != nil || err != nil {
+	if why, err := s.tryOut(ctx, tx, m, counter.Batch{Opened: m.now, Counts: []counter.Count{{Name: "usagekit.counts.dropped", N: 1}}}); why != nil || err != nil {
 		return nil, nil, errors.Join(why, err)
 	}
 	tries := maxTries
-	refused, err = s.refusedOf(tx, m, b, &tries)
+	refused, err = s.refusedOf(ctx, tx, m, b, &tries)
 	if len(refused) > 0 && err == nil {
 		for i := range b.Counts {
 			b.Counts[i].Name = instead(b.Counts[i].Name, refused)
 		}
-		why, err = s.tryOut(tx, m, b)
+		why, err = s.tryOut(ctx, tx, m, b)
 	}
 	if errors.Is(err, errTooMany) {
 		return nil, err, nil
@@ -224,31 +182,31 @@ func instead(name string, refused map[string]error) string {
 }
 
 // tryOut counts a batch, and undoes it: why tells what the database has against it.
-func (s *Store) tryOut(tx *sqlx.Tx, m *merging, b counter.Batch) (why, err error) {
-	if _, err := tx.Exec(`SAVEPOINT usage_try`); err != nil {
+func (s *Store) tryOut(ctx context.Context, tx *database.Tx, m *merging, b counter.Batch) (why, err error) {
+	if _, err := tx.Exec(ctx, `SAVEPOINT usage_try`); err != nil {
 		return nil, err
 	}
 	sums := s.newSums(time.UnixMilli(m.now), m.pruned)
 	for _, c := range b.Counts {
 		sums.add(b.Opened, c.Name, c.N)
 	}
-	_, why = s.apply(tx, sums)
-	if _, err := tx.Exec(`ROLLBACK TO SAVEPOINT usage_try`); err != nil {
+	_, why = s.apply(ctx, tx, sums)
+	if _, err := tx.Exec(ctx, `ROLLBACK TO SAVEPOINT usage_try`); err != nil {
 		return nil, errors.Join(why, err)
 	}
-	if why != nil && !poison(why) && !ruledOut(why) {
+	if why != nil && !database.Poison(why) && !database.RuledOut(why) {
 		return nil, why
 	}
 	return why, nil
 }
 
 // refusedOf finds those names by halves, each tried and undone.
-func (s *Store) refusedOf(tx *sqlx.Tx, m *merging, b counter.Batch, tries *int) (map[string]error, error) {
+func (s *Store) refusedOf(ctx context.Context, tx *database.Tx, m *merging, b counter.Batch, tries *int) (map[string]error, error) {
 	if *tries--; *tries < 0 {
 		return nil, errTooMany
 	}
 	counts := b.Counts
-	why, err := s.tryOut(tx, m, b)
+	why, err := s.tryOut(ctx, tx, m, b)
 	switch {
 	case err != nil || why == nil:
 		return nil, err
@@ -257,7 +215,7 @@ func (s *Store) refusedOf(tx *sqlx.Tx, m *merging, b counter.Batch, tries *int) 
 	}
 	refused := map[string]error{}
 	for _, half := range [][]counter.Count{counts[:len(counts)/2], counts[len(counts)/2:]} {
-		some, err := s.refusedOf(tx, m, counter.Batch{Opened: b.Opened, Counts: half}, tries)
+		some, err := s.refusedOf(ctx, tx, m, counter.Batch{Opened: b.Opened, Counts: half}, tries)
 		if err != nil {
 			return nil, err
 		}
@@ -267,9 +225,9 @@ func (s *Store) refusedOf(tx *sqlx.Tx, m *merging, b counter.Batch, tries *int) 
 }
 
 // setAside keeps a batch that cannot be counted where somebody can look at it.
-func (s *Store) setAside(tx *sqlx.Tx, m *merging, w waiting, why error) error {
+func (s *Store) setAside(ctx context.Context, tx *database.Tx, m *merging, w waiting, why error) error {
 	var kept int
-	if err := tx.Get(&kept, s.sql.text(sqlBadCount)); err != nil {
+	if err := tx.Get(ctx, &kept, sqlBadCount); err != nil {
 		return err
 	}
 	if kept >= badKept {
@@ -277,6 +235,6 @@ func (s *Store) setAside(tx *sqlx.Tx, m *merging, w waiting, why error) error {
 		return nil
 	}
 	m.report("a batch cannot be counted; it is kept in usage_meta", "name", "bad/"+w.name(), "error", why)
-	_, err := tx.Exec(s.sql.text(sqlNewMeta), "bad/"+w.name(), base64.StdEncoding.EncodeToString(w.Payload))
+	_, err := tx.Exec(ctx, sqlNewMeta, "bad/"+w.name(), base64.StdEncoding.EncodeToString(w.Payload))
 	return err
 }

@@ -9,9 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
 
@@ -37,24 +36,24 @@ UNION ALL SELECT h.key, h.value FROM usage_history h WHERE h.step = 3 AND %s AND
 )
 
 // read runs f in a transaction, after it has noted how complete the answer is.
-func (s *Store) read(ctx context.Context, f func(tx *sqlx.Tx, now time.Time) error) error {
+func (s *Store) read(ctx context.Context, f func(ctx context.Context, tx *database.Tx, now time.Time) error) error {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout) // with the wait for the lane
 	defer cancel()
-	err := s.attempt(ctx, s.reads, readTimeout, func(tx *sqlx.Tx) error {
+	err := s.attempt(ctx, s.reads, readTimeout, func(ctx context.Context, tx *database.Tx) error {
 		var c struct {
 			Prepared     string
 			Now, Waiting int64
 			Folded       string
 			Rules        string
 		}
-		if err := tx.GetContext(ctx, &c, s.sql.text(fmt.Sprintf(sqlComplete, s.sql.setLocal("jit", "off"), s.sql.clock()))); err != nil {
+		if err := tx.Get(ctx, &c, fmt.Sprintf(sqlComplete, s.sql.SetLocal("jit", "off"), s.sql.Clock())); err != nil {
 			return err
 		}
 		s.skew.Store(c.Now - time.Now().UnixMilli())
 		if err := s.follow(ctx, tx, c.Rules); err != nil {
 			return err
 		}
-		if err := f(tx, time.UnixMilli(c.Now)); err != nil {
+		if err := f(ctx, tx, time.UnixMilli(c.Now)); err != nil {
 			return err
 		}
 		through := c.Now
@@ -94,14 +93,14 @@ func (s *Store) Get(ctx context.Context, name string) (int64, error) {
 	}
 	var n int64
 	name = naming.Known(name)
-	err := s.read(ctx, func(tx *sqlx.Tx, now time.Time) error {
+	err := s.read(ctx, func(ctx context.Context, tx *database.Tx, now time.Time) error {
 		switch name {
 		case naming.RequestsToday, naming.ActiveDaily, naming.ActiveMonthly:
 			current, err := s.current(ctx, tx, now)
 			n = current[name]
 			return err
 		}
-		return tx.GetContext(ctx, &n, s.sql.text(sqlTotal), name)
+		return tx.Get(ctx, &n, sqlTotal, name)
 	})
 	if err != nil {
 		return 0, err
@@ -110,20 +109,20 @@ func (s *Store) Get(ctx context.Context, name string) (int64, error) {
 }
 
 // current reads the counters that are what their current bucket is.
-func (s *Store) current(ctx context.Context, tx *sqlx.Tx, now time.Time) (map[string]int64, error) {
+func (s *Store) current(ctx context.Context, tx *database.Tx, now time.Time) (map[string]int64, error) {
 	current := map[string]int64{naming.RequestsToday: 0, naming.ActiveDaily: 0, naming.ActiveMonthly: 0}
 	parts := []segment{{calendar.Day, s.calendar().Start(calendar.Day, now), s.calendar().Next(calendar.Day, now)}, {calendar.Month, s.calendar().Start(calendar.Month, now), s.calendar().Next(calendar.Month, now)}}
 	stored, err := s.stored(ctx, tx, parts)
 	if err != nil {
 		return nil, err
 	}
-	days, ofDay := s.sql.oneOf("h.bucket", stored[0])
-	months, ofMonth := s.sql.oneOf("h.bucket", stored[1])
+	days, ofDay := s.sql.OneOf("h.bucket", stored[0])
+	months, ofMonth := s.sql.OneOf("h.bucket", stored[1])
 	var rows []struct {
 		Key string
 		N   int64
 	}
-	err = tx.SelectContext(ctx, &rows, s.sql.text(fmt.Sprintf(sqlCurrent, days, months)), ofDay, ofMonth)
+	err = tx.Select(ctx, &rows, fmt.Sprintf(sqlCurrent, days, months), ofDay, ofMonth)
 	for _, r := range rows {
 		if r.Key == naming.RequestsTotal {
 			r.Key = naming.RequestsToday
@@ -144,7 +143,7 @@ func (s *Store) Totals(ctx context.Context, q Query) ([]Count, error) {
 		return nil, err
 	}
 	var counts []Count
-	err := s.read(ctx, func(tx *sqlx.Tx, now time.Time) error {
+	err := s.read(ctx, func(ctx context.Context, tx *database.Tx, now time.Time) error {
 		spans, err := s.spansOf(ctx, tx, &q)
 		if err != nil {
 			return err
@@ -172,7 +171,7 @@ func (s *Store) Totals(ctx context.Context, q Query) ([]Count, error) {
 
 // largest reads the sums over spans of what q selects, of names or of stems, the
 // largest first.
-func (s *Store) largest(ctx context.Context, tx *sqlx.Tx, q *Query, spans []span, stems bool) ([]Count, error) {
+func (s *Store) largest(ctx context.Context, tx *database.Tx, q *Query, spans []span, stems bool) ([]Count, error) {
 	c := s.summed(q)
 	if q.Limit == 0 {
 		return s.ordered(ctx, tx, s.counts(spans, c), stems, "")
@@ -201,13 +200,13 @@ func (s *Store) largest(ctx context.Context, tx *sqlx.Tx, q *Query, spans []span
 }
 
 // ordered reads from by size: the count of each name, or the largest of each stem.
-func (s *Store) ordered(ctx context.Context, tx *sqlx.Tx, from table, stems bool, limit string, args ...any) ([]Count, error) {
+func (s *Store) ordered(ctx context.Context, tx *database.Tx, from table, stems bool, limit string, args ...any) ([]Count, error) {
 	text := "SELECT key AS name, n FROM " + from.text
 	if stems {
-		text = "SELECT " + s.sql.stem("key") + " AS name, MAX(n) AS n FROM " + from.text + " GROUP BY 1"
+		text = "SELECT " + s.sql.Stem("key") + " AS name, MAX(n) AS n FROM " + from.text + " GROUP BY 1"
 	}
 	var counts []Count
-	err := tx.SelectContext(ctx, &counts, s.sql.text(text+" ORDER BY n DESC, name"+limit), append(from.args, args...)...)
+	err := tx.Select(ctx, &counts, text+" ORDER BY n DESC, name"+limit, append(from.args, args...)...)
 	return counts, err
 }
 
@@ -218,7 +217,7 @@ func (s *Store) Rows(ctx context.Context, q Query) ([]Row, error) {
 		return nil, err
 	}
 	var rows []Row
-	err := s.read(ctx, func(tx *sqlx.Tx, _ time.Time) error {
+	err := s.read(ctx, func(ctx context.Context, tx *database.Tx, _ time.Time) error {
 		whole := q.whole()
 		few := q.Name != "" || len(q.Names) > 0 || q.tears()
 		if !few {
@@ -257,15 +256,15 @@ func (s *Store) Rows(ctx context.Context, q Query) ([]Row, error) {
 }
 
 // many tells whether more than manyNames lie in q's ranges.
-func (s *Store) many(ctx context.Context, tx *sqlx.Tx, q *Query) (bool, error) {
+func (s *Store) many(ctx context.Context, tx *database.Tx, q *Query) (bool, error) {
 	var n int
 	names := s.counts(q.totals(), condition{})
-	err := tx.GetContext(ctx, &n, s.sql.text("SELECT COUNT(*) FROM (SELECT key FROM "+names.text+" LIMIT ?) AS f"), append(names.args, manyNames+1)...)
+	err := tx.Get(ctx, &n, "SELECT COUNT(*) FROM (SELECT key FROM "+names.text+" LIMIT ?) AS f", append(names.args, manyNames+1)...)
 	return n > manyNames, err
 }
 
 // sums reads the sums of the names in q's ranges that c selects, in no order.
-func (s *Store) sums(ctx context.Context, tx *sqlx.Tx, q *Query, c condition) ([]Count, error) {
+func (s *Store) sums(ctx context.Context, tx *database.Tx, q *Query, c condition) ([]Count, error) {
 	spans, err := s.spansOf(ctx, tx, q)
 	if err != nil {
 		return nil, err
@@ -274,15 +273,15 @@ func (s *Store) sums(ctx context.Context, tx *sqlx.Tx, q *Query, c condition) ([
 }
 
 // sumsOver reads the sums over spans of the names that c selects, in no order.
-func (s *Store) sumsOver(ctx context.Context, tx *sqlx.Tx, spans []span, c condition) (counts []Count, err error) {
+func (s *Store) sumsOver(ctx context.Context, tx *database.Tx, spans []span, c condition) (counts []Count, err error) {
 	from := s.counts(spans, c)
-	err = tx.SelectContext(ctx, &counts, s.sql.text("SELECT key AS name, n FROM "+from.text), from.args...)
+	err = tx.Select(ctx, &counts, "SELECT key AS name, n FROM "+from.text, from.args...)
 	return counts, err
 }
 
 // measures reads all counts of the subjects with these stems, in the range that
 // whole asks for.
-func (s *Store) measures(ctx context.Context, tx *sqlx.Tx, whole *Query, stems []Count) ([]Count, error) {
+func (s *Store) measures(ctx context.Context, tx *database.Tx, whole *Query, stems []Count) ([]Count, error) {
 	var lows, highs []string
 	for _, p := range stems {
 		if !naming.Bare(p.Name) {
@@ -294,9 +293,9 @@ func (s *Store) measures(ctx context.Context, tx *sqlx.Tx, whole *Query, stems [
 	if len(lows) > 0 {
 		// A condition that naming.Stem(key) is lo would have PostgreSQL compute the stems
 		// of a whole table, to join by them.
-		list, args := s.sql.values(column{name: "lo", texts: lows}, column{name: "hi", texts: highs})
+		list, args := s.sql.Values(database.Column{Name: "lo", Texts: lows}, database.Column{Name: "hi", Texts: highs})
 		c := condition{list: list, listArgs: args}
-		c.and("h.key >= v.lo AND h.key < v.hi AND " + s.sql.strpos() + "(substr(h.key, length(v.lo) + 1), '.') = 0")
+		c.and("h.key >= v.lo AND h.key < v.hi AND " + s.sql.Strpos + "(substr(h.key, length(v.lo) + 1), '.') = 0")
 		q := *whole
 		q.Except = nil // they do not tear a subject apart
 		if counts, err = s.sums(ctx, tx, &q, c); err != nil {
@@ -366,7 +365,7 @@ func (s *Store) History(ctx context.Context, q Query) ([]Count, error) {
 		return nil, err
 	}
 	counts := []Count{}
-	err := s.read(ctx, func(tx *sqlx.Tx, _ time.Time) error {
+	err := s.read(ctx, func(ctx context.Context, tx *database.Tx, _ time.Time) error {
 		spans, err := s.spans(ctx, tx, &q, true)
 		if err != nil {
 			return err
@@ -390,7 +389,7 @@ func (s *Store) History(ctx context.Context, q Query) ([]Count, error) {
 
 // history reads the counts of the buckets of step that spans cover, of the names that
 // c selects, in order.
-func (s *Store) history(ctx context.Context, tx *sqlx.Tx, spans []span, c condition, step calendar.Step) ([]Count, error) {
+func (s *Store) history(ctx context.Context, tx *database.Tx, spans []span, c condition, step calendar.Step) ([]Count, error) {
 	sums := map[bucket]int64{}
 	for _, sp := range spans {
 		text, args := s.span(sp, c, "h.bucket, h.key, h.value")
@@ -399,7 +398,7 @@ func (s *Store) history(ctx context.Context, tx *sqlx.Tx, spans []span, c condit
 			Key    string
 			Value  int64
 		}
-		if err := tx.SelectContext(ctx, &rows, s.sql.text(text), args...); err != nil {
+		if err := tx.Select(ctx, &rows, text, args...); err != nil {
 			return nil, err
 		}
 		places := map[int64]int64{}
@@ -454,7 +453,7 @@ func (s *Store) checkKept(q *Query, finest bool) error {
 }
 
 // names reads the q.Limit largest names of q's range.
-func (s *Store) names(ctx context.Context, tx *sqlx.Tx, q *Query) ([]string, error) {
+func (s *Store) names(ctx context.Context, tx *database.Tx, q *Query) ([]string, error) {
 	// These have no other step to be summed in.
 	each := q.matches(naming.ActiveDaily) || q.matches(naming.ActiveMonthly) || strings.HasPrefix(q.Prefix, "quota.")
 	spans, err := s.spans(ctx, tx, q, each)
@@ -463,6 +462,6 @@ func (s *Store) names(ctx context.Context, tx *sqlx.Tx, q *Query) ([]string, err
 	}
 	var names []string
 	from := s.counts(spans, s.condition(q))
-	err = tx.SelectContext(ctx, &names, s.sql.text("SELECT key FROM "+from.text+" ORDER BY n DESC, key LIMIT ?"), append(from.args, q.Limit)...)
+	err = tx.Select(ctx, &names, "SELECT key FROM "+from.text+" ORDER BY n DESC, key LIMIT ?", append(from.args, q.Limit)...)
 	return names, err
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/store/sqlite"
 )
 
@@ -73,9 +74,9 @@ func TestSQLiteFileReplacedWithinATransaction(t *testing.T) {
 			_, subject := subjectOf(underName)
 			before := &subjects{known: map[string]bool{subject: true}}
 			u.s.subjects.Store(before)
-			err := u.s.try(t.Context(), u.s.writes, write, sendTimeout, func(tx *sqlx.Tx) (err error) {
+			err := u.s.try(t.Context(), u.s.writes, write, sendTimeout, func(ctx context.Context, tx *database.Tx) (err error) {
 				if write {
-					_, err = tx.Exec(`UPDATE usage_metrics SET value = 111 WHERE key = ?`, underName)
+					_, err = tx.Exec(ctx, `UPDATE usage_metrics SET value = 111 WHERE key = ?`, underName)
 				}
 				over()
 				return err

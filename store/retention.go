@@ -9,10 +9,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
 
@@ -135,7 +134,7 @@ func (s *Store) pruneLoop() {
 		case !failed:
 			s.log.Warn("usagekit: old history could not be removed; it is tried again", "error", err)
 		}
-		if failed = true; !errors.As(err, new(fault)) { // which is about days
+		if failed = true; !errors.As(err, new(database.Fault)) { // which is about days
 			wait = 2 * time.Minute
 		}
 	}
@@ -217,25 +216,25 @@ func (s *Store) lookAtClock(ctx context.Context) (time.Time, error) {
 		r     removal
 	}
 	was := s.asked
-	err := s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
-		if err := s.sql.begin(ctx, tx); err != nil {
+	err := s.attempt(ctx, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+		if err := tx.Begin(ctx); err != nil {
 			return err
 		}
 		var ms int64
 		var pruned string
-		if err := tx.Get(&ms, s.sql.text("SELECT "+s.sql.clock())); err != nil {
+		if err := tx.Get(ctx, &ms, "SELECT "+s.sql.Clock()); err != nil {
 			return err
 		}
-		if err := tx.Get(&pruned, s.sql.text(sqlMeta), "pruned"); err != nil && !errors.Is(err, sql.ErrNoRows) {
+		if err := tx.Get(ctx, &pruned, sqlMeta, "pruned"); err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
 		now := time.UnixMilli(ms)
 		if skew := time.Since(now); skew.Abs() > maxSkew {
-			return fault("the database's clock differs from this host's by " + skew.Round(time.Second).String() + ": nothing is removed until one of them is set right")
+			return database.Fault("the database's clock differs from this host's by " + skew.Round(time.Second).String() + ": nothing is removed until one of them is set right")
 		}
 		is, jump := was.next(now)
 		r := parseRemoval(pruned).at(ms, is.steady(), jump.Abs() > maxGap) // less is what a suspended host makes
-		_, err := tx.Exec(s.sql.text(sqlSetMeta), "pruned", r.String())
+		_, err := tx.Exec(ctx, sqlSetMeta, "pruned", r.String())
 		if r.doubted == 0 {
 			is.since = time.Time{}
 		}
@@ -248,7 +247,7 @@ func (s *Store) lookAtClock(ctx context.Context) (time.Time, error) {
 	s.asked = done.asked
 	now := s.asked.said
 	if last := time.UnixMilli(done.r.last); last.Before(now) && done.r.doubted != 0 {
-		return time.Time{}, fault(fmt.Sprintf("the clocks say %s, and history was removed last as of %s, so there was a long pause, or they are wrong: nothing is removed until they have said so for %d days; set them right if they are wrong",
+		return time.Time{}, database.Fault(fmt.Sprintf("the clocks say %s, and history was removed last as of %s, so there was a long pause, or they are wrong: nothing is removed until they have said so for %d days; set them right if they are wrong",
 			now.UTC().Format(time.DateTime), last.UTC().Format(time.DateTime), doubtTime/(24*time.Hour)))
 	}
 	return now, nil
@@ -269,8 +268,8 @@ func (s *Store) prune(ctx context.Context, parts []*pruned) error {
 		}
 		for p.done < end {
 			bucket := end
-			err := s.attempt(ctx, s.reads, readTimeout, func(tx *sqlx.Tx) error {
-				return tx.Get(&bucket, s.sql.text(sqlOldest), end, int(p.step), p.done, end)
+			err := s.attempt(ctx, s.reads, readTimeout, func(ctx context.Context, tx *database.Tx) error {
+				return tx.Get(ctx, &bucket, sqlOldest, end, int(p.step), p.done, end)
 			})
 			if err != nil {
 				return err
@@ -291,8 +290,8 @@ func (s *Store) pruneBucket(ctx context.Context, p *pruned, bucket int64) error 
 	for lo := p.lo; ; {
 		var end string
 		start := time.Now()
-		err := s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
-			if err := s.sql.begin(ctx, tx); err != nil {
+		err := s.attempt(ctx, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+			if err := tx.Begin(ctx); err != nil {
 				return err
 			}
 			args := []any{int(p.step), bucket, lo}
@@ -300,14 +299,14 @@ func (s *Store) pruneBucket(ctx context.Context, p *pruned, bucket int64) error 
 			if p.hi != "" {
 				below, args = " AND key < ?", append(args, p.hi)
 			}
-			err := tx.Get(&end, s.sql.text(strings.Replace(sqlPruneEnd, "%s", below, 1)), append(args, pruneChunk)...)
+			err := tx.Get(ctx, &end, strings.Replace(sqlPruneEnd, "%s", below, 1), append(args, pruneChunk)...)
 			if err != nil {
 				return err
 			}
 			if end != "" {
 				below, args = " AND key < ?", append(args[:3], end)
 			}
-			_, err = tx.Exec(s.sql.text(strings.Replace(sqlPrune, "%s", below, 1)+p.where), args...)
+			_, err = tx.Exec(ctx, strings.Replace(sqlPrune, "%s", below, 1)+p.where, args...)
 			return err
 		})
 		if err != nil {
@@ -326,11 +325,11 @@ func (s *Store) pruneBucket(ctx context.Context, p *pruned, bucket int64) error 
 func (s *Store) pruneMeta(ctx context.Context, now time.Time, h calendar.Horizon) error {
 	for last := "crossing/1"; ; { // those of all time stay
 		var names, old []string
-		err := s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
-			if err := s.sql.begin(ctx, tx); err != nil {
+		err := s.attempt(ctx, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+			if err := tx.Begin(ctx); err != nil {
 				return err
 			}
-			if err := tx.Select(&names, s.sql.text(sqlOldCrossings), last, pruneChunk); err != nil {
+			if err := tx.Select(ctx, &names, sqlOldCrossings, last, pruneChunk); err != nil {
 				return err
 			}
 			for _, name := range names {
@@ -339,8 +338,8 @@ func (s *Store) pruneMeta(ctx context.Context, now time.Time, h calendar.Horizon
 					old = append(old, name)
 				}
 			}
-			in, list := s.sql.oneOfTexts("name", old)
-			_, err := tx.Exec(s.sql.text("DELETE FROM usage_meta WHERE "+in), list)
+			in, list := s.sql.OneOfTexts("name", old)
+			_, err := tx.Exec(ctx, "DELETE FROM usage_meta WHERE "+in, list)
 			return err
 		})
 		if err != nil {
@@ -351,14 +350,14 @@ func (s *Store) pruneMeta(ctx context.Context, now time.Time, h calendar.Horizon
 		}
 		last = names[len(names)-1]
 	}
-	return s.attempt(ctx, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
-		if err := s.sql.begin(ctx, tx); err != nil {
+	return s.attempt(ctx, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+		if err := tx.Begin(ctx); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(s.sql.text(sqlSeenAhead), now.UnixMilli(), now.Add(seenAnew).UnixMilli()); err != nil {
+		if _, err := tx.Exec(ctx, sqlSeenAhead, now.UnixMilli(), now.Add(seenAnew).UnixMilli()); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(s.sql.text(sqlOldWriters), now.Add(-writersKept).UnixMilli()); err != nil {
+		if _, err := tx.Exec(ctx, sqlOldWriters, now.Add(-writersKept).UnixMilli()); err != nil {
 			return err
 		}
 		return s.keepRules(ctx, tx, now.UnixMilli())

@@ -1,13 +1,13 @@
 package store
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
 
@@ -39,7 +39,7 @@ type lookup struct {
 
 // makeRoom takes idle subjects of a budget out of next until there is room for one at
 // least, or it has looked enough.
-func (s *Store) makeRoom(tx *sqlx.Tx, sums *sums, next *subjects, budget string) error {
+func (s *Store) makeRoom(ctx context.Context, tx *database.Tx, sums *sums, next *subjects, budget string) error {
 	round, now := next.round[budget], sums.now
 	if wait := round.again.Sub(now); round.last == "" && wait > 0 && wait <= idleAgain { // no longer, whatever the clock did
 		return nil
@@ -52,12 +52,12 @@ func (s *Store) makeRoom(tx *sqlx.Tx, sums *sums, next *subjects, budget string)
 		return nil
 	}
 	before := s.calendar().Buckets(calendar.Day, from, today)
-	rows, args := s.sql.values(column{name: "day", numbers: before})
+	rows, args := s.sql.Values(database.Column{Name: "day", Numbers: before})
 	var days int
-	if err := tx.Get(&days, s.sql.text(strings.Replace(sqlDaysCounted, "%s", rows, 1)), args...); err != nil || days < idleWitness {
+	if err := tx.Get(ctx, &days, strings.Replace(sqlDaysCounted, "%s", rows, 1), args...); err != nil || days < idleWitness {
 		return err
 	}
-	in, list := s.sql.oneOf("h.bucket", append(before, today.Unix()))
+	in, list := s.sql.OneOf("h.bucket", append(before, today.Unix()))
 	counted := map[string]bool{} // by this very fold
 	for name := range sums.names {
 		_, subject := subjectOf(name)
@@ -78,10 +78,10 @@ func (s *Store) makeRoom(tx *sqlx.Tx, sums *sums, next *subjects, budget string)
 				last[i] = after(subject)
 			}
 		}
-		rows, args := s.sql.values(column{name: "first", texts: piece}, column{name: "last", texts: last})
+		rows, args := s.sql.Values(database.Column{Name: "first", Texts: piece}, database.Column{Name: "last", Texts: last})
 		var idle []string
 		text := strings.Replace(strings.Replace(sqlIdle, "%s", rows, 1), "%s", in, 1)
-		if err := tx.Select(&idle, s.sql.text(text), append(args, list)...); err != nil {
+		if err := tx.Select(ctx, &idle, text, append(args, list)...); err != nil {
 			return err
 		}
 		for _, subject := range idle {

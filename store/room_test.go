@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -8,9 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/store/sqlite"
 )
 
@@ -44,10 +44,10 @@ func (r *roomOf) counted(name string, ago int) {
 func (r *roomOf) look(off time.Duration) (gone int) {
 	r.Helper()
 	before := len(r.next.known)
-	err := r.s.try(r.Context(), r.s.writes, false, sendTimeout, func(tx *sqlx.Tx) error {
+	err := r.s.try(r.Context(), r.s.writes, false, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
 		sums := r.s.newSums(time.Now().Add(off), removal{last: time.Now().UnixMilli()})
 		sums.horizon = r.s.horizon(time.Now())
-		return r.s.makeRoom(tx, sums, r.next, "feature")
+		return r.s.makeRoom(ctx, tx, sums, r.next, "feature")
 	})
 	if err != nil {
 		r.Fatal(err)
@@ -159,13 +159,13 @@ func TestIdleSubjectsAreLookedForOnceInAFold(t *testing.T) {
 	}
 	r.s.subjects.Store(r.next)
 	var round lookup
-	err := r.s.try(t.Context(), r.s.writes, true, sendTimeout, func(tx *sqlx.Tx) error {
+	err := r.s.try(t.Context(), r.s.writes, true, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
 		now := time.Now()
 		sums := r.s.newSums(now, removal{last: now.UnixMilli()})
 		for i := range 3 {
 			sums.add(now.UnixMilli(), fmt.Sprintf("feature.new%d.used", i), 1)
 		}
-		err := r.s.capSubjects(tx, sums)
+		err := r.s.capSubjects(ctx, tx, sums)
 		round = sums.subjects.round["feature"]
 		return err
 	})

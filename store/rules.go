@@ -8,9 +8,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/database"
 )
 
 // A zone's rules are in the image of an instance, and not every instance has the same:
@@ -44,11 +43,11 @@ func (s *Store) calendar() calendar.Calendar {
 
 // settleRules decides, at a start, which rules of the database's zone are in force: own
 // are this process's.
-func (s *Store) settleRules(ctx context.Context, tx *sqlx.Tx, d dialect, own *time.Location, now int64) error {
+func (s *Store) settleRules(ctx context.Context, tx *database.Tx, d *database.Dialect, own *time.Location, now int64) error {
 	text := calendar.Rules(own)
 	which := calendar.Which(text)
 	var found []struct{ Name, Value string }
-	err := tx.SelectContext(ctx, &found, d.text(`SELECT name, value FROM usage_meta WHERE name IN ('rules', ?) OR name = (SELECT 'rules/' || r.value FROM usage_meta r WHERE r.name = 'rules')`), "rules/"+which)
+	err := tx.Select(ctx, &found, `SELECT name, value FROM usage_meta WHERE name IN ('rules', ?) OR name = (SELECT 'rules/' || r.value FROM usage_meta r WHERE r.name = 'rules')`, "rules/"+which)
 	if err != nil {
 		return err
 	}
@@ -68,7 +67,7 @@ func (s *Store) settleRules(ctx context.Context, tx *sqlx.Tx, d dialect, own *ti
 		}
 	}
 	for _, m := range [][2]string{{"rules", which}, {"rules/" + which, fmt.Sprintf("%d %s", now, text)}} {
-		if _, err := tx.ExecContext(ctx, d.text(sqlSetMeta), m[0], m[1]); err != nil {
+		if _, err := tx.Exec(ctx, sqlSetMeta, m[0], m[1]); err != nil {
 			return err
 		}
 	}
@@ -76,12 +75,12 @@ func (s *Store) settleRules(ctx context.Context, tx *sqlx.Tx, d dialect, own *ti
 }
 
 // follow takes over the rules that are in force, when they are not those of before.
-func (s *Store) follow(ctx context.Context, tx *sqlx.Tx, which string) error {
+func (s *Store) follow(ctx context.Context, tx *database.Tx, which string) error {
 	if r := s.rules.Load(); which == "" || r != nil && r.which == which {
 		return nil
 	}
 	var value string
-	if err := tx.GetContext(ctx, &value, s.sql.text(sqlMeta), "rules/"+which); errors.Is(err, sql.ErrNoRows) {
+	if err := tx.Get(ctx, &value, sqlMeta, "rules/"+which); errors.Is(err, sql.ErrNoRows) {
 		return nil // somebody removed it: one's own are as good
 	} else if err != nil {
 		return err
@@ -92,7 +91,7 @@ func (s *Store) follow(ctx context.Context, tx *sqlx.Tx, which string) error {
 	if calendar.Which(calendar.Rules(zone)) != which {
 		theirs, err := calendar.ParseRules(text)
 		if err != nil {
-			return fault("usage_meta: the zone's rules cannot be read")
+			return database.Fault("usage_meta: the zone's rules cannot be read")
 		}
 		if r.other = !s.same(zone, theirs); r.other {
 			zone = theirs
@@ -114,7 +113,7 @@ func (s *Store) follow(ctx context.Context, tx *sqlx.Tx, which string) error {
 }
 
 // keepRules notes that an instance is there which has the rules in force itself.
-func (s *Store) keepRules(ctx context.Context, tx *sqlx.Tx, now int64) error {
+func (s *Store) keepRules(ctx context.Context, tx *database.Tx, now int64) error {
 	r := s.rules.Load()
 	if r == nil || r.other {
 		return nil
@@ -123,7 +122,7 @@ func (s *Store) keepRules(ctx context.Context, tx *sqlx.Tx, now int64) error {
 	if calendar.Which(own) != r.which {
 		return nil
 	}
-	_, err := tx.ExecContext(ctx, s.sql.text(sqlSetMeta), "rules/"+r.which, fmt.Sprintf("%d %s", now, own))
+	_, err := tx.Exec(ctx, sqlSetMeta, "rules/"+r.which, fmt.Sprintf("%d %s", now, own))
 	return err
 }
 
@@ -146,7 +145,7 @@ func (s *Store) noteRules() {
 	if !s.rulesDue() {
 		return
 	}
-	err := s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
+	err := s.attempt(s.run, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
 		now, _, err := s.now(s.run, tx)
 		if err != nil {
 			return err

@@ -8,10 +8,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/database"
 )
 
 // sealed is a batch on its way: it never changes, and is sent until the
@@ -198,8 +197,8 @@ func (s *Store) sendNext() (waits bool, err error) {
 		s.spool.Sent()
 	}
 	mine := false
-	err = s.attempt(s.run, s.writes, s.patience(), func(tx *sqlx.Tx) (err error) {
-		mine, err = s.send(tx, s.writer, head)
+	err = s.attempt(s.run, s.writes, s.patience(), func(ctx context.Context, tx *database.Tx) (err error) {
+		mine, err = s.send(ctx, tx, s.writer, head)
 		return err
 	})
 	s.report(&s.sendErr, err)
@@ -221,7 +220,7 @@ func (s *Store) sendNext() (waits bool, err error) {
 // backOff waits after an error, longer each time; false when the store stops.
 func (s *Store) backOff(backoff *time.Duration, err error) bool {
 	wait := rand.N(*backoff) + time.Millisecond
-	if needsSomebody(err) {
+	if database.NeedsSomebody(err) {
 		wait = slowBackoff/2 + rand.N(slowBackoff/2)
 	}
 	*backoff = min(2**backoff, maxBackoff)
@@ -230,26 +229,26 @@ func (s *Store) backOff(backoff *time.Duration, err error) bool {
 
 // send writes a batch, and tells whether this store may fold it: so an instance that
 // counts learns of a lease that ran out without asking for it.
-func (s *Store) send(tx *sqlx.Tx, writer string, b sealed) (mayFold bool, err error) {
-	if err := s.sql.begin(s.run, tx); err != nil {
+func (s *Store) send(ctx context.Context, tx *database.Tx, writer string, b sealed) (mayFold bool, err error) {
+	if err := tx.Begin(ctx); err != nil {
 		return false, err
 	}
 	// With every batch: a database that was restored, or failed over to a replica
 	// that was behind, may have forgotten this writer, and folds what it knows.
-	known, err := s.known(tx, writer)
+	known, err := s.known(ctx, tx, writer)
 	switch {
 	case err != nil:
 		return false, err
 	case b.old:
-		err = s.keepKnown(tx, writer, known)
+		err = s.keepKnown(ctx, tx, writer, known)
 	case max(known.Seen-known.Now, known.Now-known.Seen) > seenAnew.Milliseconds(): // a clock may have been ahead
-		_, err = tx.Exec(s.sql.text(sqlRegister), writer, []byte{}, known.now())
+		_, err = tx.Exec(ctx, sqlRegister, writer, []byte{}, known.now())
 	}
 	if err != nil {
 		return false, err
 	}
 	holder, until := s.parseLease(known.Value, known.Now)
-	_, err = tx.Exec(s.sql.text(sqlSend), writer, b.seq, b.opened, b.payload)
+	_, err = tx.Exec(ctx, sqlSend, writer, b.seq, b.opened, b.payload)
 	return holder == s.writer || until <= known.Now, err
 }
 
@@ -262,19 +261,15 @@ type known struct {
 // now is when a writer that is seen now was seen.
 func (k known) now() int64 { return parseRemoval(k.Pruned).since(k.Now) }
 
-func (s *Store) known(tx *sqlx.Tx, writer string) (k known, err error) {
-	err = tx.Get(&k, s.sql.text(strings.Replace(sqlKnown, "%s", s.sql.clock(), 1)), writer)
+func (s *Store) known(ctx context.Context, tx *database.Tx, writer string) (k known, err error) {
+	err = tx.Get(ctx, &k, strings.Replace(sqlKnown, "%s", s.sql.Clock(), 1), writer)
 	return k, err
 }
 
 // keepKnown keeps the database from forgetting a writer while an old batch of it is on
 // its way.
-func (s *Store) keepKnown(tx *sqlx.Tx, writer string, k known) error {
-	done, err := tx.Exec(s.sql.text(sqlSeen), k.now(), writer)
-	if err != nil {
-		return err
-	}
-	n, err := done.RowsAffected()
+func (s *Store) keepKnown(ctx context.Context, tx *database.Tx, writer string, k known) error {
+	n, err := tx.Exec(ctx, sqlSeen, k.now(), writer)
 	if err == nil && n == 0 {
 		err = counter.ErrForgotten
 	}
@@ -283,15 +278,15 @@ func (s *Store) keepKnown(tx *sqlx.Tx, writer string, k known) error {
 
 // register makes the database know a writer, of which it has nothing yet.
 func (s *Store) register(writer string) error {
-	return s.attempt(s.run, s.writes, s.patience(), func(tx *sqlx.Tx) error {
-		if err := s.sql.begin(s.run, tx); err != nil {
+	return s.attempt(s.run, s.writes, s.patience(), func(ctx context.Context, tx *database.Tx) error {
+		if err := tx.Begin(ctx); err != nil {
 			return err
 		}
-		k, err := s.known(tx, writer)
+		k, err := s.known(ctx, tx, writer)
 		if err != nil {
 			return err
 		}
-		_, err = tx.Exec(s.sql.text(sqlRegister), writer, []byte{}, k.now())
+		_, err = tx.Exec(ctx, sqlRegister, writer, []byte{}, k.now())
 		return err
 	})
 }
@@ -329,8 +324,8 @@ func (s *Store) adoptLoop() {
 // sendAdopted sends a batch that a dead writer left, once.
 func (s *Store) sendAdopted(writer string, b counter.Sealed) error {
 	mine := false
-	err := s.attempt(s.run, s.writes, s.patience(), func(tx *sqlx.Tx) (err error) {
-		mine, err = s.send(tx, writer, sealed{b.Seq, b.Opened, len(b.Counts), b.Payload, true, b.Old})
+	err := s.attempt(s.run, s.writes, s.patience(), func(ctx context.Context, tx *database.Tx) (err error) {
+		mine, err = s.send(ctx, tx, writer, sealed{b.Seq, b.Opened, len(b.Counts), b.Payload, true, b.Old})
 		return err
 	})
 	if errors.Is(err, counter.ErrForgotten) {
@@ -376,8 +371,8 @@ func (s *Store) report(last *error, err error) {
 		return // it is the end that made the attempt fail
 	}
 	what := ""
-	if needsSomebody(err) {
-		what = advice(err)
+	if database.NeedsSomebody(err) {
+		what = database.Advice(err)
 	}
 	s.mu.Lock()
 	*last = err

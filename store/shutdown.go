@@ -132,7 +132,7 @@ func within(ctx context.Context, f func()) error {
 // that stands still keeps it for longer than ctx.
 func (s *Store) settle(ctx context.Context) {
 	all := []chan struct{}{s.reads, s.writes, s.reserve, s.reserve}
-	if !s.sql.sqlite { // where it is writes
+	if !s.sql.SQLite { // where it is writes
 		for range cap(s.direct) {
 			all = append(all, s.direct)
 		}

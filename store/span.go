@@ -8,9 +8,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/database"
 )
 
 // nameRange is the names from lo up to hi; "" is no bound.
@@ -97,7 +96,7 @@ func (q *Query) totals() []span {
 }
 
 // spansOf covers the range that q asks for, or all time.
-func (s *Store) spansOf(ctx context.Context, tx *sqlx.Tx, q *Query) ([]span, error) {
+func (s *Store) spansOf(ctx context.Context, tx *database.Tx, q *Query) ([]span, error) {
 	if !q.ranged() {
 		return q.totals(), nil
 	}
@@ -119,7 +118,7 @@ type part struct {
 // finer one that is kept) when each counts, else with the fewest, coarse ones
 // inside and fine ones at the edges, where those are kept still. It lists what is
 // stored, under whatever rules of the zone it was written, and is never empty.
-func (s *Store) spans(ctx context.Context, tx *sqlx.Tx, q *Query, each bool) ([]span, error) {
+func (s *Store) spans(ctx context.Context, tx *database.Tx, q *Query, each bool) ([]span, error) {
 	h := s.horizon(s.databaseTime())
 	const user, next = "user.", "user/"
 	ranges := q.within()
@@ -152,7 +151,7 @@ func (s *Store) spans(ctx context.Context, tx *sqlx.Tx, q *Query, each bool) ([]
 }
 
 // fineSpans covers the range of q with buckets of each part's fine step.
-func (s *Store) fineSpans(ctx context.Context, tx *sqlx.Tx, q *Query, parts []*part) ([]span, error) {
+func (s *Store) fineSpans(ctx context.Context, tx *database.Tx, q *Query, parts []*part) ([]span, error) {
 	var segments []segment
 	for _, p := range parts {
 		from, to := time.Unix(p.gone, 0), time.Unix(calendar.Endless, 0)
@@ -184,7 +183,7 @@ func (p *part) spans(step calendar.Step, buckets []int64) (spans []span) {
 }
 
 // fewSpans covers the range of q with each part's coarse step, and fine ones at the edges.
-func (s *Store) fewSpans(ctx context.Context, tx *sqlx.Tx, q *Query, parts []*part) ([]span, error) {
+func (s *Store) fewSpans(ctx context.Context, tx *database.Tx, q *Query, parts []*part) ([]span, error) {
 	var segments []segment
 	for _, p := range parts {
 		whole := segment{p.kept, time.Unix(p.since, 0), time.Unix(calendar.Endless, 0)} // and what is beside it
@@ -305,23 +304,23 @@ SELECT b.part, b.step, b.hi, (SELECT MIN(h.bucket) FROM usage_history h WHERE h.
 SELECT -1 AS part, 0 AS bucket, %s AS prepared UNION ALL SELECT part, bucket, '' FROM b WHERE bucket IS NOT NULL ORDER BY 1, 2`
 
 // stored lists the buckets that there are of each segment.
-func (s *Store) stored(ctx context.Context, tx *sqlx.Tx, segments []segment) ([][]int64, error) {
+func (s *Store) stored(ctx context.Context, tx *database.Tx, segments []segment) ([][]int64, error) {
 	if len(segments) == 0 {
 		return nil, nil
 	}
 	half := [...]int64{calendar.Hour: 1800, calendar.Day: 12 * 3600, calendar.Month: 16 * 24 * 3600}
-	parts, steps, lows, highs := column{name: "part"}, column{name: "step"}, column{name: "lo"}, column{name: "hi"}
+	parts, steps, lows, highs := database.Column{Name: "part"}, database.Column{Name: "step"}, database.Column{Name: "lo"}, database.Column{Name: "hi"}
 	for i, g := range segments {
-		parts.numbers, steps.numbers = append(parts.numbers, int64(i)), append(steps.numbers, int64(g.step))
-		lows.numbers, highs.numbers = append(lows.numbers, g.from.Unix()-half[g.step]), append(highs.numbers, g.to.Unix())
+		parts.Numbers, steps.Numbers = append(parts.Numbers, int64(i)), append(steps.Numbers, int64(g.step))
+		lows.Numbers, highs.Numbers = append(lows.Numbers, g.from.Unix()-half[g.step]), append(highs.Numbers, g.to.Unix())
 	}
-	from, args := s.sql.values(parts, steps, lows, highs)
+	from, args := s.sql.Values(parts, steps, lows, highs)
 	var rows []struct {
 		Part     int
 		Bucket   int64
 		Prepared string
 	}
-	if err := tx.SelectContext(ctx, &rows, s.sql.text(fmt.Sprintf(sqlStored, from, s.sql.setLocal("enable_seqscan", "off"))), args...); err != nil {
+	if err := tx.Select(ctx, &rows, fmt.Sprintf(sqlStored, from, s.sql.SetLocal("enable_seqscan", "off")), args...); err != nil {
 		return nil, err
 	}
 	lists := make([][]int64, len(segments))
@@ -362,7 +361,7 @@ func (s *Store) span(sp span, c condition, columns string) (string, []any) {
 	table := "usage_metrics"
 	if sp.step != 0 {
 		table = "usage_history"
-		in, list := s.sql.oneOf("h.bucket", sp.buckets)
+		in, list := s.sql.OneOf("h.bucket", sp.buckets)
 		and("h.step = ?", int(sp.step))
 		and(in, list)
 	} else if c.least > 0 {
@@ -380,7 +379,7 @@ func (s *Store) span(sp span, c condition, columns string) (string, []any) {
 	where, args = append(where, c.where...), append(args, c.args...)
 	from := table + " AS h WHERE " + strings.Join(where, " AND ")
 	if c.list != "" {
-		from = s.sql.seek(c.list, from)
+		from = s.sql.Seek(c.list, from)
 	}
 	return "SELECT " + columns + " FROM " + from, args
 }
@@ -393,21 +392,18 @@ func (s *Store) condition(q *Query) condition {
 		c = s.oneOf(q.Names)
 	}
 	if q.Measure != "" {
-		end := "right(h.key, length(CAST(? AS TEXT)))"
-		if s.sql.sqlite {
-			end = "substr(h.key, -length(?))"
-		}
-		c.and(end+" = ?", "."+q.Measure, "."+q.Measure)
+		end, args := s.sql.EndsWith("h.key", "."+q.Measure)
+		c.and(end, args...)
 	}
 	if q.Contains != "" {
-		c.and(s.sql.strpos()+"(lower(h.key), ?) > 0", lower(q.Contains))
+		c.and(s.sql.Strpos+"(lower(h.key), ?) > 0", lower(q.Contains))
 	}
 	return c
 }
 
 // oneOf selects names by a list, each of which is sought.
 func (s *Store) oneOf(names []string) condition {
-	list, args := s.sql.values(column{name: "lo", texts: names})
+	list, args := s.sql.Values(database.Column{Name: "lo", Texts: names})
 	c := condition{list: list, listArgs: args}
 	c.and("h.key = v.lo")
 	return c

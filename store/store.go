@@ -156,6 +156,7 @@ import (
 
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
 
@@ -175,7 +176,7 @@ type Stats struct {
 
 // ErrUnavailable is in every error that means "the database does not answer
 // now": the same call may work later.
-var ErrUnavailable = errors.New("store: the database is not available")
+var ErrUnavailable = database.ErrUnavailable
 
 // UndeliveredError is what Shutdown returns when it could not bring all counts
 // into the database. Counts has them by name. The last batch may have been
@@ -200,7 +201,7 @@ const directLanes = 4
 // error there, too.
 type Store struct {
 	db       *sqlx.DB
-	sql      dialect
+	sql      *database.Dialect
 	file     atomic.Pointer[sqliteFile] // nil: PostgreSQL, or not known yet
 	log      *slog.Logger
 	interval time.Duration
@@ -291,7 +292,7 @@ func (s *Store) begin() {
 	if s.notifies {
 		loops = append(loops, s.notifyLoop)
 	}
-	if s.sql.sqlite {
+	if s.sql.SQLite {
 		loops = append(loops, s.watchLoop)
 	}
 	if s.started != nil {
@@ -334,7 +335,7 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	d, err := newDialect(db.DriverName(), cfg.Schema)
+	d, err := database.New(db.DriverName(), cfg.Schema)
 	if err != nil {
 		return nil, err
 	}
@@ -346,7 +347,7 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 		changed: make(chan struct{}), stopped: make(chan struct{}), crossed: make(chan struct{}, 1), telling: make(chan struct{}, 1),
 		retention: cfg.Retention.defaults(), caps: maps.Clone(cfg.Caps), thresholds: slices.Clone(cfg.Thresholds), notifier: cfg.Notify, notifies: len(cfg.Thresholds) > 0 || cfg.Notify != nil,
 	}
-	if s.direct = s.writes; !d.sqlite { // which has one writer, and a queue that is fair
+	if s.direct = s.writes; !d.SQLite { // which has one writer, and a queue that is fair
 		s.direct = tokens(directLanes)
 	}
 	if s.caps == nil {
@@ -378,7 +379,7 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 	if cfg.StartOffline {
 		s.started = make(chan struct{})
 	} else if err := s.start(ctx, false); err != nil {
-		return nil, fmt.Errorf("store: New: %w%s", err, advice(err))
+		return nil, fmt.Errorf("store: New: %w%s", err, database.Advice(err))
 	}
 	s.live = counter.New(maxNames, s.refused, s.spool)
 	return s, nil

@@ -11,10 +11,9 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
 
@@ -70,13 +69,13 @@ func (c Crossing) key() string {
 func (s *Store) parseCrossing(key string) (Crossing, error) {
 	parts := strings.SplitN(key, "/", 4)
 	if len(parts) < 4 {
-		return Crossing{}, fault("usage_meta: " + strconv.Quote(key) + " is no crossing")
+		return Crossing{}, database.Fault("usage_meta: " + strconv.Quote(key) + " is no crossing")
 	}
 	var n [3]int64
 	for i := range n {
 		var err error
 		if n[i], err = strconv.ParseInt(parts[i], 10, 64); err != nil {
-			return Crossing{}, fault("usage_meta: " + strconv.Quote(key) + " is no crossing")
+			return Crossing{}, database.Fault("usage_meta: " + strconv.Quote(key) + " is no crossing")
 		}
 	}
 	c := Crossing{Step: Step(n[0]), At: n[2], Name: parts[3]}
@@ -138,7 +137,7 @@ func (s *Store) crossings(list []Crossing, r row, after int64) []Crossing {
 
 // recordCrossings records what is new of them, and that word is to be sent: with
 // what was counted, or not at all. It returns how many those are.
-func (s *Store) recordCrossings(tx *sqlx.Tx, crossed []Crossing, now time.Time) (int, error) {
+func (s *Store) recordCrossings(ctx context.Context, tx *database.Tx, crossed []Crossing, now time.Time) (int, error) {
 	n := 0
 	slices.SortFunc(crossed, func(a, b Crossing) int { return strings.Compare(a.key(), b.key()) }) // as every other transaction does
 	crossed = slices.CompactFunc(crossed, func(a, b Crossing) bool { return a.key() == b.key() })
@@ -151,9 +150,9 @@ func (s *Store) recordCrossings(tx *sqlx.Tx, crossed []Crossing, now time.Time) 
 			names, values = append(names, name), append(values, value)
 			counts[name] = c.N
 		}
-		rows, args := s.sql.rows(column{name: "name", texts: names}, column{name: "value", texts: values})
+		rows, args := s.sql.Rows(database.Column{Name: "name", Texts: names}, database.Column{Name: "value", Texts: values})
 		var recorded []string
-		if err := tx.Select(&recorded, s.sql.text(strings.Replace(sqlCrossed, "%s", rows, 1)), args...); err != nil {
+		if err := tx.Select(ctx, &recorded, strings.Replace(sqlCrossed, "%s", rows, 1), args...); err != nil {
 			return 0, err
 		}
 		if len(recorded) == 0 {
@@ -164,7 +163,7 @@ func (s *Store) recordCrossings(tx *sqlx.Tx, crossed []Crossing, now time.Time) 
 			words = append(words, "notify/"+at+strings.TrimPrefix(name, "crossing/"))
 			claims = append(claims, fmt.Sprintf("0 0 %d", counts[name]))
 		}
-		if err := s.upsert(tx, sqlPend, column{name: "name", texts: words}, column{name: "value", texts: claims}); err != nil {
+		if err := tx.ExecRows(ctx, sqlPend, database.Column{Name: "name", Texts: words}, database.Column{Name: "value", Texts: claims}); err != nil {
 			return 0, err
 		}
 		n += len(recorded)
@@ -204,8 +203,8 @@ func (s *Store) notifyPending() (wait time.Duration, left bool) {
 			Name, Value string
 			Now         int64
 		}
-		err := s.glance(s.run, func(tx *sqlx.Tx) error {
-			return tx.Select(&rows, s.sql.text(strings.Replace(sqlPending, "%s", s.sql.clock(), 1)), last, notifyPiece)
+		err := s.glance(s.run, func(ctx context.Context, tx *database.Tx) error {
+			return tx.Select(ctx, &rows, strings.Replace(sqlPending, "%s", s.sql.Clock(), 1), last, notifyPiece)
 		})
 		if err != nil {
 			return maxBackoff + rand.N(maxBackoff), true
@@ -289,25 +288,22 @@ func (s *Store) notify(w word, now int64) (pause time.Duration, told, ok bool) {
 }
 
 // errClaimed says that another instance tells it.
-const errClaimed = fault("store: another instance has claimed the crossing")
+const errClaimed = database.Fault("store: another instance has claimed the crossing")
 
 func (s *Store) settleWord(query string, args ...string) error {
-	return s.attempt(s.run, s.writes, sendTimeout, func(tx *sqlx.Tx) error {
-		if err := s.sql.begin(s.run, tx); err != nil {
+	return s.attempt(s.run, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+		if err := tx.Begin(ctx); err != nil {
 			return err
 		}
 		values := make([]any, len(args))
 		for i, a := range args {
 			values[i] = a
 		}
-		res, err := tx.Exec(s.sql.text(query), values...)
-		if err != nil {
-			return err
+		n, err := tx.Exec(ctx, query, values...)
+		if err == nil && n == 0 {
+			err = errClaimed
 		}
-		if n, err := res.RowsAffected(); err == nil && n == 0 {
-			return errClaimed
-		}
-		return nil
+		return err
 	})
 }
 
@@ -324,7 +320,7 @@ func (s *Store) tell(c Crossing) error {
 			<-s.telling
 			done <- err
 		}()
-		err = guarded(func() error { return s.notifier(ctx, c) })
+		err = database.Guarded(func() error { return s.notifier(ctx, c) })
 	}()
 	select {
 	case err := <-done:

@@ -1,6 +1,7 @@
-package store
+package database
 
 import (
+	"os"
 	"slices"
 	"testing"
 
@@ -9,14 +10,18 @@ import (
 	"github.com/usagekit/usagekit/internal/dbtest"
 )
 
+var server *dbtest.Server
+
+func TestMain(m *testing.M) { os.Exit(dbtest.Main(m, &server)) }
+
 // PostgreSQL reads our arrays and identifiers as what they were made of.
 func TestPostgreSQLReadsWhatWeWrite(t *testing.T) {
-	if Server == nil {
+	if server == nil {
 		t.Log("PostgreSQL was not tried: make test does")
 		return
 	}
 	ctx := dbtest.Context(t)
-	db, err := sqlx.Open("postgres", Server.NewDatabase(t))
+	db, err := sqlx.Open("postgres", server.NewDatabase(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,82 @@
+package database
+
+import (
+	"context"
+	"strings"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// Tx is a transaction. Its statements have ? for parameters, and bare names of usagekit's
+// tables.
+type Tx struct {
+	tx *sqlx.Tx
+	d  *Dialect
+}
+
+// In returns a transaction that speaks a dialect.
+func In(tx *sqlx.Tx, d *Dialect) *Tx { return &Tx{tx, d} }
+
+// With returns t with another dialect.
+func (t *Tx) With(d *Dialect) *Tx { return &Tx{t.tx, d} }
+
+// Begin bounds a writing transaction on the server, and makes its COMMIT durable.
+func (t *Tx) Begin(ctx context.Context) error {
+	if t.d.begin == "" {
+		return nil
+	}
+	_, err := t.tx.ExecContext(ctx, t.d.begin)
+	return err
+}
+
+// Get reads one row; sql.ErrNoRows when there is none.
+func (t *Tx) Get(ctx context.Context, dest any, query string, args ...any) error {
+	return t.tx.GetContext(ctx, dest, t.d.text(query), args...)
+}
+
+// Select reads all rows, into a slice.
+func (t *Tx) Select(ctx context.Context, dest any, query string, args ...any) error {
+	return t.tx.SelectContext(ctx, dest, t.d.text(query), args...)
+}
+
+// Catalog is Select for a query of the catalog, in which tables' names are but texts.
+func (t *Tx) Catalog(ctx context.Context, dest any, query string, args ...any) error {
+	return t.tx.SelectContext(ctx, dest, t.tx.Rebind(query), args...)
+}
+
+// Exec returns how many rows it changed.
+func (t *Tx) Exec(ctx context.Context, query string, args ...any) (rows int64, err error) {
+	res, err := t.tx.ExecContext(ctx, t.d.text(query), args...)
+	if err != nil {
+		return 0, err
+	}
+	return res.RowsAffected()
+}
+
+// ExecRows runs query, in which %s stands for the rows of the columns. On SQLite, a
+// statement for each row takes half the time of one for all, which has to take JSON
+// apart.
+func (t *Tx) ExecRows(ctx context.Context, query string, columns ...Column) error {
+	if !t.d.SQLite {
+		rows, args := t.d.Rows(columns...)
+		_, err := t.Exec(ctx, strings.Replace(query, "%s", rows, 1), args...)
+		return err
+	}
+	row := "VALUES (?" + strings.Repeat(", ?", len(columns)-1) + ")"
+	stmt, err := t.tx.PrepareContext(ctx, t.d.text(strings.Replace(query, "%s", row, 1)))
+	if err != nil {
+		return err
+	}
+	defer stmt.Close()
+	ctx = context.WithoutCancel(ctx) // modernc.org/sqlite begins a goroutine for each that can be
+	args := make([]any, len(columns))
+	for i := range columns[0].len() {
+		for j, c := range columns {
+			args[j] = c.at(i)
+		}
+		if _, err := stmt.ExecContext(ctx, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
