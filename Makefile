@@ -64,8 +64,8 @@ lint: ## gofmt, vet, staticcheck, go mod tidy
 	exit $$status
 
 fuzz: ## each fuzz target for 30 s
-	$(GO) test -run '^$$' -fuzz FuzzSplit -fuzztime 30s ./internal/counter
-	$(GO) test -run '^$$' -fuzz FuzzClean -fuzztime 30s ./internal/counter
+	$(GO) test -run '^$$' -fuzz FuzzSplit -fuzztime 30s ./internal/naming
+	$(GO) test -run '^$$' -fuzz FuzzClean -fuzztime 30s ./internal/naming
 	$(GO) test -run '^$$' -fuzz FuzzDecode -fuzztime 30s ./internal/counter
 	$(GO) test -run '^$$' -fuzz FuzzRead -fuzztime 30s ./internal/counter
 	$(GO) test -run '^$$' -fuzz FuzzParameters -fuzztime 30s -fuzzminimizetime 10x ./dashboard

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -107,53 +106,6 @@ func TestReadmeNamesItsTests(t *testing.T) {
 				t.Errorf("a promise without a test: %s", line)
 			}
 		}
-	}
-}
-
-// What may import what, so that a user of one package does not get another's
-// dependencies.
-func TestImportArrows(t *testing.T) {
-	const module = "github.com/usagekit/usagekit"
-	out, err := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`, module+"/...").CombinedOutput()
-	if err != nil {
-		t.Fatalf("go list: %v\n%s", err, out)
-	}
-	allowed := map[string][]string{
-		"/internal/naming":   {},
-		"/internal/calendar": {},
-		"/internal/database": {"github.com/jmoiron/sqlx"},
-		"/middleware":        {module + "/internal/naming", "github.com/dunglas/httpsfv"},
-		"/internal/counter":  {module + "/internal/naming", "golang.org/x/sys/unix"},
-		"/store":             {module + "/internal/naming", module + "/internal/calendar", module + "/internal/counter", "github.com/jmoiron/sqlx"},
-		"/store/postgres":    {"github.com/jmoiron/sqlx", "github.com/lib/pq"},
-		"/store/sqlite":      {"github.com/jmoiron/sqlx", "modernc.org/sqlite"},
-		"/store/storetest":   {module + "/store", module + "/store/sqlite"},
-		"/dashboard":         {module + "/internal/naming", module + "/store"},
-		// internal/counter for -demo alone, which makes batches of a month that never was.
-		"/example":              {module + "/internal/naming", module + "/internal/counter", module + "/middleware", module + "/dashboard", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
-		"/internal/dbtest":      {"github.com/lib/pq"}, // only tests import these four
-		"/internal/memdisk":     {module + "/internal/counter"},
-		"/internal/faults":      {module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
-		"/internal/conformance": {module + "/internal/naming", module + "/internal/counter", module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx", "github.com/lib/pq"},
-	}
-	seen := 0
-	for line := range bytes.Lines(out) {
-		fields := strings.Fields(string(line))
-		pkg := strings.TrimPrefix(fields[0], module)
-		want, ok := allowed[pkg]
-		if !ok {
-			t.Errorf("%s is not in the list: what may it import?", fields[0])
-			continue
-		}
-		seen++
-		for _, imported := range fields[1:] {
-			if strings.Contains(imported, ".") && !slices.Contains(want, imported) {
-				t.Errorf("%s imports %s", fields[0], imported)
-			}
-		}
-	}
-	if seen != len(allowed) {
-		t.Errorf("%d packages seen, %d in the list", seen, len(allowed))
 	}
 }
 

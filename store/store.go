@@ -133,11 +133,14 @@
 //
 // Read store.go and config.go, migrate.go and adopt.go (the tables, and what stood there
 // before), then send.go (the flush), fold.go, poison.go and apply.go (into the tables),
-// caps.go, room.go and thresholds.go (which apply asks), lease.go (who folds), calendar.go
-// and rules.go (where buckets begin), retention.go, query.go, read.go, span.go and each.go,
+// caps.go, room.go and thresholds.go (which apply asks), lease.go (who folds), rules.go
+// (which rules of the zone are in force), retention.go, query.go, read.go, span.go and each.go,
 // and what goes to the database at once: now.go, erase.go; shutdown.go and log.go for the
-// end. llm.go is but names. tx.go is the only way to the database, file.go looks after
-// SQLite's, and dialect.go has what PostgreSQL and SQLite do not share.
+// end. llm.go is but names. tx.go is the only way to the database, and file.go looks after
+// SQLite's. Beside this package stand internal/naming (the grammar of names),
+// internal/calendar (where buckets begin), internal/counter (live counts and the spool)
+// and internal/database (how SQL is said, in which databases differ, and what an error
+// means).
 package store
 
 import (

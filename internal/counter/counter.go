@@ -19,9 +19,8 @@
 // With a Spool, the words are in a mapped file, and what was counted survives the
 // process: spool.go has the file, disk.go what it needs of a file system.
 //
-// Read name.go (the grammar of names), this file, table.go (how a counter is
-// found), batch.go (the encoding), then spool.go, adopt.go (what dead processes
-// left) and disk.go.
+// Read this file, table.go (how a counter is found), batch.go (the encoding), then
+// spool.go, adopt.go (what dead processes left) and disk.go.
 package counter
 
 import (

@@ -7,49 +7,13 @@ import (
 	"testing"
 
 	"github.com/usagekit/usagekit/internal/naming"
+	"github.com/usagekit/usagekit/internal/naming/namingtest"
 )
-
-// lookalikes are names that something might take for one another: what cannot be kept,
-// what it becomes, and what that would become.
-func lookalikes() []string {
-	long := strings.Repeat("x", 600)
-	parts := []string{
-		"jos\xe9", "jos\xe8", "jos\uFFFD", "jos\xed\xa0\x80", "jos\xed\xa0\x81", "jos\xc0\x80", "jos\x00", "jos\x01", "jos\x7f", "jos\u0085", "jos\u202e", "jos\u202d", "jos",
-		"a\r\nb", "a\n\rb", "a\uFFFD\uFFFDb", "\x00", "\x01", "\uFFFD", "~0123456789abcdef", "a~0123456789abcdef", "a~0123456789abcdeF",
-	}
-	var names []string
-	for _, p := range parts {
-		names = append(names, "user."+p+".requests", "user.."+p+".requests", "quota."+p+".refused", "error."+p, p, "api.requests."+p, "feature.a."+p, "feature."+p+"."+p)
-	}
-	for _, p := range parts[:6] { // a generation has 64 groups
-		names = append(names, p+".a.b", p+".b")
-	}
-	for _, p := range []string{long + "1", long + "2", strings.Repeat("é", 300) + "1", strings.Repeat("é", 300) + "2", strings.Repeat("\xff", 600), strings.Repeat("\xfe", 600), strings.Repeat("\uFFFD", 300)} {
-		names = append(names, "user."+p+".requests", "user."+p+".logins", "feature."+p+".used")
-	}
-	for range 3 { // an id may be what another's was cut to, and so on
-		for _, name := range names[:len(names):len(names)] {
-			names = append(names, naming.Clean(name))
-		}
-		names = distinct(names)
-	}
-	return names
-}
-
-func distinct(list []string) (once []string) {
-	seen := map[string]bool{}
-	for _, s := range list {
-		if !seen[s] {
-			once, seen[s] = append(once, s), true
-		}
-	}
-	return once
-}
 
 // Names that differ never share a counter, in whichever order they come, in memory, in
 // a file, in what is carried over to the next generation, and by Counter as by Add.
 func TestNamesThatDifferNeverShareACounter(t *testing.T) {
-	names := lookalikes()
+	names := namingtest.Lookalikes()
 	if len(names) < 200 {
 		t.Fatalf("%d names", len(names))
 	}
@@ -108,37 +72,11 @@ func TestMeasuresThatDifferBeyondACap(t *testing.T) {
 	}
 }
 
-// What a name is kept under is kept as it is, from wherever it comes back.
-func TestKeptNamesStay(t *testing.T) {
-	for _, name := range lookalikes() {
-		kept := naming.Clean(name)
-		if naming.Known(kept) != kept || naming.Kept(kept) != kept || len(kept) > naming.MaxName {
-			t.Errorf("%q is kept as %q, and that as %q, %q", name, kept, naming.Known(kept), naming.Kept(kept))
-		}
-		if group, subject, measure := naming.Split(kept); naming.Marked("user."+subject+".requests") && naming.Of(group, subject, measure) == kept {
-			t.Errorf("the id %q is not told from what another id became", subject)
-		}
-	}
-}
-
-// A subject is kept under the same name by itself as within its name.
-func TestNamed(t *testing.T) {
-	for _, id := range []string{"42", "a.b", "jos\xe9", "\x00", "a~0123456789abcdef", strings.Repeat("né", 400), strings.Repeat("\xff", 600)} {
-		for _, name := range []string{"user.%s.requests", "quota.%s.refused"} {
-			name = fmt.Sprintf(name, id)
-			group, _, measure := naming.Split(name)
-			if got := naming.Of(group, id, measure); got != naming.Clean(name) {
-				t.Errorf("naming.Of(%q) = %q, want %q", name, got, naming.Clean(name))
-			}
-		}
-	}
-}
-
 // summed tells whether a name is one of those that the doc of Clean has sums for.
 func summed(kept string) bool { return strings.Contains(kept, naming.Invalid) }
 
 func FuzzNamesThatDiffer(f *testing.F) {
-	names := lookalikes()
+	names := namingtest.Lookalikes()
 	for i := range names {
 		f.Add(names[i], names[(i+1)%len(names)])
 		f.Add(names[i], naming.Clean(names[i]))
@@ -172,7 +110,7 @@ func FuzzNamesThatDiffer(f *testing.F) {
 func TestNamesThatDifferOutliveTheirProcess(t *testing.T) {
 	root := t.TempDir()
 	s := openSpool(t, root)
-	names := lookalikes()
+	names := namingtest.Lookalikes()
 	for i, name := range names {
 		s.Add(name, int64(i+1))
 	}
