@@ -145,11 +145,11 @@ func (h *handler) readStats(ctx context.Context, limit int) (stats, error) {
 		fixed []string
 		over  []string // what they begin with that are beyond a cap
 	}{
-		{"api", &s.API, api, []store.Query{{Prefix: "api.requests."}, {Prefix: "api.", Measure: "requests"}}, []string{naming.RequestsTotal, naming.RequestsToday}, []string{"api.(other).", "api.requests.(other)"}},
-		{"features", &s.Features, rest, []store.Query{{Prefix: "feature."}}, nil, []string{"feature.(other)."}},
-		{"users", &s.Users, part{}, []store.Query{{Prefix: "user."}}, []string{naming.ActiveDaily, naming.ActiveMonthly, nameRegistrations}, []string{"user.(other)."}},
-		{"llm", &s.LLM, rest, []store.Query{{Prefix: "llm."}}, nil, []string{"llm.(other)."}},
-		{"errors", &s.Errors, rest, []store.Query{{Prefix: "error."}}, nil, []string{"error.(other)."}},
+		{"api", &s.API, api, []store.Query{{Prefix: "api.requests."}, {Prefix: "api.", Measure: "requests"}}, []string{naming.RequestsTotal, naming.RequestsToday}, []string{"api." + naming.Other + ".", "api.requests." + naming.Other}},
+		{"features", &s.Features, rest, []store.Query{{Prefix: "feature."}}, nil, []string{"feature." + naming.Other + "."}},
+		{"users", &s.Users, part{}, []store.Query{{Prefix: "user."}}, []string{naming.ActiveDaily, naming.ActiveMonthly, nameRegistrations}, []string{"user." + naming.Other + "."}},
+		{"llm", &s.LLM, rest, []store.Query{{Prefix: "llm."}}, nil, []string{"llm." + naming.Other + "."}},
+		{"errors", &s.Errors, rest, []store.Query{{Prefix: "error."}}, nil, []string{"error." + naming.Other + "."}},
 		{"other", &s.Other, rest, []store.Query{{Except: []string{"api.", "feature.", "user.", "llm.", "error."}}}, nil, nil},
 	} {
 		counters, more, err := h.largest(ctx, limit, group.fixed, group.part, group.from...)

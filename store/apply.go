@@ -189,7 +189,7 @@ func (s *sums) startsOf(quarter int64) [3]int64 {
 
 // kept is which steps of history a group has: the finest first.
 func kept(group string) [2]calendar.Step {
-	if group == "user" {
+	if naming.ByMonth(group) {
 		return [2]calendar.Step{calendar.Day, calendar.Month}
 	}
 	return [2]calendar.Step{calendar.Hour, calendar.Day}

@@ -40,7 +40,7 @@ const areas = "api.requests"
 // budgetOf returns what a name takes a place of: its group, or areas.
 func budgetOf(name string) string {
 	group, subject, _ := naming.Split(name)
-	if group == "api" && subject == "requests" {
+	if naming.Area(group, subject) {
 		return areas
 	}
 	return group
@@ -58,7 +58,7 @@ func (s *Store) capOf(budget string) int {
 // the name where that is an area, has no subject or is of (other).
 func subjectOf(name string) (group, subject string) {
 	group, subject, _ = naming.Split(name)
-	if subject == "" || subject == naming.Other || group == "api" && subject == "requests" {
+	if subject == "" || subject == naming.Other || naming.Area(group, subject) {
 		return group, name
 	}
 	return group, naming.Stem(name)
@@ -156,7 +156,7 @@ func (k *subjects) add(group, subject string) {
 // otherOf is the name that counts for one beyond the cap.
 func (k *subjects) otherOf(name string) string {
 	group, subject, measure := naming.Split(name)
-	if group == "api" && subject == "requests" {
+	if naming.Area(group, subject) {
 		return "api.requests." + naming.Other
 	}
 	name = group + "." + naming.Other + "." + measure

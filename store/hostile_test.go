@@ -71,7 +71,7 @@ func TestHostileRequests(t *testing.T) {
 			sums["all status"] += c.N
 		case naming.Derived(c.Name) && strings.HasPrefix(measure, "latency_"):
 			sums["all latency"] += c.N
-		case group == "api" && subject == "requests":
+		case naming.Area(group, subject):
 			sums["areas"] += c.N
 		case group == "api" && measure == "requests":
 			sums["routes"] += c.N

@@ -31,8 +31,8 @@ COALESCE((SELECT value FROM usage_meta WHERE name = 'folded'), '0') AS folded, `
 	sqlTotal = `SELECT COALESCE((SELECT value FROM usage_metrics WHERE key = ?), 0)`
 
 	// The counters that are what their current bucket is.
-	sqlCurrent = `SELECT h.key, h.value AS n FROM usage_history h WHERE h.step = 2 AND %s AND h.key IN ('api.requests.total', 'user.active.daily')
-UNION ALL SELECT h.key, h.value FROM usage_history h WHERE h.step = 3 AND %s AND h.key = 'user.active.monthly'`
+	sqlCurrent = `SELECT h.key, h.value AS n FROM usage_history h WHERE h.step = 2 AND %s AND h.key IN ('` + naming.RequestsTotal + `', '` + naming.ActiveDaily + `')
+UNION ALL SELECT h.key, h.value FROM usage_history h WHERE h.step = 3 AND %s AND h.key = '` + naming.ActiveMonthly + `'`
 )
 
 // read runs f in a transaction, after it has noted how complete the answer is.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/database"
+	"github.com/usagekit/usagekit/internal/naming"
 )
 
 // nameRange is the names from lo up to hi; "" is no bound.
@@ -413,6 +414,6 @@ func (s *Store) oneOf(names []string) condition {
 // no sum, nor is what an adopted table has under those names.
 func (s *Store) summed(q *Query) condition {
 	c := s.condition(q)
-	c.and("h.key NOT IN ('api.requests.today', 'user.active.daily', 'user.active.monthly')")
+	c.and("h.key NOT IN ('" + naming.RequestsToday + "', '" + naming.ActiveDaily + "', '" + naming.ActiveMonthly + "')")
 	return c
 }

@@ -273,7 +273,7 @@ func (s *Set) seal(g *generation) Sealed {
 	s.carry = s.carry[:0:0]
 	for _, c := range b.Counts {
 		group, subject, _ := naming.Split(c.Name)
-		if group == "api" && subject == "requests" { // areas, which take no place of routes
+		if naming.Area(group, subject) { // areas, which take no place of routes
 			group = "api.requests"
 		}
 		if _, known := names[group]; names[group] < s.maxNames/2 && (known || len(names) < maxGroups) {
@@ -458,7 +458,7 @@ func (g *generation) counter(name string, maxNames int) (c *counter, over bool) 
 		over = true // added as such; room for it is kept
 	}
 	names := &gr.names
-	if groupName == "api" && subject == "requests" {
+	if naming.Area(groupName, subject) {
 		names = &gr.areas
 	}
 	if !over && *names < maxNames {
@@ -466,7 +466,7 @@ func (g *generation) counter(name string, maxNames int) (c *counter, over bool) 
 		return g.create(strings.Clone(name), hash), false
 	}
 	switch {
-	case groupName == "api" && subject == "requests":
+	case naming.Area(groupName, subject):
 		name = "api.requests." + naming.Other
 	case naming.Summed(measure) || gr.measures[measure]: // what sums are derived from always has its place
 		name = groupName + "." + naming.Other + "." + measure
