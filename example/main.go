@@ -72,7 +72,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	usage, err := store.New(ctx, db, store.Config{
 		Interval: *flush, Spool: *spool, StartOffline: *spool != "",
 		// Without Notify, a line in the log.
-		Thresholds: []store.Threshold{{Prefix: "llm.", Measure: "tokens", Step: store.Day, At: 10_000_000}},
+		Thresholds: []store.Threshold{{Prefix: "llm.", Measure: "tokens", Step: store.Day, Value: 10_000_000}},
 	})
 	if err != nil {
 		return err

@@ -48,10 +48,10 @@ func (s *service) routes() *http.ServeMux {
 	mux.HandleFunc("POST /writer/outlines", s.feature("feature.outline.generated"))
 	mux.HandleFunc("GET /me", s.me)
 	daily := middleware.Quota(s.usage, middleware.QuotaConfig{
-		Name:  "completions",
-		Key:   userOf,
-		Limit: func(*http.Request) int64 { return s.completions },
-		Lease: 5,
+		Name:    "completions",
+		Key:     userOf,
+		Limit:   func(*http.Request) int64 { return s.completions },
+		Reserve: 5,
 	})
 	mux.Handle("POST /llm/complete", daily(http.HandlerFunc(s.complete)))
 	for _, section := range []string{"/site/", "/help/", "/press/", "/forum/", "/shop/"} {

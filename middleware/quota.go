@@ -43,13 +43,13 @@ type QuotaConfig struct {
 	// when the hour or the day does.
 	Window time.Duration
 
-	// Lease is the number of requests that are reserved with one query; 0 or
-	// less: 1. At most instances × (Lease−1) stay unused per key and window.
-	Lease int64
+	// Reserve is the number of requests that are reserved with one query; 0 or
+	// less: 1. At most instances × (Reserve−1) stay unused per key and window.
+	Reserve int64
 
-	// FailShut answers 503 when the database does not answer; else the request
+	// FailClosed answers 503 when the database does not answer; else the request
 	// passes.
-	FailShut bool
+	FailClosed bool
 }
 
 // Quota returns a middleware that limits how often somebody may do something,
@@ -57,7 +57,7 @@ type QuotaConfig struct {
 // that were counted. A configuration that makes no sense panics.
 //
 // A request passes on what was taken for it in the database before. To make that
-// cheap, up to Lease requests are taken at once and kept in reserve, and requests
+// cheap, up to Reserve requests are taken at once and kept in reserve, and requests
 // of one key that come while a query is on its way wait for it, and for the next,
 // which takes for all of them: a busy key costs one query at a time, whatever its
 // load. A key whose quota is used up costs none until its window ends.
@@ -69,7 +69,7 @@ type QuotaConfig struct {
 //
 // A request waits 50 ms at most, from its arrival here. Without an answer by then,
 // after an error, with too many queries on their way, or when Key or Limit
-// panics, it passes uncounted, or gets 503 with FailShut; never 429, unless its
+// panics, it passes uncounted, or gets 503 with FailClosed; never 429, unless its
 // limit is 0. While a query is late, others of that key do not wait. What it took
 // is used by later requests. A client that goes away while it waits uses nothing;
 // one whose context ends for another reason gets 503.
@@ -89,7 +89,7 @@ func newQuota(t Taker, cfg QuotaConfig) *quota {
 	if cfg.Window == 0 {
 		cfg.Window = 24 * time.Hour
 	}
-	cfg.Lease = max(cfg.Lease, 1)
+	cfg.Reserve = max(cfg.Reserve, 1)
 	switch {
 	case t == nil:
 		panic("middleware: Quota without a Taker")
@@ -162,7 +162,7 @@ func (q *quota) serve(next http.Handler, w http.ResponseWriter, r *http.Request)
 	case gone: // or the server is about to stop
 		respond(w, http.StatusServiceUnavailable, 1, q.unavailable)
 	case away:
-		if q.cfg.FailShut {
+		if q.cfg.FailClosed {
 			respond(w, http.StatusServiceUnavailable, 1, q.unavailable)
 			return
 		}

@@ -177,7 +177,7 @@ func TestQuotaIsExact(t *testing.T) {
 				var handlers []http.Handler
 				for range instances {
 					cfg := daily("ann", n)
-					cfg.Lease = lease
+					cfg.Reserve = lease
 					handlers = append(handlers, Quota(b, cfg)(http.HandlerFunc(hello)))
 				}
 				var passed, refused atomic.Int64
@@ -253,7 +253,7 @@ func TestQuotaFields(t *testing.T) {
 			hello(w, r)
 		}
 		cfg := daily("ann", 3)
-		cfg.Lease = 2
+		cfg.Reserve = 2
 		h := Quota(b, cfg)(http.HandlerFunc(inner))
 		time.Sleep(time.Hour - time.Millisecond)
 
@@ -358,20 +358,20 @@ func TestQuotaWithoutDatabase(t *testing.T) {
 		{"late", slow(60 * time.Millisecond), 50 * time.Millisecond},
 		{"forever", func(context.Context, string) error { <-forever; return nil }, 50 * time.Millisecond},
 	} {
-		for _, failShut := range []bool{false, true} {
-			t.Run(fmt.Sprint(tt.name, " ", failShut), func(t *testing.T) {
+		for _, failClosed := range []bool{false, true} {
+			t.Run(fmt.Sprint(tt.name, " ", failClosed), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					forever = make(chan struct{})
 					defer close(forever)
 					b := &bank{before: tt.before}
 					cfg := daily("ann", 100)
-					cfg.FailShut = failShut
+					cfg.FailClosed = failClosed
 					h := Quota(b, cfg)(http.HandlerFunc(hello))
 					var wg sync.WaitGroup
 					for range 100 {
 						wg.Go(func() {
 							want := 200
-							if failShut {
+							if failClosed {
 								want = 503
 							}
 							start := time.Now()
@@ -380,7 +380,7 @@ func TestQuotaWithoutDatabase(t *testing.T) {
 								t.Errorf("waited %v, want %v", d, tt.waits)
 							}
 							checkFields(t, w, "daily q=100 w=86400", "")
-							if failShut {
+							if failClosed {
 								checkUnavailable(t, w)
 							}
 						})
@@ -482,7 +482,7 @@ func TestQuotaCallbacksPanic(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			checkFields(t, checkStatus(t, patient(&bank{}, cfg, hello), 200), "", "")
-			cfg.FailShut = true
+			cfg.FailClosed = true
 			checkUnavailable(t, checkStatus(t, patient(&bank{}, cfg, hello), 503))
 		})
 	}
@@ -581,7 +581,7 @@ func TestQuotaConfig(t *testing.T) {
 
 func BenchmarkQuota(b *testing.B) {
 	cfg := daily("ann", 1<<40)
-	cfg.Lease = 1 << 40
+	cfg.Reserve = 1 << 40
 	nothing := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
 	for _, bb := range []struct {
 		name string

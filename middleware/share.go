@@ -237,7 +237,7 @@ func (q *quota) want(c *call) (n, limit int64) {
 	if s := q.known(c.key, time.Now()); s != nil {
 		left -= s.taken
 	}
-	return max(1, min(left, max(n, q.cfg.Lease))), limit
+	return max(1, min(left, max(n, q.cfg.Reserve))), limit
 }
 
 // settle notes what t says, and tells the waiters. Those that it does not decide

@@ -20,7 +20,7 @@ func TestQuotaUsesWhatCameLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{before: slow(200 * time.Millisecond)}
 		cfg := daily("ann", 12)
-		cfg.Lease = 10
+		cfg.Reserve = 10
 		h := Quota(b, cfg)(http.HandlerFunc(hello))
 		checkFields(t, checkStatus(t, h, 200), "daily q=12 w=86400", "")
 		start := time.Now()
@@ -83,7 +83,7 @@ func TestQuotaAfterAnError(t *testing.T) {
 func TestQuotaOfTheNextWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{}
-		cfg := QuotaConfig{Name: "hourly", Key: is("ann"), Limit: limit(4), Lease: 3, Window: time.Hour}
+		cfg := QuotaConfig{Name: "hourly", Key: is("ann"), Limit: limit(4), Reserve: 3, Window: time.Hour}
 		q := newQuota(b, cfg)
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { q.serve(http.HandlerFunc(hello), w, r) })
 		for range 4 {
@@ -157,7 +157,7 @@ func TestQuotaReserveOfHigherLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{}
 		cfg := daily("ann", 0)
-		cfg.Limit, cfg.Lease = xLimit, 5
+		cfg.Limit, cfg.Reserve = xLimit, 5
 		h := Quota(b, cfg)(http.HandlerFunc(hello))
 		checkStatus(t, h, 200, "X-Limit", "10")
 		checkStatus(t, h, 429, "X-Limit", "1")

@@ -218,7 +218,7 @@ func TestErasedIDsLeaveTheFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "usage.db")
 	db, err := sqlite.Open(path)
 	s := unstarted(t, db, err)
-	s.thresholds = []Threshold{{Prefix: "user.", Measure: "requests", At: 1}}
+	s.thresholds = []Threshold{{Prefix: "user.", Measure: "requests", Value: 1}}
 	const id = "zebra@example.com"
 	for i := range 100 { // pages of them, that are split and merged
 		s.Inc(fmt.Sprintf("user.%d.requests", i))

@@ -202,7 +202,7 @@ func ExampleStore_Take() {
 func ExampleConfig_thresholds() {
 	told := make(chan store.Crossing, 1)
 	_, usage, done := exampleStoreOf(store.Config{
-		Thresholds: []store.Threshold{{Prefix: "llm.", Measure: "tokens", Step: store.Day, At: 1_000_000}},
+		Thresholds: []store.Threshold{{Prefix: "llm.", Measure: "tokens", Step: store.Day, Value: 1_000_000}},
 		Notify: func(ctx context.Context, c store.Crossing) error {
 			told <- c // send a mail; an error would have it called again
 			return nil
@@ -212,7 +212,7 @@ func ExampleConfig_thresholds() {
 	usage.AddLLM(store.LLMCall{Model: "gpt-5.1", Input: 999_000, Output: 2_000})
 
 	c := <-told
-	fmt.Println(c.Name, c.At, c.N)
+	fmt.Println(c.Name, c.Value, c.N)
 	// Output: llm.gpt-5.1.tokens 1000000 1001000
 }
 
@@ -224,10 +224,10 @@ func Example_quota() {
 	complete := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
 
 	daily := middleware.Quota(usage, middleware.QuotaConfig{
-		Name:  "daily",
-		Key:   func(r *http.Request) string { return r.Header.Get("X-User") },
-		Limit: func(r *http.Request) int64 { return 1000 },
-		Lease: 10, // requests that are reserved with one query
+		Name:    "daily",
+		Key:     func(r *http.Request) string { return r.Header.Get("X-User") },
+		Limit:   func(r *http.Request) int64 { return 1000 },
+		Reserve: 10, // requests that are reserved with one query
 	})
 	mux.Handle("POST /llm/complete", daily(complete))
 

@@ -126,7 +126,7 @@ func (v *idleService) left(name string, payload []byte) {
 func TestAnIdleServiceAsksNothing(t *testing.T) {
 	idle(t, func(t *testing.T, v *idleService) {
 		notify := func(context.Context, Crossing) error { return nil }
-		a := v.instance(Config{Notify: notify, Thresholds: []Threshold{{Prefix: "feature.", At: 2}}})
+		a := v.instance(Config{Notify: notify, Thresholds: []Threshold{{Prefix: "feature.", Value: 2}}})
 		b := v.instance(Config{Notify: notify})
 		v.silence("a start")
 		for i, s := range []*Store{a, b, b, a} {
@@ -257,7 +257,7 @@ func TestABatchOfALaterReleaseKeepsNobodyAwake(t *testing.T) {
 func TestWordIsSentAlthoughNobodyCounts(t *testing.T) {
 	idle(t, func(t *testing.T, v *idleService) {
 		var tries atomic.Int64
-		a := v.instance(Config{Thresholds: []Threshold{{Prefix: "feature.", At: 1}}, Notify: func(context.Context, Crossing) error {
+		a := v.instance(Config{Thresholds: []Threshold{{Prefix: "feature.", Value: 1}}, Notify: func(context.Context, Crossing) error {
 			if tries.Add(1) < 8 { // four minutes
 				return errors.New("not now")
 			}
@@ -344,7 +344,7 @@ func TestIdleInstancesOnPostgreSQL(t *testing.T) {
 		defer pool.Close()
 		pool.SetConnMaxIdleTime(10 * time.Millisecond)
 		db := sqlx.NewDb(pool, "postgres")
-		s, err := open(ctx, db, Config{Interval: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler), Thresholds: []Threshold{{Prefix: "feature.", At: 2}}})
+		s, err := open(ctx, db, Config{Interval: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler), Thresholds: []Threshold{{Prefix: "feature.", Value: 2}}})
 		if err != nil {
 			t.Fatal(err)
 		}

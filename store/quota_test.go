@@ -70,7 +70,7 @@ func quotaOverInstances(t *testing.T, name string, open func() (*sqlx.DB, error)
 				// Shut, so that a slow answer on a busy machine is asked for again and not let through.
 				quota := middleware.Quota(taker{s, &lost}, middleware.QuotaConfig{
 					Name: fmt.Sprintf("of%d", lease), Key: func(*http.Request) string { return "42" }, Limit: func(*http.Request) int64 { return limit },
-					Lease: lease, FailShut: true,
+					Reserve: lease, FailClosed: true,
 				})
 				handlers = append(handlers, quota(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { passed.Add(1) })))
 			}
@@ -138,7 +138,7 @@ func TestQuotaWhileTheServerStandsStill(t *testing.T) {
 	}
 	handler := func(shut bool) http.Handler {
 		return middleware.Quota(s, middleware.QuotaConfig{
-			Name: "daily", Key: func(r *http.Request) string { return r.URL.Path }, Limit: func(*http.Request) int64 { return 2 }, FailShut: shut,
+			Name: "daily", Key: func(r *http.Request) string { return r.URL.Path }, Limit: func(*http.Request) int64 { return 2 }, FailClosed: shut,
 		})(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	}
 	ask := func(h http.Handler, path string) (int, time.Duration) {

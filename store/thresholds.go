@@ -17,7 +17,7 @@ import (
 	"github.com/usagekit/usagekit/internal/naming"
 )
 
-// Threshold asks for word when a counter reaches At: each counter whose name begins
+// Threshold asks for word when a counter reaches Value: each counter whose name begins
 // with Prefix and ends in "."+Measure, once per bucket of Step, or once of all time.
 // A sum of all routes is a counter like each of them: Prefix "api." and Measure
 // "status_5xx" are about api.requests.status_5xx, too, and that Prefix is about it alone.
@@ -25,7 +25,7 @@ type Threshold struct {
 	Prefix  string
 	Measure string // "": any
 	Step    Step   // of the buckets that are watched, one that is kept; 0: the total of all time
-	At      int64  // 1 … 2^53−1
+	Value   int64  // 1 … 2^53−1
 }
 
 // Crossing is a counter that has reached a Threshold.
@@ -33,7 +33,7 @@ type Crossing struct {
 	Name  string
 	Step  Step
 	Start time.Time // of the bucket, in the store's zone; zero of all time
-	At    int64     // the threshold's
+	Value int64     // the threshold's
 	N     int64     // what the counter had reached when it was seen to be past At
 	Time  time.Time // when that was
 }
@@ -62,7 +62,7 @@ func (c Crossing) key() string {
 	if c.Step != 0 {
 		bucket = c.Start.Unix()
 	}
-	return fmt.Sprintf("%d/%d/%d/%s", c.Step, bucket, c.At, c.Name)
+	return fmt.Sprintf("%d/%d/%d/%s", c.Step, bucket, c.Value, c.Name)
 }
 
 // parseCrossing is the inverse of key.
@@ -78,7 +78,7 @@ func (s *Store) parseCrossing(key string) (Crossing, error) {
 			return Crossing{}, database.Fault("usage_meta: " + strconv.Quote(key) + " is no crossing")
 		}
 	}
-	c := Crossing{Step: Step(n[0]), At: n[2], Name: parts[3]}
+	c := Crossing{Step: Step(n[0]), Value: n[2], Name: parts[3]}
 	if c.Step >= Hour && c.Step <= Month {
 		c.Start = time.Unix(s.calendar().Place(calendar.Step(c.Step), n[1]), 0).In(s.calendar().Zone())
 	}
@@ -90,8 +90,8 @@ func (t Threshold) check() string {
 	q := Query{Prefix: t.Prefix, Measure: t.Measure}
 	users, plain := q.groups()
 	switch {
-	case t.At < 1 || t.At > counter.Max:
-		return fmt.Sprintf("At is %d: want 1 … 2^53−1", t.At)
+	case t.Value < 1 || t.Value > counter.Max:
+		return fmt.Sprintf("Value is %d: want 1 … 2^53−1", t.Value)
 	case t.Step < 0 || t.Step > Month:
 		return fmt.Sprintf("Step is %d: want Hour, Day or Month, or 0 for all time", t.Step)
 	case strings.Contains(t.Measure, "."):
@@ -124,8 +124,8 @@ func (t Threshold) watches(b bucket) bool {
 // crossings appends what r, now at after, has crossed.
 func (s *Store) crossings(list []Crossing, r row, after int64) []Crossing {
 	for _, t := range s.thresholds {
-		if after-r.n < t.At && t.At <= after && t.watches(r.bucket) {
-			c := Crossing{Name: r.Key, Step: Step(r.Step), At: t.At, N: after}
+		if after-r.n < t.Value && t.Value <= after && t.watches(r.bucket) {
+			c := Crossing{Name: r.Key, Step: Step(r.Step), Value: t.Value, N: after}
 			if c.Step != 0 {
 				c.Start = time.Unix(r.Bucket, 0)
 			}
@@ -274,7 +274,7 @@ func (s *Store) notify(w word, now int64) (pause time.Duration, told, ok bool) {
 	if err := s.tell(w.Crossing); err != nil {
 		if s.run.Err() == nil && !s.untold {
 			s.untold = true
-			s.log.Warn("usagekit: Config.Notify failed, and is asked again", "name", w.Name, "at", w.At, "error", err)
+			s.log.Warn("usagekit: Config.Notify failed, and is asked again", "name", w.Name, "value", w.Value, "error", err)
 		}
 		pause = min(time.Second<<min(w.tries, 20), maxNotifyWait)
 		_ = s.settleWord(sqlClaim, claim(time.Since(start)+pause), w.name, claimed) // else when the claim ends
@@ -332,7 +332,7 @@ func (s *Store) tell(c Crossing) error {
 
 // logCrossing is Config.Notify where there is none.
 func (s *Store) logCrossing(_ context.Context, c Crossing) error {
-	args := []any{"name", c.Name, "at", c.At, "n", c.N}
+	args := []any{"name", c.Name, "value", c.Value, "n", c.N}
 	if c.Step != 0 {
 		args = append(args, c.Step.String(), c.Start)
 	}

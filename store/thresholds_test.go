@@ -30,7 +30,7 @@ func TestNotify(t *testing.T) {
 		}
 		s, err := store.New(t.Context(), db, store.Config{
 			Interval: 10 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
-			Thresholds: []store.Threshold{{Prefix: "feature.", Measure: "used", At: 3}}, Notify: notify,
+			Thresholds: []store.Threshold{{Prefix: "feature.", Measure: "used", Value: 3}}, Notify: notify,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -161,18 +161,18 @@ func TestThresholdConfig(t *testing.T) {
 	}
 	defer db.Close()
 	for want, c := range map[string]store.Threshold{
-		"At":             {Prefix: "a."},
-		"2^53":           {Prefix: "a.", At: 1 << 53},
-		"Step is 4":      {Prefix: "a.", At: 1, Step: 4},
-		"for users":      {Prefix: "user.", At: 1, Step: store.Hour},
-		"users alone":    {Prefix: "api.", At: 1, Step: store.Month},
-		"last dot":       {Prefix: "api.", Measure: "a.b", At: 1},
-		"UTF-8":          {Prefix: "\xff", At: 1},
-		"requests.total": {Prefix: "api.requests.today", At: 1},
-		"one day":        {Prefix: "user.active.daily", At: 1},
-		"refused":        {Prefix: "quota.42.daily", At: 1},
+		"Value":             {Prefix: "a."},
+		"2^53":           {Prefix: "a.", Value: 1 << 53},
+		"Step is 4":      {Prefix: "a.", Value: 1, Step: 4},
+		"for users":      {Prefix: "user.", Value: 1, Step: store.Hour},
+		"users alone":    {Prefix: "api.", Value: 1, Step: store.Month},
+		"last dot":       {Prefix: "api.", Measure: "a.b", Value: 1},
+		"UTF-8":          {Prefix: "\xff", Value: 1},
+		"requests.total": {Prefix: "api.requests.today", Value: 1},
+		"one day":        {Prefix: "user.active.daily", Value: 1},
+		"refused":        {Prefix: "quota.42.daily", Value: 1},
 	} {
-		s, err := store.New(t.Context(), db, store.Config{Thresholds: []store.Threshold{{Prefix: "b.", At: 1}, c}})
+		s, err := store.New(t.Context(), db, store.Config{Thresholds: []store.Threshold{{Prefix: "b.", Value: 1}, c}})
 		if err == nil {
 			_ = s.Shutdown(t.Context())
 		}

@@ -137,7 +137,7 @@ func statusAndLatency() []string {
 func sumsOfRoutes(t *testing.T, b *bench) {
 	cfg := b.config()
 	cfg.Caps = map[string]int{"api": 2} // two routes; what is derived takes no place
-	cfg.Thresholds = []store.Threshold{{Prefix: "api.requests.status_5xx", Step: store.Hour, At: 3}}
+	cfg.Thresholds = []store.Threshold{{Prefix: "api.requests.status_5xx", Step: store.Hour, Value: 3}}
 	told := make(chan store.Crossing, 10)
 	cfg.Notify = func(_ context.Context, c store.Crossing) error {
 		told <- c

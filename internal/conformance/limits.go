@@ -174,12 +174,12 @@ func thresholds(t *testing.T, b *bench) {
 	failures := 2
 	cfg := b.config()
 	cfg.Thresholds = []store.Threshold{
-		{Prefix: "feature.", Measure: "used", At: 100},
-		{Prefix: "feature.", Measure: "used", At: 200},
-		{Prefix: "feature.a", At: 100}, // the same for one
-		{Prefix: "user.", Measure: "requests", Step: store.Day, At: 3},
-		{Prefix: "user.active.", Measure: "monthly", Step: store.Month, At: 2},
-		{Prefix: "api.requests.total", Step: store.Hour, At: 5},
+		{Prefix: "feature.", Measure: "used", Value: 100},
+		{Prefix: "feature.", Measure: "used", Value: 200},
+		{Prefix: "feature.a", Value: 100}, // the same for one
+		{Prefix: "user.", Measure: "requests", Step: store.Day, Value: 3},
+		{Prefix: "user.active.", Measure: "monthly", Step: store.Month, Value: 2},
+		{Prefix: "api.requests.total", Step: store.Hour, Value: 5},
 	}
 	cfg.Notify = func(ctx context.Context, c store.Crossing) error {
 		mu.Lock()
@@ -193,10 +193,10 @@ func thresholds(t *testing.T, b *bench) {
 			}
 			return errors.New("the mail server is away")
 		}
-		if c.N < c.At || c.Time.IsZero() || (c.Step == 0) != c.Start.IsZero() {
+		if c.N < c.Value || c.Time.IsZero() || (c.Step == 0) != c.Start.IsZero() {
 			t.Errorf("told of %+v", c)
 		}
-		told[fmt.Sprintf("%s %v %d", c.Name, c.Step, c.At)]++
+		told[fmt.Sprintf("%s %v %d", c.Name, c.Step, c.Value)]++
 		return nil
 	}
 	s := b.store(cfg)

@@ -244,7 +244,7 @@ func differ(t *testing.T, b *bench) {
 // A user who is erased is in no table any more, and nothing else has changed.
 func erase(t *testing.T, b *bench) {
 	cfg := b.config()
-	cfg.Thresholds = []store.Threshold{{Prefix: "user.", Measure: "requests", At: 1}, {Prefix: "user.", Measure: "requests", Step: store.Day, At: 1}}
+	cfg.Thresholds = []store.Threshold{{Prefix: "user.", Measure: "requests", Value: 1}, {Prefix: "user.", Measure: "requests", Step: store.Day, Value: 1}}
 	s := b.store(cfg)
 	long := strings.Repeat("né", 400)
 	ids := []string{"42", "42.7", "4", "42x", "a'b\"c", "42.", ".42", long, long + "2", "((x)", "zebra@example.com"}

@@ -38,9 +38,9 @@ const (
 func raceThresholds() (list []store.Threshold) {
 	for at := int64(raceEvery); at < racers*racerIncs; at += raceEvery {
 		list = append(list,
-			store.Threshold{Prefix: "feature.race.", Measure: "used", At: at},
-			store.Threshold{Prefix: "feature.race.", Measure: "used", Step: store.Day, At: at},
-			store.Threshold{Prefix: "api.requests.", Measure: "total", At: at})
+			store.Threshold{Prefix: "feature.race.", Measure: "used", Value: at},
+			store.Threshold{Prefix: "feature.race.", Measure: "used", Step: store.Day, Value: at},
+			store.Threshold{Prefix: "api.requests.", Measure: "total", Value: at})
 	}
 	return list
 }
@@ -135,7 +135,7 @@ func tell(path string, c store.Crossing) error {
 	if c.Step != 0 {
 		bucket = c.Start.Unix()
 	}
-	_, err = fmt.Fprintf(f, "%d %d %s\n", os.Getpid(), c.N, crossingID(c.Step, bucket, c.At, c.Name))
+	_, err = fmt.Fprintf(f, "%d %d %s\n", os.Getpid(), c.N, crossingID(c.Step, bucket, c.Value, c.Name))
 	return err
 }
 
@@ -390,8 +390,8 @@ func (r *race) check() {
 			}
 		}
 		for _, t := range raceThresholds() {
-			if step == t.Step && n >= t.At && strings.HasPrefix(name, t.Prefix) && strings.HasSuffix(name, "."+t.Measure) {
-				want[crossingID(step, bucket, t.At, name)] = n
+			if step == t.Step && n >= t.Value && strings.HasPrefix(name, t.Prefix) && strings.HasSuffix(name, "."+t.Measure) {
+				want[crossingID(step, bucket, t.Value, name)] = n
 			}
 		}
 	}
@@ -456,9 +456,9 @@ func notified(t *testing.T, f func(ctx context.Context, call int) error) (usage 
 	usage, err = store.New(t.Context(), db, store.Config{
 		Interval:   10 * time.Millisecond,
 		Logger:     slog.New(slog.NewTextHandler(io.Discard, nil)),
-		Thresholds: []store.Threshold{{Prefix: "feature.race.", Measure: "used", At: 3}},
+		Thresholds: []store.Threshold{{Prefix: "feature.race.", Measure: "used", Value: 3}},
 		Notify: func(ctx context.Context, c store.Crossing) error {
-			if c.Name != raced || c.Step != 0 || c.At != 3 || c.N != 5 {
+			if c.Name != raced || c.Step != 0 || c.Value != 3 || c.N != 5 {
 				t.Errorf("told of %+v", c)
 			}
 			n := <-calls
