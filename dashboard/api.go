@@ -345,7 +345,7 @@ func (h *handler) readRows(ctx context.Context, q store.Query) ([]row, error) {
 
 func measured(r store.Row) bool {
 	for measure, n := range r.Counts {
-		if _, is := naming.LatencyOf(measure); is && n > 0 {
+		if n > 0 && strings.HasPrefix(measure, naming.LatencyPrefix) {
 			return true
 		}
 	}

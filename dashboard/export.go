@@ -170,10 +170,15 @@ func (h *handler) exportRows(ctx context.Context, q store.Query) ([]string, iter
 
 // bound sorts measures of latency by their bound, after all others.
 func bound(measure string) int {
-	if i, ok := naming.LatencyOf(measure); ok {
-		return i
+	text, ok := strings.CutPrefix(measure, naming.LatencyPrefix)
+	if !ok {
+		return -1
 	}
-	return -1
+	ms, err := strconv.Atoi(strings.TrimSuffix(text, "ms"))
+	if err != nil {
+		return 1 << 30 // without a bound
+	}
+	return ms
 }
 
 func (h *handler) exportCounts(ctx context.Context, q store.Query) ([]string, iter.Seq2[record, error]) {

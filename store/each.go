@@ -30,7 +30,7 @@ const (
 )
 
 // Each returns every counter that q selects, however many there are: of all time, or
-// summed over the range [From, To), in the order of names (by bytes). With q.step() it
+// summed over the range [From, To), in the order of names (by bytes). With q.Step it
 // returns one count per name and bucket of that step, as History does: the oldest
 // bucket first, within it by name. Of the current day and month it has what Totals
 // has. Limit is how many counts it returns, the first ones.

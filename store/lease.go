@@ -304,6 +304,9 @@ type lease struct {
 
 // lockLease takes the lease's row.
 func (s *Store) lockLease(ctx context.Context, tx *database.Tx) (lease, error) {
+	if err := s.run.Err(); err != nil { // nobody would give it back
+		return lease{}, err
+	}
 	if err := tx.Begin(ctx); err != nil {
 		return lease{}, err
 	}
@@ -319,5 +322,5 @@ func (s *Store) lockLease(ctx context.Context, tx *database.Tx) (lease, error) {
 	}
 	l := lease{now: rows[0].Now, pruned: parseRemoval(rows[0].Pruned)}
 	l.holder, l.until = s.parseLease(rows[0].Value, l.now)
-	return l, s.follow(s.run, tx, rows[0].Rules)
+	return l, s.follow(ctx, tx, rows[0].Rules)
 }

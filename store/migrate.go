@@ -220,7 +220,7 @@ func (s *Store) migrate(ctx context.Context, tx *database.Tx) (found started, er
 	return found, err
 }
 
-// migrations are their texts, in the order of their names.
+// migrationsOf are their texts, in the order of their names.
 func migrationsOf(d *database.Dialect) (texts []string, err error) {
 	files, err := migrations.ReadDir("migrations/" + d.Name)
 	if err != nil {

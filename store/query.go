@@ -71,15 +71,15 @@ func (r Row) Quantile(p float64) time.Duration {
 		return 0
 	}
 	rank := min(max(p, 0), 1) * total
-	low, below := time.Duration(0), 0.0
-	for i, high := range naming.Bounds() {
-		n := float64(counts[i])
+	low, below := 0.0, 0.0 // in ms, as the page computes it
+	for i, bound := range naming.Bounds() {
+		n, high := float64(counts[i]), float64(bound.Milliseconds())
 		if n > 0 && below+n >= rank {
-			return low + time.Duration(float64(high-low)*(rank-below)/n)
+			return time.Duration((low + (high-low)*(rank-below)/n) * float64(time.Millisecond))
 		}
 		low, below = high, below+n
 	}
-	return low
+	return time.Duration(low) * time.Millisecond
 }
 
 const (

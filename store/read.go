@@ -291,7 +291,7 @@ func (s *Store) measures(ctx context.Context, tx *database.Tx, whole *Query, ste
 	var counts, alone []Count
 	var err error
 	if len(lows) > 0 {
-		// A condition that naming.Stem(key) is lo would have PostgreSQL compute the stems
+		// A condition that stem(key) is lo would have PostgreSQL compute the stems
 		// of a whole table, to join by them.
 		list, args := s.sql.Values(database.Column{Name: "lo", Texts: lows}, database.Column{Name: "hi", Texts: highs})
 		c := condition{list: list, listArgs: args}

@@ -91,7 +91,7 @@ func (s *Store) follow(ctx context.Context, tx *database.Tx, which string) error
 	if calendar.Which(calendar.Rules(zone)) != which {
 		theirs, err := calendar.ParseRules(text)
 		if err != nil {
-			return database.Fault("usage_meta: the zone's rules cannot be read")
+			return database.Fault("usage_meta: the zone's rules cannot be read: " + err.Error())
 		}
 		if r.other = !s.same(zone, theirs); r.other {
 			zone = theirs
@@ -146,11 +146,11 @@ func (s *Store) noteRules() {
 		return
 	}
 	err := s.attempt(s.run, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
-		now, _, err := s.now(s.run, tx)
+		now, _, err := s.now(ctx, tx)
 		if err != nil {
 			return err
 		}
-		return s.keepRules(s.run, tx, now.UnixMilli())
+		return s.keepRules(ctx, tx, now.UnixMilli())
 	})
 	if err == nil { // else with the next count
 		s.noted.Store(int64(time.Since(s.began)))

@@ -139,7 +139,7 @@
 // end. llm.go is but names. tx.go is the only way to the database, and file.go looks after
 // SQLite's. Beside this package stand internal/naming (the grammar of names),
 // internal/calendar (where buckets begin), internal/counter (live counts and the spool)
-// and internal/database (how SQL is said, in which databases differ, and what an error
+// and internal/database (how SQL is said, in what databases differ, and what an error
 // means).
 package store
 

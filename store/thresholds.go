@@ -34,7 +34,7 @@ type Crossing struct {
 	Step  Step
 	Start time.Time // of the bucket, in the store's zone; zero of all time
 	Value int64     // the threshold's
-	N     int64     // what the counter had reached when it was seen to be past At
+	N     int64     // what the counter had reached when it was seen to be past Value
 	Time  time.Time // when that was
 }
 
@@ -274,7 +274,7 @@ func (s *Store) notify(w word, now int64) (pause time.Duration, told, ok bool) {
 	if err := s.tell(w.Crossing); err != nil {
 		if s.run.Err() == nil && !s.untold {
 			s.untold = true
-			s.log.Warn("usagekit: Config.Notify failed, and is asked again", "name", w.Name, "value", w.Value, "error", err)
+			s.log.Warn("usagekit: Config.Notify failed, and is asked again", "name", w.Name, "at", w.Value, "error", err)
 		}
 		pause = min(time.Second<<min(w.tries, 20), maxNotifyWait)
 		_ = s.settleWord(sqlClaim, claim(time.Since(start)+pause), w.name, claimed) // else when the claim ends
@@ -332,7 +332,7 @@ func (s *Store) tell(c Crossing) error {
 
 // logCrossing is Config.Notify where there is none.
 func (s *Store) logCrossing(_ context.Context, c Crossing) error {
-	args := []any{"name", c.Name, "value", c.Value, "n", c.N}
+	args := []any{"name", c.Name, "at", c.Value, "n", c.N}
 	if c.Step != 0 {
 		args = append(args, c.Step.String(), c.Start)
 	}

@@ -161,7 +161,7 @@ func TestThresholdConfig(t *testing.T) {
 	}
 	defer db.Close()
 	for want, c := range map[string]store.Threshold{
-		"Value":             {Prefix: "a."},
+		"Value":          {Prefix: "a."},
 		"2^53":           {Prefix: "a.", Value: 1 << 53},
 		"Step is 4":      {Prefix: "a.", Value: 1, Step: 4},
 		"for users":      {Prefix: "user.", Value: 1, Step: store.Hour},

@@ -104,13 +104,13 @@ func (c Calendar) Start(step Step, t time.Time) time.Time {
 		return start
 	}
 	y, m, d := t.Date()
-	if next := c.Date(y, m, d+1); !next.After(t) { // set back over midnight
+	if next := c.date(y, m, d+1); !next.After(t) { // set back over midnight
 		y, m, d = time.Date(y, m, d+1, 0, 0, 0, 0, time.UTC).Date()
 	}
 	if step == Month {
 		d = 1
 	}
-	return c.Date(y, m, d)
+	return c.date(y, m, d)
 }
 
 // Next returns the start of the bucket after the one that t is in.
@@ -132,7 +132,7 @@ func (c Calendar) Next(step Step, t time.Time) time.Time {
 		} else {
 			m++
 		}
-		if next := c.Date(y, m, d); next.After(start) { // a zone may skip a whole day
+		if next := c.date(y, m, d); next.After(start) { // a zone may skip a whole day
 			return next
 		}
 	}
@@ -151,6 +151,15 @@ func (c Calendar) Place(step Step, stored int64) int64 {
 	return c.Start(step, t.Add(half[step])).Unix()
 }
 
+// PlaceIn is Place, as a bucket of step, for a stored one of a step that is no coarser.
+func (c Calendar) PlaceIn(step, of Step, stored int64) int64 {
+	at := c.Place(of, stored)
+	if of < step {
+		at = c.Start(step, time.Unix(at, 0)).Unix()
+	}
+	return at
+}
+
 // Ceil returns t when a bucket starts there, else the start of the next one.
 func (c Calendar) Ceil(step Step, t time.Time) time.Time {
 	if start := c.Start(step, t); start.Equal(t) {
@@ -167,8 +176,8 @@ func changes(t time.Time) bool {
 	return !t.IsZero() && offset != before
 }
 
-// Date returns the first instant whose local date is y-m-d or later.
-func (c Calendar) Date(y int, m time.Month, d int) time.Time {
+// date returns the first instant whose local date is y-m-d or later.
+func (c Calendar) date(y int, m time.Month, d int) time.Time {
 	midnight := time.Date(y, m, d, 0, 0, 0, 0, time.UTC).Unix()
 	t := time.Unix(midnight-36*3600, 0).In(c.zone) // before it in every zone
 	for {
@@ -195,12 +204,3 @@ func (c Calendar) Buckets(step Step, start, end time.Time) []int64 {
 }
 
 func mod(a, b int64) int64 { return ((a % b) + b) % b }
-
-// PlaceIn is Place, as a bucket of step, for a stored one of a step that is no coarser.
-func (c Calendar) PlaceIn(step, of Step, stored int64) int64 {
-	at := c.Place(of, stored)
-	if of < step {
-		at = c.Start(step, time.Unix(at, 0)).Unix()
-	}
-	return at
-}

@@ -56,16 +56,6 @@ func TestDecodeRefusesDamage(t *testing.T) {
 	}
 }
 
-func TestKept(t *testing.T) {
-	for name, want := range map[string]string{
-		"user.42.requests": "user.42.requests", "api.requests.total": "api.requests.(invalid)", "api.requests.status_2xx": "api.requests.(invalid)", "user.active.daily": "user.(invalid).daily", "a..": "a.(invalid).(invalid)",
-	} {
-		if got := naming.Kept(name); got != want {
-			t.Errorf("naming.Kept(%q) = %q, want %q", name, got, want)
-		}
-	}
-}
-
 func FuzzDecode(f *testing.F) {
 	f.Add(Batch{Opened: 1, Counts: []Count{{"a.b", 1}, {"user.42.requests", Max}}}.Encode())
 	f.Add([]byte{})

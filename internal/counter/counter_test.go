@@ -218,7 +218,7 @@ func TestDerivedNamesAreRefused(t *testing.T) {
 		s.Add(name, 1)
 	}
 	if _, ok := s.Seal(); ok || s.Invalid() != int64(len(names)) || len(told) != len(names) {
-		t.Errorf("sealed %v, naming.Invalid %d, told %q", ok, s.Invalid(), told)
+		t.Errorf("sealed %v, Invalid %d, told %q", ok, s.Invalid(), told)
 	}
 	for _, name := range []string{"api.requests.requests", "api.requests.status_6xx", "api.requests.latency_6ms", "api.requests.x.status_2xx", "api.x.status_2xx", "llm.requests.latency_inf"} {
 		if naming.Derived(name) {

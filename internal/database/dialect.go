@@ -1,3 +1,7 @@
+// Package database is how usagekit says SQL: transactions whose statements have ? for
+// parameters and bare names of its tables (Tx), in what PostgreSQL and SQLite differ
+// (Dialect), and what an error means: whether the same attempt may work later, whether
+// what was sent is at fault, and what somebody has to do.
 package database
 
 import (
@@ -12,8 +16,8 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// Dialect is all in which databases differ here: one value for each of them. The SQL
-// beside it is written once, with ? for parameters and bare table names.
+// Dialect is in what one database differs from another: one value for each of them. SQL
+// is written once, with ? for parameters and bare table names.
 type Dialect struct {
 	Name   string // of its migrations
 	SQLite bool   // a file, which this process writes to by itself; else a server

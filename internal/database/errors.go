@@ -119,8 +119,8 @@ func (e *FileError) Reason() string { return "the SQLite file " + e.Path + " " +
 
 func (e *FileError) Unwrap() error { return e.Err }
 
-// Panic is a panic in a transaction of ours. It carries no stack of the
-// caller's: the value says what went wrong.
+// Panic is a panic that was caught by Guarded. It carries no stack: the value says what
+// went wrong.
 type Panic struct{ Value any }
 
 func (e Panic) Error() string { return fmt.Sprintf("panic: %v", e.Value) }
@@ -184,7 +184,8 @@ func SessionEnded(err error) bool {
 	return !errors.As(err, &state) || class(state) == "57" || class(state) == "08"
 }
 
-// Locked tells whether another start stands in the way of this one.
+// Locked tells whether something else stands in the way for a moment, as a start does in
+// that of another one.
 func Locked(err error) bool {
 	var state state
 	switch {
@@ -214,7 +215,7 @@ func NeedsSomebody(err error) bool {
 	}
 }
 
-// Advice says what to do about an error that New met, where that is known.
+// Advice says what to do about an error, where that is known: to be put behind it.
 func Advice(err error) string {
 	var (
 		ours  Fault

@@ -41,16 +41,19 @@ func (t *Tx) Select(ctx context.Context, dest any, query string, args ...any) er
 
 // Catalog is Select for a query of the catalog, in which tables' names are but texts.
 func (t *Tx) Catalog(ctx context.Context, dest any, query string, args ...any) error {
-	return t.tx.SelectContext(ctx, dest, t.tx.Rebind(query), args...)
+	return t.tx.SelectContext(ctx, dest, sqlx.Rebind(t.d.bind, query), args...)
 }
 
-// Exec returns how many rows it changed.
+// Exec returns how many rows it changed; -1 where a driver does not tell.
 func (t *Tx) Exec(ctx context.Context, query string, args ...any) (rows int64, err error) {
 	res, err := t.tx.ExecContext(ctx, t.d.text(query), args...)
 	if err != nil {
 		return 0, err
 	}
-	return res.RowsAffected()
+	if rows, err = res.RowsAffected(); err != nil {
+		return -1, nil
+	}
+	return rows, nil
 }
 
 // ExecRows runs query, in which %s stands for the rows of the columns. On SQLite, a
@@ -68,7 +71,7 @@ func (t *Tx) ExecRows(ctx context.Context, query string, columns ...Column) erro
 		return err
 	}
 	defer stmt.Close()
-	ctx = context.WithoutCancel(ctx) // modernc.org/sqlite begins a goroutine for each that can be
+	ctx = context.WithoutCancel(ctx) // modernc.org/sqlite begins a goroutine for each statement of one that may be cancelled
 	args := make([]any, len(columns))
 	for i := range columns[0].len() {
 		for j, c := range columns {

@@ -12,6 +12,9 @@ const (
 	Measures     = FirstLatency + Latencies
 )
 
+// LatencyPrefix begins each measure of latency.
+const LatencyPrefix = "latency_"
+
 // Measure returns the i-th measure's name.
 func Measure(i int) string {
 	return [Measures]string{
@@ -48,17 +51,6 @@ func Latency(d time.Duration) int {
 		}
 	}
 	return Measures - 1
-}
-
-// LatencyOf returns which of the measures of latency a name is, 0 to Latencies - 1;
-// false: none.
-func LatencyOf(measure string) (int, bool) {
-	for i := range Latencies {
-		if Measure(FirstLatency+i) == measure {
-			return i, true
-		}
-	}
-	return 0, false
 }
 
 // Summed tells whether a measure of the routes is summed over all of them: see TotalOf.

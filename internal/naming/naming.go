@@ -1,7 +1,7 @@
 // Package naming is the grammar of counters' names, once: how a name is cut into its
 // parts, what an input is kept under, which names usagekit computes or keeps for
-// itself, and the measures of a route. Everything else that has to know one of these
-// takes it from here, the page's scripts by a test.
+// itself, and the measures of a route. What else has to know these takes them from here;
+// the page's scripts are held to it by a test (internal/rooms).
 //
 //	api.GET /novels/{id}.latency_5ms
 //	group    subject       measure

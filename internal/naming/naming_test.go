@@ -107,3 +107,13 @@ func TestOf(t *testing.T) {
 		}
 	}
 }
+
+func TestKept(t *testing.T) {
+	for name, want := range map[string]string{
+		"user.42.requests": "user.42.requests", "api.requests.total": "api.requests.(invalid)", "api.requests.status_2xx": "api.requests.(invalid)", "user.active.daily": "user.(invalid).daily", "a..": "a.(invalid).(invalid)",
+	} {
+		if got := naming.Kept(name); got != want {
+			t.Errorf("naming.Kept(%q) = %q, want %q", name, got, want)
+		}
+	}
+}
