@@ -4,6 +4,7 @@ GO         ?= go
 GOFILES     = $(shell git ls-files -co --exclude-standard '*.go')
 MODULES     = . internal/routers internal/pools internal/bench internal/browser
 RACING      = . internal/routers # pools runs the same cases again
+RACED       = ./...
 chromium    = command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null
 staticcheck = $(GO) tool -modfile="$(CURDIR)/internal/tools/go.mod" staticcheck
 
@@ -38,7 +39,7 @@ test: postgresql chromium ## all tests, on SQLite, on a private PostgreSQL, and 
 	@export USAGEKIT_PG=require; if $(chromium); then export USAGEKIT_CHROMIUM=require; fi; $(call each,$(MODULES),$(GO) test -timeout=30m -shuffle=on ./...)
 
 race: postgresql ## all tests under the race detector
-	@export USAGEKIT_PG=require; $(call each,$(RACING),$(GO) test -race -timeout=30m -shuffle=on ./...)
+	@export USAGEKIT_PG=require; $(call each,$(RACING),$(GO) test -race -timeout=30m -shuffle=on $(RACED))
 
 faults: postgresql ## the fault matrix, with real processes: up to 30 minutes
 	@USAGEKIT_PG=require USAGEKIT_FAULTS=full $(GO) test -timeout 40m -v -count=1 -parallel 6 ./internal/faults
