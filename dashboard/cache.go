@@ -215,7 +215,7 @@ func (c *cache) run(key string, a *answer, read func(context.Context) (any, erro
 		return
 	}
 	a.value, a.err = read(ctx)
-	if bad := badRequest(nil); a.err != nil && !errors.As(a.err, &bad) {
+	if a.err != nil && mistake(a.err) == "" {
 		slog.Warn("usage dashboard: a read failed", "err", a.err)
 	}
 }

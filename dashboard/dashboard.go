@@ -312,10 +312,9 @@ func failRead(w http.ResponseWriter, r *http.Request, err error) {
 // refusal says why there is no answer: the caller's mistake by what is wrong with it, all
 // else without a word of the database's own. Of the log only where it has something.
 func refusal(err error) (status int, message string) {
-	var bad badRequest
-	switch {
-	case errors.As(err, &bad):
-		return http.StatusBadRequest, bad.InvalidQuery()
+	switch says := mistake(err); {
+	case says != "":
+		return http.StatusBadRequest, says
 	case errors.Is(err, errBusy):
 		message = "too many different answers are being read: try again in a moment"
 	case errors.Is(err, errTimeout), errors.Is(err, context.DeadlineExceeded):

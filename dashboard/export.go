@@ -136,7 +136,7 @@ func (h *handler) serveExport(w http.ResponseWriter, r *http.Request) {
 
 // failExport is failRead of what no cache has read, and so logged.
 func failExport(w http.ResponseWriter, r *http.Request, err error) {
-	if bad := badRequest(nil); !errors.As(err, &bad) && r.Context().Err() == nil {
+	if mistake(err) == "" && r.Context().Err() == nil {
 		slog.Warn("usage dashboard: an export could not be read", "err", err)
 	}
 	failRead(w, r, err)

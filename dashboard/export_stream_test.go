@@ -79,7 +79,7 @@ func TestExportBreaksOff(t *testing.T) {
 			}
 		}
 	}
-	for err, code := range map[error]int{errSecret: 503, store.ErrUnavailable: 503, notKept("Step hour is finer than kept"): 400} {
+	for err, code := range map[error]int{errSecret: 503, store.ErrUnavailable: 503, store.QueryError("Step hour is finer than kept"): 400} {
 		h := open(&fake{before: func(context.Context, string) error { return err }})
 		for _, query := range []string{"", "of=rows", "of=history&step=hour", "format=json"} {
 			if w := get(h, "/usage/api/export?"+query); w.Code != code || !strings.HasPrefix(w.Body.String(), `{"error":`) || w.Header().Get("Content-Type") != typeJSON || w.Header().Get("Retry-After") != "" {

@@ -2,6 +2,7 @@ package dashboard
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -16,17 +17,19 @@ import (
 	"github.com/usagekit/usagekit/store"
 )
 
-// badRequest is an error that is the caller's: what it says may be shown. The
-// store's errors about a Query are such.
-type badRequest interface {
-	error
-	InvalidQuery() string
-}
-
+// paramError says what is wrong with a request that no Query can be made of, or
+// whose answer would be too long.
 type paramError string
 
-func (e paramError) Error() string        { return "dashboard: " + string(e) }
-func (e paramError) InvalidQuery() string { return string(e) }
+func (e paramError) Error() string { return "dashboard: " + string(e) }
+
+// mistake returns what the caller got wrong, which may be shown; "": err is not the
+// caller's.
+func mistake(err error) string {
+	param, _ := errors.AsType[paramError](err)
+	query, _ := errors.AsType[store.QueryError](err)
+	return cmp.Or(string(param), string(query))
+}
 
 // params reads a query string. The first mistake stays in err, and a
 // parameter that nobody asked for is one: a misspelt filter must not answer

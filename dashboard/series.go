@@ -128,7 +128,7 @@ func (h *handler) readSeries(ctx context.Context, q store.Query, step store.Step
 		q.Limit++
 	}
 	counts, err := h.store.History(ctx, q)
-	for bad := badRequest(nil); step == 0 && q.Step < store.Month && errors.As(err, &bad); {
+	for bad := store.QueryError(""); step == 0 && q.Step < store.Month && errors.As(err, &bad); {
 		q.Step++
 		counts, err = h.store.History(ctx, q)
 	}
@@ -206,7 +206,7 @@ func onlyQuotas(q store.Query) bool {
 func (h *handler) hourlyQuotas(ctx context.Context, q store.Query) ([]store.Count, error) {
 	q.Step = store.Hour
 	counts, err := h.store.History(ctx, q)
-	if bad := badRequest(nil); errors.As(err, &bad) { // some are not kept any more
+	if bad := store.QueryError(""); errors.As(err, &bad) { // some are not kept any more
 		if q.From = h.now().AddDate(0, 0, -30); !q.From.Before(q.To) {
 			return nil, nil
 		}

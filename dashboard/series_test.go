@@ -171,11 +171,6 @@ func (a *answering) History(_ context.Context, q store.Query) ([]store.Count, er
 	return a.history(q)
 }
 
-type notKept string
-
-func (e notKept) Error() string        { return "store: Query: " + string(e) }
-func (e notKept) InvalidQuery() string { return string(e) }
-
 // The step goes by the length of the range; where that is not kept it is the next
 // that is, unless one was asked for.
 func TestSeriesStep(t *testing.T) {
@@ -188,7 +183,7 @@ func TestSeriesStep(t *testing.T) {
 	h := open(&answering{history: func(q store.Query) ([]store.Count, error) {
 		reads = append(reads, q.Step)
 		if q.Step < kept {
-			return nil, notKept("Step is finer than kept")
+			return nil, store.QueryError("Step is finer than kept")
 		}
 		return []store.Count{{Name: "a.b", Start: start, N: 1}}, fails
 	}})

@@ -87,14 +87,11 @@ const (
 	maxExcept = 100   // each cuts a range of names in two, and SQLite reads at most 500 of them at once
 )
 
-// queryError is what is wrong with a Query.
-type queryError string
+// QueryError says what is wrong with a Query: [errors.As] tells it from what is
+// wrong with the database. Error puts a prefix before it.
+type QueryError string
 
-func (e queryError) Error() string { return "store: Query: " + string(e) }
-
-// InvalidQuery returns the error's text without its prefix: a caller can tell by
-// this method that its query is at fault, and not the database.
-func (e queryError) InvalidQuery() string { return string(e) }
+func (e QueryError) Error() string { return "store: Query: " + string(e) }
 
 // check validates q and resolves its step.
 func (q *Query) check() error {
@@ -102,20 +99,20 @@ func (q *Query) check() error {
 		"Name": q.Name, "Names": strings.Join(q.Names, ""), "Prefix": q.Prefix, "Measure": q.Measure, "Contains": q.Contains, "Except": strings.Join(q.Except, ""),
 	} {
 		if !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
-			return queryError(field + " is no valid UTF-8, or holds a NUL")
+			return QueryError(field + " is no valid UTF-8, or holds a NUL")
 		}
 	}
 	switch {
 	case len(q.Names) > maxNames:
-		return queryError(fmt.Sprintf("Names are %d: want %d at most", len(q.Names), maxNames))
+		return QueryError(fmt.Sprintf("Names are %d: want %d at most", len(q.Names), maxNames))
 	case len(q.Except) > maxExcept:
-		return queryError(fmt.Sprintf("Except are %d: want %d at most", len(q.Except), maxExcept))
+		return QueryError(fmt.Sprintf("Except are %d: want %d at most", len(q.Except), maxExcept))
 	case q.Limit < 0:
-		return queryError(fmt.Sprintf("Limit is %d: want a positive number, or 0 for all", q.Limit))
+		return QueryError(fmt.Sprintf("Limit is %d: want a positive number, or 0 for all", q.Limit))
 	case q.Step < 0 || q.Step > Month:
-		return queryError(fmt.Sprintf("Step is %d: want Hour, Day or Month, or 0 for the finest kept", q.Step))
+		return QueryError(fmt.Sprintf("Step is %d: want Hour, Day or Month, or 0 for the finest kept", q.Step))
 	case !q.From.IsZero() && !q.To.IsZero() && !q.From.Before(q.To):
-		return queryError("From must be before To")
+		return QueryError("From must be before To")
 	}
 	if q.Name != "" {
 		q.Name = naming.Known(q.Name)
@@ -133,11 +130,11 @@ func (q *Query) check() error {
 	case q.Name == naming.ActiveMonthly && q.Step == 0:
 		q.Step = Month
 	case q.Name == naming.ActiveMonthly && q.Step != Month:
-		return queryError(fmt.Sprintf("Step %v is finer than kept: %s is kept by month", q.Step, naming.ActiveMonthly))
+		return QueryError(fmt.Sprintf("Step %v is finer than kept: %s is kept by month", q.Step, naming.ActiveMonthly))
 	case q.named(naming.ActiveDaily) && q.Step == Month:
-		return queryError(fmt.Sprintf("Step month: %s cannot be summed over days; the users of a month are %s", naming.ActiveDaily, naming.ActiveMonthly))
+		return QueryError(fmt.Sprintf("Step month: %s cannot be summed over days; the users of a month are %s", naming.ActiveDaily, naming.ActiveMonthly))
 	case q.Step == Hour && users:
-		return queryError("Step hour is finer than kept: users are kept by day; choose other names, or leave them out with Except")
+		return QueryError("Step hour is finer than kept: users are kept by day; choose other names, or leave them out with Except")
 	case q.Step == 0 && plain && !users:
 		q.Step = Hour
 	case q.Step == 0:

@@ -347,7 +347,7 @@ func rowsOf(stems, counts []Count) []Row {
 func (q *Query) checkSums() error {
 	for _, name := range []string{naming.ActiveDaily, naming.ActiveMonthly} {
 		if q.ranged() && q.named(name) {
-			return queryError(name + " is the number of one day or month, and cannot be summed: read its History")
+			return QueryError(name + " is the number of one day or month, and cannot be summed: read its History")
 		}
 	}
 	return nil
@@ -422,7 +422,7 @@ func (s *Store) history(ctx context.Context, tx *database.Tx, spans []span, c co
 // coarser buckets, or an error when others were asked for.
 func (s *Store) checkKept(q *Query, finest bool) error {
 	if q.Step != Month && q.named(naming.ActiveMonthly) {
-		return queryError(naming.ActiveMonthly + " is kept by month: want Step Month, or a query of its own")
+		return QueryError(naming.ActiveMonthly + " is kept by month: want Step Month, or a query of its own")
 	}
 	if q.From.IsZero() || !s.isStarted() {
 		return nil
@@ -446,7 +446,7 @@ func (s *Store) checkKept(q *Query, finest bool) error {
 	}
 	if !finest {
 		since := time.Unix(h.Of(q.step(), naming.Personal(names[max(old, 0)])), 0).In(s.calendar().Zone())
-		return queryError(fmt.Sprintf("Step %v is finer than kept before %s (Config.Retention): want %v", q.Step, since.Format(time.DateOnly), coarser))
+		return QueryError(fmt.Sprintf("Step %v is finer than kept before %s (Config.Retention): want %v", q.Step, since.Format(time.DateOnly), coarser))
 	}
 	q.Step = coarser
 	return nil

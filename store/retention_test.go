@@ -313,7 +313,7 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 			t.Errorf("History of users: %v, %v", h, err)
 		}
 		users.Step = Day
-		var old queryError
+		var old QueryError
 		if h, err := s.History(ctx, users); !errors.As(err, &old) || !strings.Contains(err.Error(), "Config.Retention") {
 			t.Errorf("History of users by day: %v, %v", h, err)
 		}
@@ -349,7 +349,7 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 			{"user.active.daily", 150, Day, false}, {"user.registrations", 150, Day, false},
 		} {
 			counts, err := s.History(ctx, Query{Name: c.name, From: ago(c.days), Step: c.step})
-			var bad queryError
+			var bad QueryError
 			if errors.As(err, &bad) != c.bad || !c.bad && err != nil {
 				t.Errorf("History of %s, %d days, by %v: %v", c.name, c.days, c.step, err)
 			}

@@ -19,8 +19,8 @@ import (
 
 // invalid tells whether an error is a Query's, and says so.
 func invalid(err error, says string) bool {
-	var bad interface{ InvalidQuery() string }
-	return errors.As(err, &bad) && strings.Contains(bad.InvalidQuery(), says) && !errors.Is(err, store.ErrUnavailable)
+	var bad store.QueryError
+	return errors.As(err, &bad) && strings.Contains(string(bad), says) && !errors.Is(err, store.ErrUnavailable)
 }
 
 // A list of names selects what they would one by one.

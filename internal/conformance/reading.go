@@ -293,7 +293,7 @@ func badQueries(t *testing.T, b *bench) {
 		{store.Query{From: now, Name: "user.active.daily"}, "History"},
 	} {
 		_, err := s.Totals(b.ctx, c.q)
-		var bad interface{ InvalidQuery() string }
+		var bad store.QueryError
 		if !errors.As(err, &bad) || !strings.Contains(err.Error(), c.says) || errors.Is(err, store.ErrUnavailable) {
 			t.Errorf("%+v: error %v, want one about %s", c.q, err, c.says)
 		}
