@@ -84,7 +84,7 @@ const specs = {
     trends: { prefix: "llm.", measure: "tokens" },
     line: (r) => ({ key: r.subject, name: r.subject, calls: r.counts.calls ?? 0, failed: r.counts.failed ?? 0, tokens: r.counts.tokens ?? 0 }),
     trend: (key) => nameOf("llm", key, "tokens"),
-    none: ["No LLM calls in this range. Count one:", 'usage.AddLLM(store.LLMCall{Model: "gpt-5", Input: 812, Output: 98})'],
+    none: ["No LLM calls in this range. Count one:", 'llm.New(usage).Add(llm.Call{Model: "gpt-5", Input: 812, Output: 98})'],
   },
   errors: { ...plain("error."), head: "Error", none: ["No errors in this range. Count one where it happens:", 'usage.Inc("error.llm.timeout")'] },
   other: {

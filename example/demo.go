@@ -23,7 +23,7 @@ type traffic struct {
 	takes        time.Duration // half of them less
 	route, area  string        // as the middleware names them
 	status       int           // its class
-	counts       string        // by the service; "": nothing, or AddLLM
+	counts       string        // by the service; "": nothing, or calls of models
 }
 
 const (

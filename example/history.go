@@ -173,7 +173,7 @@ func addLatencies(counts map[string]int64, route string, n int64, takes time.Dur
 	counts[route+naming.Measure(naming.Measures-1)] += part(n, below, 1)
 }
 
-// addCalls counts n completions as AddLLM does.
+// addCalls counts n completions as package llm does.
 func addCalls(counts map[string]int64, n int64, age float64, failed bool, dice *rand.Rand) {
 	below := 0.0
 	for i, share := range modelsUpTo(age) {

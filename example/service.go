@@ -13,6 +13,7 @@ import (
 
 	"github.com/usagekit/usagekit/middleware"
 	"github.com/usagekit/usagekit/store"
+	"github.com/usagekit/usagekit/store/llm"
 )
 
 // models are those that a completion may be asked of: the first, unless the request
@@ -26,6 +27,7 @@ func models() []string {
 // what costs money.
 type service struct {
 	usage       *store.Store
+	calls       *llm.Calls
 	completions int64 // of a user a day
 
 	mu     sync.Mutex
@@ -33,7 +35,7 @@ type service struct {
 }
 
 func newService(usage *store.Store, completions int64) *service {
-	return &service{usage: usage, completions: completions}
+	return &service{usage: usage, calls: llm.New(usage), completions: completions}
 }
 
 // userOf says who asks. A real service would have checked that.
@@ -115,7 +117,7 @@ func (s *service) complete(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if query.Get("fail") == "timeout" {
-		s.usage.AddLLM(store.LLMCall{Model: model, Failed: "timeout"})
+		s.calls.Add(llm.Call{Model: model, Failed: "timeout"})
 		reply(w, http.StatusGatewayTimeout, map[string]string{"error": "the model did not answer in time"})
 		return
 	}
@@ -129,7 +131,7 @@ func (s *service) complete(w http.ResponseWriter, r *http.Request) {
 	const sentence = " It was a dark and stormy night; the rain fell in torrents."
 	text := strings.Repeat(sentence, min(max(sentences, 1), 100))[1:]
 	output := int64(len(strings.Fields(text)))
-	s.usage.AddLLM(store.LLMCall{Model: model, Input: input, Output: output})
+	s.calls.Add(llm.Call{Model: model, Input: input, Output: output})
 	reply(w, http.StatusOK, map[string]string{"text": text})
 }
 

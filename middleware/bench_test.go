@@ -45,7 +45,7 @@ func BenchmarkRequest(b *testing.B) {
 			}
 		}, func() func(http.Handler) http.Handler { return New(nowhere{}, Config{}) }},
 		{"a Set", header, func() func(http.Handler) http.Handler {
-			return New(live.New(100_000, func(string) {}, nil), user)
+			return New(live.New(100_000, func(string, int64) {}, nil), user)
 		}},
 	} {
 		b.Run(bb.name, func(b *testing.B) {

@@ -20,6 +20,7 @@ import (
 	"github.com/usagekit/usagekit/dashboard"
 	"github.com/usagekit/usagekit/middleware"
 	"github.com/usagekit/usagekit/store"
+	"github.com/usagekit/usagekit/store/llm"
 	"github.com/usagekit/usagekit/store/sqlite"
 	"github.com/usagekit/usagekit/store/storetest"
 )
@@ -121,26 +122,6 @@ func ExampleStore_History() {
 	// Output: 3 user.42.requests 2
 }
 
-// A call of a model, as its provider reports it, and one that failed.
-func ExampleStore_AddLLM() {
-	ctx, usage, done := exampleStore()
-	defer done()
-	usage.AddLLM(store.LLMCall{Model: "gpt-5.1", Input: 1117, Output: 446, Cached: 1024, Reasoning: 320})
-	usage.AddLLM(store.LLMCall{Model: "gpt-5.1", Failed: "timeout"})
-	if err := usage.Flush(ctx); err != nil {
-		log.Fatal(err)
-	}
-
-	rows, err := usage.Rows(ctx, store.Query{Prefix: "llm.", Measure: "tokens"})
-	if err != nil {
-		log.Fatal(err)
-	}
-	for _, r := range rows {
-		fmt.Println(r.Subject, r.Counts["calls"], r.Counts["failed"], r.Counts["tokens"], r.Counts["cached_tokens"])
-	}
-	// Output: gpt-5.1 2 1 1563 1024
-}
-
 // A number that has to be right at once, over all instances: here, a thousandth
 // customer.
 func ExampleStore_AddNow() {
@@ -209,7 +190,7 @@ func ExampleConfig_thresholds() {
 		},
 	})
 	defer done()
-	usage.AddLLM(store.LLMCall{Model: "gpt-5.1", Input: 999_000, Output: 2_000})
+	llm.New(usage).Add(llm.Call{Model: "gpt-5.1", Input: 999_000, Output: 2_000})
 
 	c := <-told
 	fmt.Println(c.Name, c.Value, c.N)

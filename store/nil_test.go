@@ -15,8 +15,6 @@ func TestANilStoreCountsNothingAndReadsZero(t *testing.T) {
 	s.Add("feature.a.used", 1)
 	s.Inc("feature.a.used")
 	s.Counter("feature.a.used")(1)
-	s.AddLLM(LLMCall{Model: "m", Input: 1, Failed: "timeout"})
-	s.AddLLM(LLMCall{Model: "m", Input: -1})
 	if n, err := s.AddNow(ctx, "feature.a.used", 1); n != 0 || err != nil {
 		t.Errorf("AddNow: %d, %v", n, err)
 	}

@@ -37,7 +37,7 @@ func scripted(t *testing.T) (*Store, sqlmock.Sqlmock) {
 	}
 	s := &Store{
 		db: sqlx.NewDb(db, "postgres"), sql: d, log: slog.New(slog.DiscardHandler), interval: time.Second, own: time.UTC, writer: "w",
-		live:  counter.New(100, func(string) {}, nil),
+		live:  counter.New(100, func(string, int64) {}, nil),
 		reads: tokens(1), writes: tokens(1), reserve: tokens(2),
 		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1), foldNames: manyFoldNames, changed: make(chan struct{}), stopped: make(chan struct{}),
 	}

@@ -273,7 +273,7 @@ func TestCountsOfAClockThatWasBehind(t *testing.T) {
 					t.Fatal(err)
 				}
 				spool := counter.NewSpool(disk, strings.Repeat("5", 32), func(bool, string, ...any) {})
-				set := counter.New(100, func(string) {}, spool)
+				set := counter.New(100, func(string, int64) {}, spool)
 				set.Add("feature.a.used", 1000)
 				if b, ok := set.Close(); !ok || !b.Spooled {
 					t.Fatalf("%+v", b)

@@ -15,7 +15,7 @@
 //	api.GET /novels/{id}.requests    of a route; also .status_2xx, .latency_5ms … (package middleware)
 //	api.requests.novels              of an area of the application
 //	user.42.requests                 of a user; its day buckets are the counts per user and day
-//	llm.gpt-5.tokens                 of a model; also .calls, .input_tokens … (AddLLM)
+//	llm.gpt-5.tokens                 of a model; also .calls, .input_tokens … (package llm)
 //	quota.42.daily                   what was taken of a quota (Take); .refused: what was not
 //	user.registrations, feature.chapter.written, error.llm.timeout
 //	                                 whatever the application counts
@@ -136,7 +136,7 @@
 // caps.go, room.go and thresholds.go (which apply asks), lease.go (who folds), rules.go
 // (which rules of the zone are in force), retention.go, query.go, read.go, span.go and each.go,
 // and what goes to the database at once: now.go, erase.go; shutdown.go and log.go for the
-// end. llm.go is but names. tx.go is the only way to the database, and file.go looks after
+// end. tx.go is the only way to the database, and file.go looks after
 // SQLite's. Beside this package stand internal/naming (the grammar of names),
 // internal/calendar (where buckets begin), internal/counter (live counts and the spool)
 // and internal/database (how SQL is said, in what databases differ, and what an error
@@ -151,6 +151,7 @@ import (
 	"maps"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -241,7 +242,7 @@ type Store struct {
 	folds      chan struct{} // something was folded here, or counted at once
 
 	derivedOnce   sync.Once
-	oddOnce       sync.Once    // of AddLLM
+	oddOnce       sync.Once    // of tokens
 	foldedThrough atomic.Int64 // Unix ms; 0: unknown
 	conflicts     atomic.Int64 // folds undone by the guard
 	skew          atomic.Int64 // of the database's clock, ms: what it is ahead of ours
@@ -408,12 +409,24 @@ func (s *Store) Counter(name string) func(n int64) {
 // Inc counts 1 under name.
 func (s *Store) Inc(name string) { s.Add(name, 1) }
 
-func (s *Store) refused(name string) {
-	s.derivedOnce.Do(func() {
-		go s.survives(func() { // a request may be waiting
-			s.log.Warn("usagekit: a derived counter cannot be added to; it is computed from user.<id>.requests and api.<route>.…: count those (and a quota is taken by Take)", "name", name)
+// refused is told of an Add that does not count: of a derived name, or of a number that
+// cannot be. The log has the first of each; of numbers that of tokens alone, where what
+// a provider reports may be mapped wrongly.
+func (s *Store) refused(name string, n int64) {
+	name = strings.Clone(name)             // it may be a caller's buffer
+	warn := func(line string, of ...any) { // a request may be waiting
+		go s.survives(func() { s.log.Warn(line, of...) })
+	}
+	switch {
+	case 0 < n && n <= counter.Max:
+		s.derivedOnce.Do(func() {
+			warn("usagekit: a derived counter cannot be added to; it is computed from user.<id>.requests and api.<route>.…: count those (and a quota is taken by Take)", "name", name)
 		})
-	})
+	case n != 0 && strings.HasPrefix(name, "llm."):
+		s.oddOnce.Do(func() {
+			warn("usagekit: a call of a model has a number of tokens that cannot be, which is left out (below 0 if it came so, or if it is a part of less): is it mapped as the doc of llm.Call says?", "counter", name, "n", n)
+		})
+	}
 }
 
 // SplitName cuts a name into its group (before the first dot), measure (after

@@ -68,7 +68,7 @@ type usagekit struct {
 }
 
 func newSet(names int) *usagekit {
-	return &usagekit{Set: counter.New(2*names, func(string) {}, nil)}
+	return &usagekit{Set: counter.New(2*names, func(string, int64) {}, nil)}
 }
 
 func newSpooled(root string, names int) (*usagekit, error) {
@@ -79,7 +79,7 @@ func newSpooled(root string, names int) (*usagekit, error) {
 	id := make([]byte, 16)
 	_, _ = rand.Read(id) // never fails
 	spool := counter.NewSpool(disk, hex.EncodeToString(id), func(bool, string, ...any) {})
-	return &usagekit{Set: counter.New(2*names, func(string) {}, spool), spool: spool}, nil
+	return &usagekit{Set: counter.New(2*names, func(string, int64) {}, spool), spool: spool}, nil
 }
 
 func (u *usagekit) inc(keys []string) {

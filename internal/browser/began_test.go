@@ -103,7 +103,7 @@ func TestWhatWasNeverUsedDoesNotStandEmpty(t *testing.T) {
 		return fmt.Sprint(seen()) == "[requests today error_rate p95 requests latency routes features]"
 	})
 	text := eval[string](p, `(() => { document.querySelector('#unused').open = true; return document.querySelector('#unused').innerText })()`)
-	for _, want := range []string{"Areas", "Users", "Models", "Errors", "Quotas", "AddLLM", "middleware.Config"} {
+	for _, want := range []string{"Areas", "Users", "Models", "Errors", "Quotas", "llm.New", "middleware.Config"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("what is not used yet has no %s: %s", want, text)
 		}

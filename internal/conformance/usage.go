@@ -15,6 +15,7 @@ import (
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store"
+	"github.com/usagekit/usagekit/store/llm"
 )
 
 // under the same name meanwhile.
@@ -110,41 +111,42 @@ func reset(t *testing.T, b *bench) {
 	}
 }
 
-// The usage that providers report, as the doc of LLMCall has it counted.
+// The usage that providers report, as the doc of llm.Call has it counted.
 func llmCalls(t *testing.T, b *bench) {
 	s := b.store(b.config())
+	calls := llm.New(s)
 	// OpenAI: {"prompt_tokens":1117,"completion_tokens":446,"total_tokens":1563,
 	// "prompt_tokens_details":{"cached_tokens":1024},"completion_tokens_details":{"reasoning_tokens":320}}
-	s.AddLLM(store.LLMCall{Model: "gpt-5.1", Input: 1117, Output: 446, Cached: 1024, Reasoning: 320})
+	calls.Add(llm.Call{Model: "gpt-5.1", Input: 1117, Output: 446, Cached: 1024, Reasoning: 320})
 	// Anthropic: {"input_tokens":21,"cache_creation_input_tokens":188,"cache_read_input_tokens":1000,"output_tokens":393}
-	s.AddLLM(store.LLMCall{Model: "claude-sonnet-4.5", Input: 21 + 188 + 1000, Output: 393, Cached: 1000})
-	s.AddLLM(store.LLMCall{Model: "claude-sonnet-4.5", Failed: "aborted"})                          // a stream that ended before its usage
-	s.AddLLM(store.LLMCall{Model: "claude-sonnet-4.5", Input: 30, Output: 7, Failed: "max_tokens"}) // and one after
-	s.AddLLM(store.LLMCall{Model: "zero"})                                                          // an explicit 0
-	s.AddLLM(store.LLMCall{Failed: "api.connection.refused"})
-	s.AddLLM(store.LLMCall{Model: "(other)", Input: 1})
+	calls.Add(llm.Call{Model: "claude-sonnet-4.5", Input: 21 + 188 + 1000, Output: 393, Cached: 1000})
+	calls.Add(llm.Call{Model: "claude-sonnet-4.5", Failed: "aborted"})                          // a stream that ended before its usage
+	calls.Add(llm.Call{Model: "claude-sonnet-4.5", Input: 30, Output: 7, Failed: "max_tokens"}) // and one after
+	calls.Add(llm.Call{Model: "zero"})                                                          // an explicit 0
+	calls.Add(llm.Call{Failed: "api.connection.refused"})
+	calls.Add(llm.Call{Model: "(other)", Input: 1})
 	// Gemini: {"promptTokenCount":50000,"toolUsePromptTokenCount":5021,"candidatesTokenCount":923,"thoughtsTokenCount":785,"totalTokenCount":56729}
-	s.AddLLM(store.LLMCall{Model: "gemini-2.5-pro", Input: 50000 + 5021, Output: 923 + 785, Reasoning: 785})
+	calls.Add(llm.Call{Model: "gemini-2.5-pro", Input: 50000 + 5021, Output: 923 + 785, Reasoning: 785})
 	// xAI: {"prompt_tokens":10120,"completion_tokens":1499,"total_tokens":14428,
 	// "prompt_tokens_details":{"cached_tokens":128},"completion_tokens_details":{"reasoning_tokens":2809}}
-	s.AddLLM(store.LLMCall{Model: "grok-4", Input: 10120, Output: 1499 + 2809, Cached: 128, Reasoning: 2809})
-	s.AddLLM(store.LLMCall{Model: "grok-3", Input: 10120, Output: 1499, Cached: 128, Reasoning: 2809}) // as it is reported
-	for _, c := range []store.LLMCall{
+	calls.Add(llm.Call{Model: "grok-4", Input: 10120, Output: 1499 + 2809, Cached: 128, Reasoning: 2809})
+	calls.Add(llm.Call{Model: "grok-3", Input: 10120, Output: 1499, Cached: 128, Reasoning: 2809}) // as it is reported
+	for _, c := range []llm.Call{
 		{Input: -1}, {Output: -1, Input: 3}, {Input: 2, Cached: -1}, {Output: 5, Reasoning: -1},
 		{Input: 10, Cached: 11}, {Input: -1, Output: 4, Cached: 1},
 	} {
 		c.Model = "bad"
-		s.AddLLM(c)
+		calls.Add(c)
 	}
-	s.AddLLM(store.LLMCall{Model: "huge", Input: counter.Max, Output: 1})
-	s.AddLLM(store.LLMCall{Model: "huger", Input: 1<<63 - 1, Output: 7})
-	s.AddLLM(store.LLMCall{Model: "fails", Failed: "Post \"https://api.example.com/v1/chat/completions\": context deadline exceeded (Client.Timeout exceeded)"})
-	s.AddLLM(store.LLMCall{Model: "fails", Failed: "dial: timeout"})
-	s.AddLLM(store.LLMCall{Model: "fails", Failed: strings.Repeat("é", 33)})
-	s.AddLLM(store.LLMCall{Model: "fails", Failed: "a" + strings.Repeat("é", 33)})
-	s.AddLLM(store.LLMCall{Model: "fails", Failed: strings.Repeat("\x80", 70)}) // which is no text
-	s.AddLLM(store.LLMCall{Model: "fails", Failed: ": " + strings.Repeat("x.", 40)})
-	s.AddLLM(store.LLMCall{Model: "fails", Failed: strings.Repeat("a", 64)})
+	calls.Add(llm.Call{Model: "huge", Input: counter.Max, Output: 1})
+	calls.Add(llm.Call{Model: "huger", Input: 1<<63 - 1, Output: 7})
+	calls.Add(llm.Call{Model: "fails", Failed: "Post \"https://api.example.com/v1/chat/completions\": context deadline exceeded (Client.Timeout exceeded)"})
+	calls.Add(llm.Call{Model: "fails", Failed: "dial: timeout"})
+	calls.Add(llm.Call{Model: "fails", Failed: strings.Repeat("é", 33)})
+	calls.Add(llm.Call{Model: "fails", Failed: "a" + strings.Repeat("é", 33)})
+	calls.Add(llm.Call{Model: "fails", Failed: strings.Repeat("\x80", 70)}) // which is no text
+	calls.Add(llm.Call{Model: "fails", Failed: ": " + strings.Repeat("x.", 40)})
+	calls.Add(llm.Call{Model: "fails", Failed: strings.Repeat("a", 64)})
 	b.flush(s)
 	want := map[string]int64{
 		"llm.gpt-5.1.calls": 1, "llm.gpt-5.1.tokens": 1563, "llm.gpt-5.1.input_tokens": 1117, "llm.gpt-5.1.output_tokens": 446,

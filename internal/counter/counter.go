@@ -51,7 +51,7 @@ const (
 // Set is the live counters of one process.
 type Set struct {
 	maxNames int
-	refused  func(name string)
+	refused  func(name string, n int64)
 	spool    *Spool // nil: memory only
 	seed     maphash.Seed
 	current  atomic.Pointer[generation] // nil: closed for good
@@ -66,8 +66,8 @@ type Set struct {
 
 // New returns an empty Set that keeps maxNames new names per group in one
 // generation, in spool's files unless that is nil. refused is told of every Add of
-// a derived name.
-func New(maxNames int, refused func(name string), spool *Spool) *Set {
+// a derived name, and of a number that is none.
+func New(maxNames int, refused func(name string, n int64), spool *Spool) *Set {
 	s := &Set{maxNames: maxNames, refused: refused, spool: spool, seed: maphash.MakeSeed()}
 	s.current.Store(newGeneration(s.seed, 1, nil, spool))
 	return s
@@ -77,6 +77,7 @@ func New(maxNames int, refused func(name string), spool *Spool) *Set {
 func (s *Set) Add(name string, n int64) {
 	if n < 1 || n > Max {
 		s.invalid.Add(1)
+		s.refused(name, n)
 		return
 	}
 	for !s.add(name, n) {
@@ -103,7 +104,7 @@ func (s *Set) add(name string, n int64) bool {
 	clean := naming.Clean(name)
 	if naming.Derived(clean) {
 		s.invalid.Add(1)
-		s.refused(clean)
+		s.refused(clean, n)
 		return true
 	}
 	c, over := g.counter(clean, s.maxNames)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,7 +17,7 @@ import (
 
 func newSet(t *testing.T, maxNames int) *Set {
 	t.Helper()
-	return New(maxNames, func(string) {}, nil)
+	return New(maxNames, func(string, int64) {}, nil)
 }
 
 // sum adds up a batch by name.
@@ -106,8 +107,8 @@ func TestSealGivesEachCountOnce(t *testing.T) {
 
 // What Counter returns is Add, whatever the name, the number and the generation.
 func TestCounter(t *testing.T) {
-	derived := 0
-	s := New(3, func(string) { derived++ }, nil)
+	var refused []int64
+	s := New(3, func(_ string, n int64) { refused = append(refused, n) }, nil)
 	buffer := []byte("feature.a.used")
 	add := s.Counter(unsafe.String(&buffer[0], len(buffer)))
 	copy(buffer, "feature.b.used") // a caller's string may be its buffer
@@ -134,8 +135,8 @@ func TestCounter(t *testing.T) {
 	if !maps.Equal(got, want) {
 		t.Errorf("second batch: %v, want %v", got, want)
 	}
-	if s.Invalid() != 4 || derived != 1 || s.Overflow() != 7 {
-		t.Errorf("%d invalid, %d derived, %d overflowed; want 4, 1, 7", s.Invalid(), derived, s.Overflow())
+	if s.Invalid() != 4 || !slices.Equal(refused, []int64{0, -1, Max + 1, 1}) || s.Overflow() != 7 {
+		t.Errorf("%d invalid, %d refused, %d overflowed; want 4, three that cannot be and 1, 7", s.Invalid(), refused, s.Overflow())
 	}
 	if add(8); s.Lost() != 8 {
 		t.Errorf("%d lost after Close, want 8", s.Lost())
@@ -155,7 +156,7 @@ func TestCounterOfACleanedName(t *testing.T) {
 // Names are found by others while the table grows under them.
 func TestTableGrows(t *testing.T) {
 	const names = 20_000
-	s := New(names, func(string) {}, nil)
+	s := New(names, func(string, int64) {}, nil)
 	var adding sync.WaitGroup
 	for w := range 4 {
 		adding.Go(func() {
@@ -209,7 +210,7 @@ func TestNumbersOutOfRangeAreRefused(t *testing.T) {
 
 func TestDerivedNamesAreRefused(t *testing.T) {
 	var told []string
-	s := New(10, func(name string) { told = append(told, name) }, nil)
+	s := New(10, func(name string, _ int64) { told = append(told, name) }, nil)
 	names := []string{
 		"api.requests.total", "api.requests.today", "user.active.daily", "user.active.monthly",
 		"api.requests.status_1xx", "api.requests.status_5xx", "api.requests.latency_5ms", "api.requests.latency_10000ms", "api.requests.latency_inf",
@@ -311,10 +312,10 @@ func benchmarkAdd(b *testing.B, s *Set) {
 	})
 }
 
-func BenchmarkAdd(b *testing.B) { benchmarkAdd(b, New(100_000, func(string) {}, nil)) }
+func BenchmarkAdd(b *testing.B) { benchmarkAdd(b, New(100_000, func(string, int64) {}, nil)) }
 
 func BenchmarkCounter(b *testing.B) {
-	s := New(100_000, func(string) {}, nil)
+	s := New(100_000, func(string, int64) {}, nil)
 	counters := make([]func(int64), 100)
 	for i := range counters {
 		counters[i] = s.Counter(fmt.Sprintf("feature.f%d.used", i))

@@ -22,7 +22,7 @@ func TestNamesThatDifferNeverShareACounter(t *testing.T) {
 		backwards[len(names)-1-i] = name
 	}
 	for _, order := range [][]string{names, backwards} {
-		s := New(100_000, func(string) {}, nil)
+		s := New(100_000, func(string, int64) {}, nil)
 		kept := map[string]int64{}
 		for generation := range 3 {
 			for i, name := range order {
@@ -55,7 +55,7 @@ func TestNamesThatDifferNeverShareACounter(t *testing.T) {
 
 // Nor do they beyond a cap, where it is the measures that are kept apart.
 func TestMeasuresThatDifferBeyondACap(t *testing.T) {
-	s := New(1, func(string) {}, nil)
+	s := New(1, func(string, int64) {}, nil)
 	s.Add("feature.a.used", 1) // takes the only place
 	want := map[string]int64{"feature.a.used": 1}
 	for i, name := range []string{"feature.b.m\x00", naming.Clean("feature.(other).m\x00")} {
@@ -92,7 +92,7 @@ func FuzzNamesThatDiffer(f *testing.F) {
 		if naming.Known(x) != x {
 			t.Errorf("%q comes back as %q", x, naming.Known(x))
 		}
-		s := New(10, func(string) {}, nil)
+		s := New(10, func(string, int64) {}, nil)
 		s.Add(a, 1)
 		s.Add(b, 2)
 		s.Add(a, 4)
@@ -130,7 +130,7 @@ func TestNamesThatDifferOutliveTheirProcess(t *testing.T) {
 
 // Areas that a generation was full of leave the next one room for the routes.
 func TestRoutesAreCarriedOverBesideAreas(t *testing.T) {
-	s := New(4, func(string) {}, nil)
+	s := New(4, func(string, int64) {}, nil)
 	for i := range 4 {
 		s.Add(fmt.Sprintf("api.requests.area%d", i), 1)
 	}

@@ -62,7 +62,7 @@ func openSpool(t testing.TB, root string) *spooled {
 			s.lost++
 		}
 	})
-	s.Set = New(100_000, func(string) {}, s.spool)
+	s.Set = New(100_000, func(string, int64) {}, s.spool)
 	return s
 }
 
@@ -915,7 +915,7 @@ func BenchmarkAddLatency(b *testing.B) {
 	for _, c := range []struct {
 		name string
 		set  *Set
-	}{{"memory", New(100_000, func(string) {}, nil)}, {"spool", openSpool(b, filepath.Join(root, "latency")).Set}} {
+	}{{"memory", New(100_000, func(string, int64) {}, nil)}, {"spool", openSpool(b, filepath.Join(root, "latency")).Set}} {
 		b.Run(c.name, func(b *testing.B) {
 			s := c.set
 			names := make([]string, 5000)

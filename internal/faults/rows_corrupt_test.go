@@ -41,7 +41,7 @@ const sealedBatches = 2 // the third of a dead program is not
 func (r *trial) leaveSpool(dir string) (left map[int64]map[string]int64) {
 	r.Helper()
 	spool := counter.NewSpool(must1(counter.OpenDisk(dir))(r), strings.Repeat("a", 32), func(bool, string, ...any) {})
-	set := counter.New(1000, func(string) {}, spool)
+	set := counter.New(1000, func(string, int64) {}, spool)
 	left = map[int64]map[string]int64{}
 	for seq := int64(1); seq <= sealedBatches+1; seq++ {
 		left[seq] = map[string]int64{}

@@ -34,14 +34,15 @@ func TestImports(t *testing.T) {
 		"/store":                      {module + "/internal/naming", module + "/internal/calendar", module + "/internal/database", module + "/internal/counter", "github.com/jmoiron/sqlx"},
 		"/store/postgres":             {"github.com/jmoiron/sqlx", "github.com/lib/pq"},
 		"/store/sqlite":               {"github.com/jmoiron/sqlx", "modernc.org/sqlite"},
+		"/store/llm":                  {module + "/internal/naming", module + "/internal/counter"},
 		"/store/storetest":            {module + "/store", module + "/store/sqlite"},
 		"/dashboard":                  {module + "/internal/naming", module + "/store"},
 		// internal/counter for -demo alone, which makes batches of a month that never was.
-		"/example":              {module + "/internal/naming", module + "/internal/counter", module + "/middleware", module + "/dashboard", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
+		"/example":              {module + "/internal/naming", module + "/internal/counter", module + "/middleware", module + "/dashboard", module + "/store", module + "/store/llm", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
 		"/internal/dbtest":      {"github.com/lib/pq"}, // only tests import these four
 		"/internal/memdisk":     {module + "/internal/counter"},
 		"/internal/faults":      {module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
-		"/internal/conformance": {module + "/internal/naming", module + "/internal/counter", module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx", "github.com/lib/pq"},
+		"/internal/conformance": {module + "/internal/naming", module + "/internal/counter", module + "/internal/dbtest", module + "/store", module + "/store/llm", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx", "github.com/lib/pq"},
 	}
 	seen := 0
 	for line := range bytes.Lines(out) {

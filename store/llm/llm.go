@@ -1,4 +1,22 @@
-package store
+// Package llm counts calls of large language models, and the tokens that they took.
+//
+//	calls := llm.New(usage)
+//	calls.Add(llm.Call{Model: "gpt-5.1", Input: 1117, Output: 446, Cached: 1024, Reasoning: 320})
+//
+// Each call counts in the usual way, beside the OpenTelemetry GenAI attribute of the
+// same meaning:
+//
+//	llm.<model>.calls
+//	llm.<model>.tokens             input and output
+//	llm.<model>.input_tokens       gen_ai.usage.input_tokens
+//	llm.<model>.output_tokens      gen_ai.usage.output_tokens
+//	llm.<model>.cached_tokens      gen_ai.usage.cache_read.input_tokens
+//	llm.<model>.reasoning_tokens   gen_ai.usage.reasoning.output_tokens
+//	llm.<model>.failed             calls that failed, and
+//	error.llm.<failed>             why (error.type)
+//
+// The model is gen_ai.request.model.
+package llm
 
 import (
 	"strings"
@@ -8,7 +26,20 @@ import (
 	"github.com/usagekit/usagekit/internal/naming"
 )
 
-// LLMCall is one call of a large language model, as its provider's answer tells:
+// Recorder counts: a *store.Store, or whatever a test wants. It refuses what is
+// negative or beyond 2^53−1, as a Store does.
+type Recorder interface {
+	Add(name string, n int64)
+}
+
+// Calls counts calls with a Recorder. Its method may be called from any number of
+// goroutines.
+type Calls struct{ rec Recorder }
+
+// New returns what counts with rec. A nil rec counts nothing.
+func New(rec Recorder) *Calls { return &Calls{rec: rec} }
+
+// Call is one call of a large language model, as its provider's answer tells:
 //
 //	            OpenAI (chat completions; responses)              Anthropic
 //	Input       prompt_tokens; input_tokens                       input_tokens + cache_read_input_tokens + cache_creation_input_tokens
@@ -29,7 +60,7 @@ import (
 // Input and Output are what the bill has. A stream tells its usage at the end (OpenAI:
 // with stream_options.include_usage); one that was aborted before is a call without
 // tokens, or with those that the application has counted itself.
-type LLMCall struct {
+type Call struct {
 	Model     string // "": unknown
 	Input     int64  // tokens that were sent, those from a cache among them
 	Output    int64  // tokens that came back, those of reasoning among them
@@ -38,62 +69,49 @@ type LLMCall struct {
 	Failed    string // why it failed, in a word: "timeout", "rate_limit"; "": it did not
 }
 
-// AddLLM counts a call, as Add does, beside the OpenTelemetry GenAI attribute of the
-// same meaning:
-//
-//	llm.<model>.calls
-//	llm.<model>.tokens             input and output
-//	llm.<model>.input_tokens       gen_ai.usage.input_tokens
-//	llm.<model>.output_tokens      gen_ai.usage.output_tokens
-//	llm.<model>.cached_tokens      gen_ai.usage.cache_read.input_tokens
-//	llm.<model>.reasoning_tokens   gen_ai.usage.reasoning.output_tokens
-//	llm.<model>.failed             calls that failed, and
-//	error.llm.<failed>             why (error.type)
-//
-// The model is gen_ai.request.model. Tokens of 0 make no counter. A number that cannot
-// be (negative, beyond 2^53−1, more cached than sent, more reasoning than came back) is
-// left out alone: the others count, Stats.Invalid does, and the log says it once.
+// Add counts a call. Tokens of 0 make no counter. A number that cannot be (negative,
+// beyond 2^53−1, more cached than sent, more reasoning than came back) is left out
+// alone: the others count, the store's Stats.Invalid does, and its log says it once.
 //
 // Dots in Failed become "_", so reasons that differ in those alone are one. Of a reason
 // longer than 64 bytes, as an error's text may be, counts what stands before its first
 // colon, 64 bytes at most.
-func (s *Store) AddLLM(c LLMCall) {
-	model := c.Model
+func (c *Calls) Add(call Call) {
+	if c == nil || c.rec == nil {
+		return
+	}
+	model := call.Model
 	if model == "" {
 		model = "unknown"
 	}
 	stem := "llm." + naming.Escape(model) + "."
-	s.Inc(stem + "calls")
-	if c.Failed != "" {
-		s.Inc(stem + "failed")
-		s.Inc("error.llm." + reason(c.Failed))
+	c.rec.Add(stem+"calls", 1)
+	if call.Failed != "" {
+		c.rec.Add(stem+"failed", 1)
+		c.rec.Add("error.llm."+reason(call.Failed), 1)
 	}
-	input, output := s.part(stem, "input_tokens", c.Input, counter.Max), s.part(stem, "output_tokens", c.Output, counter.Max)
+	input, output := c.part(stem+"input_tokens", call.Input, counter.Max), c.part(stem+"output_tokens", call.Output, counter.Max)
 	if sum := min(input+output, counter.Max); sum > 0 {
-		s.Add(stem+"tokens", sum)
+		c.rec.Add(stem+"tokens", sum)
 	}
-	s.part(stem, "cached_tokens", c.Cached, input)
-	s.part(stem, "reasoning_tokens", c.Reasoning, output)
+	c.part(stem+"cached_tokens", call.Cached, input)
+	c.part(stem+"reasoning_tokens", call.Reasoning, output)
 }
 
-// part counts n tokens, of most that there can be, and returns how many it counted.
-func (s *Store) part(stem, measure string, n, most int64) int64 {
-	if n == 0 {
+// part counts n tokens, of most that there can be, and returns how many it counted. The
+// Recorder is handed what cannot be, too, as a number that it refuses, and reports.
+func (c *Calls) part(name string, n, most int64) int64 {
+	switch {
+	case n == 0:
 		return 0
+	case 0 < n && n <= most:
+		c.rec.Add(name, n)
+		return n
+	case most < n && n <= counter.Max:
+		n = most - n // what is missing of the whole
 	}
-	if n < 0 || n > most {
-		s.Add(stem+measure, -1) // which is refused, and counted
-		if s != nil {
-			s.oddOnce.Do(func() {
-				go s.survives(func() { // a request may be waiting
-					s.log.Warn("usagekit: a call of a model has a number of tokens that cannot be, which is left out: is it mapped as the doc of LLMCall says?", "counter", stem+measure, "n", n, "most", most)
-				})
-			})
-		}
-		return 0
-	}
-	s.Add(stem+measure, n)
-	return n
+	c.rec.Add(name, n)
+	return 0
 }
 
 // reason is a measure made of why a call failed.
