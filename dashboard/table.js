@@ -69,7 +69,7 @@ const specs = {
     head: "Quota",
     days: true, // those of a day have no hours
     exported: { of: "history", step: "day" }, // they have no totals
-    none: ["No quotas in this range. Limit what somebody may do:", "middleware.Quota(usage, middleware.QuotaConfig{…})"],
+    none: ["No quotas in this range. Limit what somebody may do:", "quota.New(usage, quota.Config{…})"],
   },
   features: { ...plain("feature."), head: "Feature", none: ["No features in this range. Count one where it is used:", 'usage.Inc("feature.outline.generated")'] },
   models: {

@@ -120,6 +120,7 @@ func TestAStoreBringsNoDriver(t *testing.T) {
 		{"/store", []string{"github.com/lib/pq", "modernc.org/sqlite"}},
 		{"/dashboard", []string{"github.com/lib/pq", "modernc.org/sqlite"}},
 		{"/middleware", []string{"github.com/lib/pq", "modernc.org/sqlite", "github.com/jmoiron/sqlx"}},
+		{"/middleware/quota", []string{"github.com/lib/pq", "modernc.org/sqlite"}},
 		{"/store/sqlite", []string{"github.com/lib/pq"}},
 		{"/store/storetest", []string{"github.com/lib/pq"}},
 		{"/store/postgres", []string{"modernc.org/sqlite"}},

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/usagekit/usagekit/middleware"
+	"github.com/usagekit/usagekit/middleware/quota"
 	"github.com/usagekit/usagekit/store"
 	"github.com/usagekit/usagekit/store/llm"
 )
@@ -49,7 +49,7 @@ func (s *service) routes() *http.ServeMux {
 	mux.HandleFunc("POST /writer/chapters", s.feature("feature.chapter.written"))
 	mux.HandleFunc("POST /writer/outlines", s.feature("feature.outline.generated"))
 	mux.HandleFunc("GET /me", s.me)
-	daily := middleware.Quota(s.usage, middleware.QuotaConfig{
+	daily := quota.New(s.usage, quota.Config{
 		Name:    "completions",
 		Key:     userOf,
 		Limit:   func(*http.Request) int64 { return s.completions },

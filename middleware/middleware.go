@@ -73,12 +73,9 @@
 // more for its area, and for each SetUser and SetRoute) and four or five Adds: the names
 // of a route are made once. One New around several handlers takes a lock besides.
 //
-// Quota, beside it, limits how often somebody may do something.
-//
 // Read this file, then response.go, left.go, stream.go, routes.go, nested.go and
-// wrap.go; wrap_generated.go gives
-// a wrapped writer the optional interfaces of the one inside. quota.go and share.go
-// stand alone.
+// wrap.go; wrap_generated.go gives a wrapped writer the optional interfaces of the one
+// inside.
 package middleware
 
 import (

@@ -19,6 +19,7 @@ import (
 
 	"github.com/usagekit/usagekit/dashboard"
 	"github.com/usagekit/usagekit/middleware"
+	"github.com/usagekit/usagekit/middleware/quota"
 	"github.com/usagekit/usagekit/store"
 	"github.com/usagekit/usagekit/store/llm"
 	"github.com/usagekit/usagekit/store/sqlite"
@@ -161,7 +162,7 @@ func ExampleStore_Reset() {
 	// Output: 0 5
 }
 
-// Two exports a day for each user, over all instances: see middleware.Quota for
+// Two exports a day for each user, over all instances: see middleware/quota for
 // requests.
 func ExampleStore_Take() {
 	ctx, usage, done := exampleStore()
@@ -204,7 +205,7 @@ func Example_quota() {
 	mux := http.NewServeMux()
 	complete := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
 
-	daily := middleware.Quota(usage, middleware.QuotaConfig{
+	daily := quota.New(usage, quota.Config{
 		Name:    "daily",
 		Key:     func(r *http.Request) string { return r.Header.Get("X-User") },
 		Limit:   func(r *http.Request) int64 { return 1000 },

@@ -182,7 +182,7 @@ func (s *Store) deleteMeta(ctx context.Context, tx *database.Tx, names []string)
 //
 // A name is "quota.<whose>.<which>". Its counts are in History alone, in hours or
 // days as taken: no total, and nothing but Take adds to them. ("quota.<whose>.refused"
-// is an ordinary counter, for what was not allowed.) See middleware.Quota.
+// is an ordinary counter, for what was not allowed.) See middleware/quota.
 func (s *Store) Take(ctx context.Context, name string, n, limit int64, window time.Duration) (left int64, until time.Time, ok bool, err error) {
 	name = naming.Clean(name)
 	step := calendar.Day

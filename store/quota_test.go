@@ -14,7 +14,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/dbtest"
-	"github.com/usagekit/usagekit/middleware"
+	"github.com/usagekit/usagekit/middleware/quota"
 	"github.com/usagekit/usagekit/store"
 	"github.com/usagekit/usagekit/store/postgres"
 	"github.com/usagekit/usagekit/store/sqlite"
@@ -68,11 +68,11 @@ func quotaOverInstances(t *testing.T, name string, open func() (*sqlx.DB, error)
 				}
 				stores = append(stores, s)
 				// Shut, so that a slow answer on a busy machine is asked for again and not let through.
-				quota := middleware.Quota(taker{s, &lost}, middleware.QuotaConfig{
+				limited := quota.New(taker{s, &lost}, quota.Config{
 					Name: fmt.Sprintf("of%d", lease), Key: func(*http.Request) string { return "42" }, Limit: func(*http.Request) int64 { return limit },
 					Reserve: lease, FailClosed: true,
 				})
-				handlers = append(handlers, quota(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { passed.Add(1) })))
+				handlers = append(handlers, limited(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { passed.Add(1) })))
 			}
 			var refused, unknown atomic.Int64
 			var wg sync.WaitGroup
@@ -137,7 +137,7 @@ func TestQuotaWhileTheServerStandsStill(t *testing.T) {
 		t.Fatal(err)
 	}
 	handler := func(shut bool) http.Handler {
-		return middleware.Quota(s, middleware.QuotaConfig{
+		return quota.New(s, quota.Config{
 			Name: "daily", Key: func(r *http.Request) string { return r.URL.Path }, Limit: func(*http.Request) int64 { return 2 }, FailClosed: shut,
 		})(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	}

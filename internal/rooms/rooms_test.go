@@ -29,7 +29,8 @@ func TestImports(t *testing.T) {
 		"/internal/rooms":             {},
 		"/internal/calendar":          {},
 		"/internal/database":          {"github.com/jmoiron/sqlx"},
-		"/middleware":                 {module + "/internal/naming", "github.com/dunglas/httpsfv"},
+		"/middleware":                 {module + "/internal/naming"},
+		"/middleware/quota":           {module + "/internal/naming", "github.com/dunglas/httpsfv"},
 		"/internal/counter":           {module + "/internal/naming", "golang.org/x/sys/unix"},
 		"/store":                      {module + "/internal/naming", module + "/internal/calendar", module + "/internal/database", module + "/internal/counter", "github.com/jmoiron/sqlx"},
 		"/store/postgres":             {"github.com/jmoiron/sqlx", "github.com/lib/pq"},
@@ -38,7 +39,7 @@ func TestImports(t *testing.T) {
 		"/store/storetest":            {module + "/store", module + "/store/sqlite"},
 		"/dashboard":                  {module + "/internal/naming", module + "/store"},
 		// internal/counter for -demo alone, which makes batches of a month that never was.
-		"/example":              {module + "/internal/naming", module + "/internal/counter", module + "/middleware", module + "/dashboard", module + "/store", module + "/store/llm", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
+		"/example":              {module + "/internal/naming", module + "/internal/counter", module + "/middleware", module + "/middleware/quota", module + "/dashboard", module + "/store", module + "/store/llm", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},
 		"/internal/dbtest":      {"github.com/lib/pq"}, // only tests import these four
 		"/internal/memdisk":     {module + "/internal/counter"},
 		"/internal/faults":      {module + "/internal/dbtest", module + "/store", module + "/store/postgres", module + "/store/sqlite", "github.com/jmoiron/sqlx"},

@@ -1,4 +1,4 @@
-package middleware
+package quota
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
@@ -20,6 +21,30 @@ import (
 
 	"github.com/dunglas/httpsfv"
 )
+
+// counts is what was added, to look into.
+type counts struct {
+	mu sync.Mutex
+	n  map[string]int64
+}
+
+func (c *counts) Add(name string, n int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n == nil {
+		c.n = map[string]int64{}
+	}
+	c.n[name] += n
+}
+
+func (c *counts) check(t *testing.T, want map[string]int64) {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !maps.Equal(c.n, want) {
+		t.Errorf("counted %v\nwant    %v", c.n, want)
+	}
+}
 
 // bank is a Taker in memory. Its windows are those of UTC.
 type bank struct {
@@ -91,12 +116,18 @@ func hang(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() 
 
 func broken(context.Context, string) error { return errors.New("connection refused") }
 
-// patient is a Quota for tests in real time.
-func patient(t Taker, cfg QuotaConfig, next http.HandlerFunc) http.Handler {
-	q := newQuota(t, cfg)
-	q.patience = time.Hour
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { q.serve(next, w, r) })
+// patient is New for tests in real time.
+func patient(t Taker, cfg Config, next http.HandlerFunc) http.Handler {
+	l := newLimiter(t, cfg)
+	l.patience = time.Hour
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { l.serve(next, w, r) })
 }
+
+func hello(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }
+
+func is(s string) func(*http.Request) string { return func(*http.Request) string { return s } }
+
+func panics(*http.Request) string { panic("callback") }
 
 func limit(n int64) func(*http.Request) int64 { return func(*http.Request) int64 { return n } }
 
@@ -107,8 +138,8 @@ func xLimit(r *http.Request) int64 {
 
 func xKey(r *http.Request) string { return r.Header.Get("X-Key") }
 
-func daily(key string, n int64) QuotaConfig {
-	return QuotaConfig{Name: "daily", Key: is(key), Limit: limit(n)}
+func daily(key string, n int64) Config {
+	return Config{Name: "daily", Key: is(key), Limit: limit(n)}
 }
 
 // get has h answer one request with these header fields.
@@ -178,7 +209,7 @@ func TestQuotaIsExact(t *testing.T) {
 				for range instances {
 					cfg := daily("ann", n)
 					cfg.Reserve = lease
-					handlers = append(handlers, Quota(b, cfg)(http.HandlerFunc(hello)))
+					handlers = append(handlers, New(b, cfg)(http.HandlerFunc(hello)))
 				}
 				var passed, refused atomic.Int64
 				request := func(i int) {
@@ -222,7 +253,7 @@ func TestQuotaOfChangingLimits(t *testing.T) {
 		b := &bank{before: slow(time.Millisecond)}
 		cfg := daily("ann", 0)
 		cfg.Limit = xLimit
-		h := Quota(b, cfg)(http.HandlerFunc(hello))
+		h := New(b, cfg)(http.HandlerFunc(hello))
 		var passed [4]atomic.Int64
 		var wg sync.WaitGroup
 		for i := range 400 {
@@ -254,7 +285,7 @@ func TestQuotaFields(t *testing.T) {
 		}
 		cfg := daily("ann", 3)
 		cfg.Reserve = 2
-		h := Quota(b, cfg)(http.HandlerFunc(inner))
+		h := New(b, cfg)(http.HandlerFunc(inner))
 		time.Sleep(time.Hour - time.Millisecond)
 
 		w := checkStatus(t, h, 200)
@@ -302,8 +333,8 @@ func TestQuotaOfHugeLimit(t *testing.T) {
 func TestQuotasNested(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{}
-		hourly := QuotaConfig{Name: "hourly", Key: is("ann"), Limit: limit(2), Window: time.Hour}
-		h := Quota(b, daily("ann", 3))(Quota(b, hourly)(http.HandlerFunc(hello)))
+		hourly := Config{Name: "hourly", Key: is("ann"), Limit: limit(2), Window: time.Hour}
+		h := New(b, daily("ann", 3))(New(b, hourly)(http.HandlerFunc(hello)))
 		const policies = "daily q=3 w=86400, hourly q=2 w=3600"
 		checkFields(t, checkStatus(t, h, 200), policies, "daily r=2 t=86400, hourly r=1 t=3600")
 		checkFields(t, checkStatus(t, h, 200), policies, "daily r=1 t=86400, hourly r=0 t=3600")
@@ -326,20 +357,44 @@ func TestQuotasNested(t *testing.T) {
 
 func TestQuotaOverHTTP(t *testing.T) {
 	h := patient(&bank{}, daily("ann", 1), hello)
-	var heads []answer
-	for _, protocol := range protocols {
-		exchange(t, protocol, h, "GET /", nil)
-		got, head := exchange(t, protocol, h, "GET /", nil), exchange(t, protocol, h, "HEAD /", nil)
-		if got.Status != "429 Too Many Requests" || head.Status != got.Status || got.Body == "" || head.Body != "" {
-			t.Errorf("%s: %+v\n%+v", protocol, got, head)
+	var lengths []int64
+	for _, protocol := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		srv := httptest.NewUnstartedServer(h)
+		if srv.EnableHTTP2 = protocol == "HTTP/2.0"; srv.EnableHTTP2 {
+			srv.StartTLS()
+		} else {
+			srv.Start()
+		}
+		t.Cleanup(srv.Close)
+		exchange := func(method string) (*http.Response, string) {
+			r, err := http.NewRequestWithContext(t.Context(), method, srv.URL, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := srv.Client().Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			if err != nil || resp.Proto != protocol {
+				t.Fatalf("%s instead of %s, %v", resp.Proto, protocol, err)
+			}
+			return resp, string(body)
+		}
+		exchange("GET")
+		got, text := exchange("GET")
+		head, none := exchange("HEAD")
+		if got.Status != "429 Too Many Requests" || head.Status != got.Status || text == "" || none != "" {
+			t.Errorf("%s: %v %q\n%v %q", protocol, got, text, head, none)
 		}
 		if a, b := got.Header.Get("Content-Type"), head.Header.Get("Content-Type"); a != "application/problem+json" || b != a {
 			t.Errorf("%s: Content-Type %q, HEAD %q", protocol, a, b)
 		}
-		heads = append(heads, head)
+		lengths = append(lengths, head.ContentLength)
 	}
-	if heads[0].Length <= 0 || heads[0].Length != heads[1].Length {
-		t.Errorf("Content-Length %d, %d", heads[0].Length, heads[1].Length)
+	if lengths[0] <= 0 || lengths[0] != lengths[1] {
+		t.Errorf("Content-Length %d", lengths)
 	}
 }
 
@@ -366,7 +421,7 @@ func TestQuotaWithoutDatabase(t *testing.T) {
 					b := &bank{before: tt.before}
 					cfg := daily("ann", 100)
 					cfg.FailClosed = failClosed
-					h := Quota(b, cfg)(http.HandlerFunc(hello))
+					h := New(b, cfg)(http.HandlerFunc(hello))
 					var wg sync.WaitGroup
 					for range 100 {
 						wg.Go(func() {
@@ -416,7 +471,7 @@ func checkUnavailable(t *testing.T, w *httptest.ResponseRecorder) {
 func TestQuotaOfNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{}
-		h := Quota(b, daily("ann", 0))(http.HandlerFunc(hello))
+		h := New(b, daily("ann", 0))(http.HandlerFunc(hello))
 		for range 2 {
 			w := checkStatus(t, h, 429)
 			checkFields(t, w, "daily q=0 w=86400", "daily r=0 t=86400")
@@ -435,7 +490,7 @@ func TestQuotaOfNothing(t *testing.T) {
 }
 
 func TestQuotaNotLimited(t *testing.T) {
-	for name, cfg := range map[string]QuotaConfig{
+	for name, cfg := range map[string]Config{
 		"nobody":   {Name: "daily", Key: is(""), Limit: panicsInt},
 		"no limit": daily("ann", -1),
 	} {
@@ -475,7 +530,7 @@ func TestQuotaKeys(t *testing.T) {
 }
 
 func TestQuotaCallbacksPanic(t *testing.T) {
-	for name, cfg := range map[string]QuotaConfig{
+	for name, cfg := range map[string]Config{
 		"Key":   {Name: "daily", Key: panics, Limit: limit(1)},
 		"Limit": {Name: "daily", Key: is("ann"), Limit: panicsInt},
 		"abort": {Name: "daily", Key: func(*http.Request) string { panic(http.ErrAbortHandler) }, Limit: limit(1)},
@@ -517,7 +572,7 @@ func TestQuotaClientGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{before: slow(10 * time.Millisecond)}
 		served := 0
-		h := Quota(b, daily("ann", 2))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { served++ }))
+		h := New(b, daily("ann", 2))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { served++ }))
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		w := httptest.NewRecorder()
@@ -542,25 +597,25 @@ func TestQuotaClientGone(t *testing.T) {
 
 func TestQuotaConfig(t *testing.T) {
 	good := daily("ann", 1)
-	Quota(&bank{}, good)
+	New(&bank{}, good)
 	for _, tt := range []struct {
 		field string
 		taker Taker
-		edit  func(*QuotaConfig)
+		edit  func(*Config)
 	}{
-		{"Taker", nil, func(*QuotaConfig) {}},
-		{"Key", &bank{}, func(c *QuotaConfig) { c.Key = nil }},
-		{"Limit", &bank{}, func(c *QuotaConfig) { c.Limit = nil }},
-		{"Window", &bank{}, func(c *QuotaConfig) { c.Window = time.Minute }},
-		{"Window", &bank{}, func(c *QuotaConfig) { c.Window = -1 }},
-		{"Name", &bank{}, func(c *QuotaConfig) { c.Name = "" }},
-		{"Name", &bank{}, func(c *QuotaConfig) { c.Name = "refused" }},
-		{"Name", &bank{}, func(c *QuotaConfig) { c.Name = "a.b" }},
-		{"Name", &bank{}, func(c *QuotaConfig) { c.Name = `a"` }},
-		{"Name", &bank{}, func(c *QuotaConfig) { c.Name = "a[" }},
-		{"Name", &bank{}, func(c *QuotaConfig) { c.Name = "a@" }},
-		{"Name", &bank{}, func(c *QuotaConfig) { c.Name = "é" }},
-		{"Name", &bank{}, func(c *QuotaConfig) { c.Name = strings.Repeat("a", 65) }},
+		{"Taker", nil, func(*Config) {}},
+		{"Key", &bank{}, func(c *Config) { c.Key = nil }},
+		{"Limit", &bank{}, func(c *Config) { c.Limit = nil }},
+		{"Window", &bank{}, func(c *Config) { c.Window = time.Minute }},
+		{"Window", &bank{}, func(c *Config) { c.Window = -1 }},
+		{"Name", &bank{}, func(c *Config) { c.Name = "" }},
+		{"Name", &bank{}, func(c *Config) { c.Name = "refused" }},
+		{"Name", &bank{}, func(c *Config) { c.Name = "a.b" }},
+		{"Name", &bank{}, func(c *Config) { c.Name = `a"` }},
+		{"Name", &bank{}, func(c *Config) { c.Name = "a[" }},
+		{"Name", &bank{}, func(c *Config) { c.Name = "a@" }},
+		{"Name", &bank{}, func(c *Config) { c.Name = "é" }},
+		{"Name", &bank{}, func(c *Config) { c.Name = strings.Repeat("a", 65) }},
 	} {
 		func() {
 			defer func() {
@@ -570,12 +625,12 @@ func TestQuotaConfig(t *testing.T) {
 			}()
 			cfg := good
 			tt.edit(&cfg)
-			Quota(tt.taker, cfg)
+			New(tt.taker, cfg)
 		}()
 	}
 	for _, name := range []string{"a", "AZaz09-_", strings.Repeat("a", 64)} {
 		good.Name = name
-		Quota(&bank{}, good)
+		New(&bank{}, good)
 	}
 }
 
@@ -586,7 +641,7 @@ func BenchmarkQuota(b *testing.B) {
 	for _, bb := range []struct {
 		name string
 		h    http.Handler
-	}{{"bare", nothing}, {"quota", Quota(&bank{}, cfg)(nothing)}} {
+	}{{"bare", nothing}, {"quota", New(&bank{}, cfg)(nothing)}} {
 		b.Run(bb.name, func(b *testing.B) {
 			r := httptest.NewRequest("GET", "/", nil)
 			w := httptest.NewRecorder()

@@ -1,4 +1,4 @@
-package middleware
+package quota
 
 import (
 	"context"
@@ -22,14 +22,13 @@ const (
 	maxPolicies  = 1000
 )
 
-// quota holds what is known of each key (shares), and the keys that wait for the
+// limiter holds what is known of each key (shares), and the keys that wait for the
 // database (calls): the ones that Take is called for, and the ones in the queue.
-type quota struct {
-	taker                 Taker
-	cfg                   QuotaConfig
-	patience              time.Duration
-	name                  string // as a structured field
-	exceeded, unavailable []byte
+type limiter struct {
+	taker    Taker
+	cfg      Config
+	patience time.Duration
+	text     text
 
 	mu         sync.Mutex
 	policies   map[int64]string // RateLimit-Policy by limit
@@ -51,7 +50,7 @@ type share struct {
 // call is a key that waits for the database.
 type call struct {
 	key     string
-	share   *share // of the last answer, kept in quota.shares or not
+	share   *share // of the last answer, kept in limiter.shares or not
 	waiters []*waiter
 	waiting int       // waiters that have not left
 	late    time.Time // when the first waiter leaves
@@ -83,8 +82,8 @@ type verdict struct {
 }
 
 // admit decides on a request by its deadline.
-func (q *quota) admit(ctx context.Context, key string, limit int64, deadline time.Time) verdict {
-	v, c, w := q.decide(key, limit, deadline)
+func (l *limiter) admit(ctx context.Context, key string, limit int64, deadline time.Time) verdict {
+	v, c, w := l.decide(key, limit, deadline)
 	if w == nil {
 		return v
 	}
@@ -95,39 +94,39 @@ func (q *quota) admit(ctx context.Context, key string, limit int64, deadline tim
 	case <-timer.C:
 	case <-ctx.Done():
 	}
-	return q.leave(c, w, ctx.Err() != nil)
+	return l.leave(c, w, ctx.Err() != nil)
 }
 
 // decide decides on a request by what is known, or returns a waiter of a call.
-func (q *quota) decide(key string, limit int64, deadline time.Time) (verdict, *call, *waiter) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
+func (l *limiter) decide(key string, limit int64, deadline time.Time) (verdict, *call, *waiter) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	now := time.Now()
-	if s := q.known(key, now); s != nil {
+	if s := l.known(key, now); s != nil {
 		if v, ok := s.use(limit); ok {
 			return v, nil, nil
 		}
 	}
-	c := q.calls[key]
+	c := l.calls[key]
 	switch {
-	case c == nil && len(q.queue) >= maxQueue, c != nil && !now.Before(c.late):
+	case c == nil && len(l.queue) >= maxQueue, c != nil && !now.Before(c.late):
 		return verdict{}, nil, nil
 	case c == nil:
 		c = &call{key: key, late: deadline}
-		q.calls[key] = c
-		q.queue = append(q.queue, c)
+		l.calls[key] = c
+		l.queue = append(l.queue, c)
 	}
 	w := &waiter{limit: limit, deadline: deadline, told: make(chan struct{})}
 	c.waiters = append(c.waiters, w)
 	c.waiting++
-	q.dispatch()
+	l.dispatch()
 	return verdict{}, c, w
 }
 
 // leave ends w's wait. What it was given goes back when its client is gone.
-func (q *quota) leave(c *call, w *waiter, clientGone bool) verdict {
-	q.mu.Lock()
-	defer q.mu.Unlock()
+func (l *limiter) leave(c *call, w *waiter, clientGone bool) verdict {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	select {
 	case <-w.told:
 	default:
@@ -142,7 +141,7 @@ func (q *quota) leave(c *call, w *waiter, clientGone bool) verdict {
 	}
 	if w.verdict.outcome == passed {
 		w.from.reserve++
-		if c := q.calls[c.key]; c != nil && q.known(c.key, time.Now()) == w.from {
+		if c := l.calls[c.key]; c != nil && l.known(c.key, time.Now()) == w.from {
 			c.serve(w.from, false)
 		}
 	}
@@ -150,12 +149,12 @@ func (q *quota) leave(c *call, w *waiter, clientGone bool) verdict {
 }
 
 // known returns the share of key, or nil.
-func (q *quota) known(key string, now time.Time) *share {
-	if !now.Before(q.until) && len(q.shares) > 0 {
-		q.forget()
+func (l *limiter) known(key string, now time.Time) *share {
+	if !now.Before(l.until) && len(l.shares) > 0 {
+		l.forget()
 	}
-	s := q.shares[key]
-	if c := q.calls[key]; s == nil && c != nil {
+	s := l.shares[key]
+	if c := l.calls[key]; s == nil && c != nil {
 		s = c.share
 	}
 	if s == nil || !now.Before(s.until) {
@@ -164,22 +163,22 @@ func (q *quota) known(key string, now time.Time) *share {
 	return s
 }
 
-func (q *quota) forget() {
-	q.shares, q.shareBytes = map[string]*share{}, 0
+func (l *limiter) forget() {
+	l.shares, l.shareBytes = map[string]*share{}, 0
 }
 
 // dispatch starts the calls that there is room for.
-func (q *quota) dispatch() {
-	for q.running < maxCalls && len(q.queue) > 0 {
-		c := q.queue[0]
-		q.queue[0] = nil
-		q.queue = q.queue[1:]
+func (l *limiter) dispatch() {
+	for l.running < maxCalls && len(l.queue) > 0 {
+		c := l.queue[0]
+		l.queue[0] = nil
+		l.queue = l.queue[1:]
 		if c.waiting == 0 {
-			delete(q.calls, c.key)
+			delete(l.calls, c.key)
 			continue
 		}
-		q.running++
-		go q.call(c)
+		l.running++
+		go l.call(c)
 	}
 }
 
@@ -192,19 +191,19 @@ type taking struct {
 	answered bool
 }
 
-func (q *quota) call(c *call) {
+func (l *limiter) call(c *call) {
 	var t taking
 	defer func() {
 		_ = recover() // Take's
-		q.settle(c, t)
+		l.settle(c, t)
 	}()
-	if t.n, t.limit = q.want(c); t.n == 0 {
+	if t.n, t.limit = l.want(c); t.n == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), takeTimeout)
 	defer cancel()
 	start := time.Now()
-	left, until, ok, err := q.taker.Take(ctx, "quota."+naming.Escape(c.key)+"."+q.cfg.Name, t.n, t.limit, q.cfg.Window)
+	left, until, ok, err := l.taker.Take(ctx, "quota."+naming.Escape(c.key)+"."+l.cfg.Name, t.n, t.limit, l.cfg.Window)
 	// An answer that contradicts itself is none, lest we ask for ever.
 	if err != nil || !until.After(start) || !ok && left >= t.n {
 		return
@@ -216,9 +215,9 @@ func (q *quota) call(c *call) {
 }
 
 // want returns what to take for the waiters of c with the limit of the first one.
-func (q *quota) want(c *call) (n, limit int64) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
+func (l *limiter) want(c *call) (n, limit int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for _, w := range c.waiters {
 		if w.left {
 			continue
@@ -234,25 +233,25 @@ func (q *quota) want(c *call) (n, limit int64) {
 		return 0, 0
 	}
 	left := limit
-	if s := q.known(c.key, time.Now()); s != nil {
+	if s := l.known(c.key, time.Now()); s != nil {
 		left -= s.taken
 	}
-	return max(1, min(left, max(n, q.cfg.Reserve))), limit
+	return max(1, min(left, max(n, l.cfg.Reserve))), limit
 }
 
 // settle notes what t says, and tells the waiters. Those that it does not decide
 // on ask again.
-func (q *quota) settle(c *call, t taking) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.running--
+func (l *limiter) settle(c *call, t taking) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.running--
 	now := time.Now()
 	left := t.until.Sub(now)
 	switch {
 	case !t.answered:
 		c.fail()
 	case left > 0:
-		s := q.keep(c, now.Add(left), now) // with a monotonic reading, whatever Take's has
+		s := l.keep(c, now.Add(left), now) // with a monotonic reading, whatever Take's has
 		s.note(t)
 		c.serve(s, false)
 	case t.ok:
@@ -262,7 +261,7 @@ func (q *quota) settle(c *call, t taking) {
 		c.serve(s, true)
 	}
 	if c.waiting == 0 {
-		delete(q.calls, c.key)
+		delete(l.calls, c.key)
 	} else {
 		for _, w := range c.waiters {
 			if !w.left {
@@ -270,34 +269,34 @@ func (q *quota) settle(c *call, t taking) {
 				break
 			}
 		}
-		q.queue = append(q.queue, c)
+		l.queue = append(l.queue, c)
 	}
-	q.dispatch()
+	l.dispatch()
 }
 
 // keep returns c's share of the window that ends then, which is kept if there is
 // room.
-func (q *quota) keep(c *call, until, now time.Time) *share {
+func (l *limiter) keep(c *call, until, now time.Time) *share {
 	// The ends of one window differ by the time that a query takes, those of two
 	// by half an hour at least.
-	same := func(other time.Time) bool { return until.Sub(other).Abs() < q.cfg.Window/4 }
-	if until.After(q.until) {
-		if !same(q.until) {
-			q.forget() // another one has begun
+	same := func(other time.Time) bool { return until.Sub(other).Abs() < l.cfg.Window/4 }
+	if until.After(l.until) {
+		if !same(l.until) {
+			l.forget() // another one has begun
 		}
-		q.until = until
+		l.until = until
 	}
-	s := q.known(c.key, now)
+	s := l.known(c.key, now)
 	if s == nil || !same(s.until) {
 		s = &share{}
 	}
 	s.until = until
 	c.share = s
-	if old := q.shares[c.key]; old != nil {
-		q.shares[c.key] = s
-	} else if len(q.shares) < maxShares && q.shareBytes+len(c.key) <= maxShareKeys && same(q.until) {
-		q.shares[c.key] = s
-		q.shareBytes += len(c.key)
+	if old := l.shares[c.key]; old != nil {
+		l.shares[c.key] = s
+	} else if len(l.shares) < maxShares && l.shareBytes+len(c.key) <= maxShareKeys && same(l.until) {
+		l.shares[c.key] = s
+		l.shareBytes += len(c.key)
 	}
 	return s
 }

@@ -1,4 +1,4 @@
-package middleware
+package quota
 
 import (
 	"context"
@@ -21,7 +21,7 @@ func TestQuotaUsesWhatCameLate(t *testing.T) {
 		b := &bank{before: slow(200 * time.Millisecond)}
 		cfg := daily("ann", 12)
 		cfg.Reserve = 10
-		h := Quota(b, cfg)(http.HandlerFunc(hello))
+		h := New(b, cfg)(http.HandlerFunc(hello))
 		checkFields(t, checkStatus(t, h, 200), "daily q=12 w=86400", "")
 		start := time.Now()
 		checkFields(t, checkStatus(t, h, 200), "daily q=12 w=86400", "")
@@ -44,7 +44,7 @@ func TestQuotaUsesWhatCameLate(t *testing.T) {
 func TestQuotaWaitsFromArrival(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{before: slow(30 * time.Millisecond)}
-		h := Quota(b, daily("ann", 12))(http.HandlerFunc(hello))
+		h := New(b, daily("ann", 12))(http.HandlerFunc(hello))
 		var wg sync.WaitGroup
 		wg.Go(func() { get(h) })
 		time.Sleep(5 * time.Millisecond)
@@ -60,7 +60,7 @@ func TestQuotaWaitsFromArrival(t *testing.T) {
 		cfg := daily("bob", 12)
 		cfg.Key = func(*http.Request) string { time.Sleep(40 * time.Millisecond); return "bob" }
 		start = time.Now()
-		checkStatus(t, Quota(b, cfg)(http.HandlerFunc(hello)), 200)
+		checkStatus(t, New(b, cfg)(http.HandlerFunc(hello)), 200)
 		if d := time.Since(start); d != 50*time.Millisecond {
 			t.Errorf("waited %v after a slow Key", d)
 		}
@@ -71,7 +71,7 @@ func TestQuotaWaitsFromArrival(t *testing.T) {
 func TestQuotaAfterAnError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{before: broken}
-		h := Quota(b, daily("ann", 1))(http.HandlerFunc(hello))
+		h := New(b, daily("ann", 1))(http.HandlerFunc(hello))
 		checkStatus(t, h, 200)
 		b.hook(nil)
 		checkFields(t, checkStatus(t, h, 200), "daily q=1 w=86400", "daily r=0 t=86400")
@@ -83,8 +83,8 @@ func TestQuotaAfterAnError(t *testing.T) {
 func TestQuotaOfTheNextWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{}
-		cfg := QuotaConfig{Name: "hourly", Key: is("ann"), Limit: limit(4), Reserve: 3, Window: time.Hour}
-		q := newQuota(b, cfg)
+		cfg := Config{Name: "hourly", Key: is("ann"), Limit: limit(4), Reserve: 3, Window: time.Hour}
+		q := newLimiter(b, cfg)
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { q.serve(http.HandlerFunc(hello), w, r) })
 		for range 4 {
 			checkStatus(t, h, 200)
@@ -117,7 +117,7 @@ func TestQuotaOfTheNextWindow(t *testing.T) {
 func TestQuotaAtTheEndOfTheWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{after: func() { time.Sleep(20 * time.Millisecond) }}
-		h := Quota(b, QuotaConfig{Name: "hourly", Key: is("ann"), Limit: limit(1), Window: time.Hour})(http.HandlerFunc(hello))
+		h := New(b, Config{Name: "hourly", Key: is("ann"), Limit: limit(1), Window: time.Hour})(http.HandlerFunc(hello))
 		time.Sleep(time.Hour - 10*time.Millisecond)
 		var wg sync.WaitGroup
 		wg.Go(func() { checkFields(t, checkStatus(t, h, 200), "hourly q=1 w=3600", "hourly r=0 t=0") })
@@ -127,7 +127,7 @@ func TestQuotaAtTheEndOfTheWindow(t *testing.T) {
 
 		time.Sleep(time.Hour - 50*time.Millisecond)
 		checkStatus(t, h, 429)
-		h = Quota(b, QuotaConfig{Name: "hourly", Key: is("ann"), Limit: limit(1), Window: time.Hour})(http.HandlerFunc(hello))
+		h = New(b, Config{Name: "hourly", Key: is("ann"), Limit: limit(1), Window: time.Hour})(http.HandlerFunc(hello))
 		time.Sleep(time.Until(time.Now().Truncate(time.Hour).Add(time.Hour - 10*time.Millisecond)))
 		checkFields(t, checkStatus(t, h, 200), "hourly q=1 w=3600", "hourly r=0 t=3600")
 	})
@@ -138,7 +138,7 @@ func TestQuotaOfHigherLimit(t *testing.T) {
 		b := &bank{}
 		cfg := daily("ann", 0)
 		cfg.Limit = xLimit
-		h := Quota(b, cfg)(http.HandlerFunc(hello))
+		h := New(b, cfg)(http.HandlerFunc(hello))
 		checkStatus(t, h, 200, "X-Limit", "2")
 		checkStatus(t, h, 200, "X-Limit", "2")
 		checkStatus(t, h, 429, "X-Limit", "2")
@@ -158,7 +158,7 @@ func TestQuotaReserveOfHigherLimit(t *testing.T) {
 		b := &bank{}
 		cfg := daily("ann", 0)
 		cfg.Limit, cfg.Reserve = xLimit, 5
-		h := Quota(b, cfg)(http.HandlerFunc(hello))
+		h := New(b, cfg)(http.HandlerFunc(hello))
 		checkStatus(t, h, 200, "X-Limit", "10")
 		checkStatus(t, h, 429, "X-Limit", "1")
 		checkFields(t, checkStatus(t, h, 200, "X-Limit", "2"), "daily q=2 w=86400", "daily r=0 t=86400")
@@ -171,7 +171,7 @@ func TestQuotaReserveOfHigherLimit(t *testing.T) {
 func TestQuotaSomeClientsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{before: slow(10 * time.Millisecond)}
-		h := Quota(b, daily("ann", 2))(http.HandlerFunc(hello))
+		h := New(b, daily("ann", 2))(http.HandlerFunc(hello))
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() {
@@ -190,7 +190,7 @@ func TestQuotaSomeClientsGone(t *testing.T) {
 }
 
 func TestQuotaShares(t *testing.T) {
-	q := newQuota(&bank{}, daily("ann", 9))
+	q := newLimiter(&bank{}, daily("ann", 9))
 	now := time.Now()
 	at := func(c *call, d time.Duration) *share { return q.keep(c, now.Add(d), now) }
 	c := &call{key: "ann"}
@@ -223,7 +223,7 @@ func TestQuotaShares(t *testing.T) {
 // Nothing is taken when all are gone before Take is called.
 func TestQuotaTakesNothingForNobody(t *testing.T) {
 	b := &bank{}
-	q := newQuota(b, daily("ann", 2))
+	q := newLimiter(b, daily("ann", 2))
 	c := &call{key: "ann", waiters: []*waiter{{limit: 2, told: make(chan struct{}), left: true}}}
 	q.calls["ann"], q.running = c, 1
 	q.call(c)
@@ -237,7 +237,7 @@ func TestQuotaTakesNothingForNobody(t *testing.T) {
 func TestQuotaGivesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{}
-		q := newQuota(b, daily("ann", 2))
+		q := newLimiter(b, daily("ann", 2))
 		s := &share{taken: 2, until: time.Now().Add(time.Hour)}
 		q.shares["ann"], q.until = s, s.until
 		told := make(chan struct{})
@@ -265,8 +265,8 @@ func TestQuotaGivesBack(t *testing.T) {
 func TestQuotaMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{}
-		cfg := QuotaConfig{Name: "hourly", Key: xKey, Limit: limit(2), Window: time.Hour}
-		q := newQuota(b, cfg)
+		cfg := Config{Name: "hourly", Key: xKey, Limit: limit(2), Window: time.Hour}
+		q := newLimiter(b, cfg)
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { q.serve(http.HandlerFunc(hello), w, r) })
 		for i := range 101_000 {
 			if v := q.admit(t.Context(), strconv.Itoa(i), 2, time.Now().Add(q.patience)); v.outcome != passed || v.left != 1 {
@@ -308,7 +308,7 @@ func TestQuotaOfManyKeysAtOnce(t *testing.T) {
 		b := &bank{before: slow(2 * time.Millisecond)}
 		cfg := daily("", 2)
 		cfg.Key = xKey
-		h := Quota(b, cfg)(http.HandlerFunc(hello))
+		h := New(b, cfg)(http.HandlerFunc(hello))
 		codes := map[int]int{}
 		var wg sync.WaitGroup
 		var mu sync.Mutex
@@ -336,7 +336,7 @@ func TestQuotaGoroutines(t *testing.T) {
 		b := &bank{before: func(context.Context, string) error { <-forever; return nil }}
 		cfg := daily("", 1)
 		cfg.Key = xKey
-		q := newQuota(b, cfg)
+		q := newLimiter(b, cfg)
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { q.serve(http.HandlerFunc(hello), w, r) })
 		before := runtime.NumGoroutine()
 		for round := range 2 {
@@ -382,7 +382,7 @@ func TestQuotaTakeHasItsOwnContext(t *testing.T) {
 			took = time.Since(start)
 			return ctx.Err()
 		}}
-		checkStatus(t, Quota(b, daily("ann", 1))(http.HandlerFunc(hello)), 200)
+		checkStatus(t, New(b, daily("ann", 1))(http.HandlerFunc(hello)), 200)
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		if took != time.Second {
@@ -409,14 +409,14 @@ func TestQuotaDoesNotBelieveEverything(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				checkFields(t, checkStatus(t, Quota(take, daily("ann", 9))(http.HandlerFunc(hello)), 200), "daily q=9 w=86400", "")
+				checkFields(t, checkStatus(t, New(take, daily("ann", 9))(http.HandlerFunc(hello)), 200), "daily q=9 w=86400", "")
 			})
 		})
 	}
 	t.Run("less than nothing left", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			take := taker(func(n, limit int64) (int64, time.Time, bool) { return -1 << 63, time.Now().Add(time.Hour), false })
-			checkFields(t, checkStatus(t, Quota(take, daily("ann", 9))(http.HandlerFunc(hello)), 429), "daily q=9 w=86400", "daily r=0 t=3600")
+			checkFields(t, checkStatus(t, New(take, daily("ann", 9))(http.HandlerFunc(hello)), 429), "daily q=9 w=86400", "daily r=0 t=3600")
 		})
 	})
 }
