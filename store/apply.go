@@ -269,7 +269,7 @@ func (s *Store) addRows(ctx context.Context, tx *database.Tx, query string, rows
 			}
 			continue
 		}
-		added, args := s.sql.Rows(columns...)
+		added, args := s.db.Rows(columns...)
 		var now []struct {
 			bucket
 			Value int64

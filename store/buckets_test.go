@@ -1,10 +1,12 @@
 package store
 
 import (
+	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/store/sqlite"
 )
 
 // Buckets are listed as far as a range touches them, in the store's zone: the day on
@@ -21,8 +23,16 @@ func TestBuckets(t *testing.T) {
 		}
 		return at
 	}
-	s := &Store{own: zone, started: make(chan struct{})}
-	close(s.started)
+	db, err := sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	s, err := open(t.Context(), db, Config{Location: zone})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.cancel()
 	for _, c := range []struct {
 		step        Step
 		from, to    time.Time
@@ -66,7 +76,11 @@ func TestBuckets(t *testing.T) {
 			}
 		}
 	}
-	offline := &Store{started: make(chan struct{})}
+	offline, err := open(t.Context(), db, Config{StartOffline: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer offline.cancel()
 	if got := offline.Buckets(Day, at("2026-03-28 12:00"), at("2026-03-28 13:00")); len(got) != 1 || got[0].String() != "2026-03-28 00:00:00 +0000 UTC" {
 		t.Errorf("before the zone is known: %v", got)
 	}

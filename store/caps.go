@@ -131,7 +131,7 @@ func (s *Store) capSubjects(ctx context.Context, tx *database.Tx, sums *sums) er
 		found = found || len(next.known) > before
 	}
 	if found {
-		next.token = newID()
+		next.token = database.NewID()
 		if _, err := tx.Exec(ctx, sqlSetMeta, "subjects", next.token); err != nil {
 			return err
 		}
@@ -175,9 +175,9 @@ func (s *Store) knownSubjects(ctx context.Context, tx *database.Tx, token string
 	k := &subjects{token: token, known: map[string]bool{}, count: map[string]int{}, other: map[string]int{}, round: map[string]lookup{}}
 	for _, group := range slices.Sorted(maps.Keys(s.caps)) {
 		var list []string
-		text := fmt.Sprintf(sqlKnownSubjects, s.sql.Stem("key"))
+		text := fmt.Sprintf(sqlKnownSubjects, s.db.Stem("key"))
 		if group == "other" {
-			text += " OR " + s.sql.Strpos + "(key, '.') = 0"
+			text += " OR " + s.db.Strpos + "(key, '.') = 0"
 		}
 		err := tx.Select(ctx, &list, text, group+".", group+"..", group+"."+naming.Other+".", group+".", group+"/")
 		if err != nil {

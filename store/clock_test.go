@@ -41,24 +41,21 @@ func inBubble(t *testing.T, db *sqlx.DB, cfg Config) *Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.cancel)
-	if clock := s.sql.Clock(); !s.sql.SQLite {
-		s.sql.Edit = func(q string) string {
+	if clock := s.db.Clock(); !s.db.SQLite {
+		s.db.Edit = func(q string) string {
 			return strings.ReplaceAll(q, clock, fmt.Sprintf("CAST(%d AS BIGINT)", time.Now().UnixMilli()))
 		}
 	}
 	if err := s.start(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
-	close(s.started)
 	return s
 }
 
 // count is what a query of one number says.
 func (s *Store) count(t *testing.T, query string) (n int64) {
 	t.Helper()
-	if err := s.db.Get(&n, query); err != nil {
-		t.Fatal(err)
-	}
+	s.get(t, &n, query)
 	return n
 }
 
@@ -144,20 +141,20 @@ func TestRetentionWhenTheClockIsRightAgain(t *testing.T) {
 			{"and has been for a week", removal{now + 70*365*day, now - 7*day, now - day, 0}.String(), now},
 			{"the record is damaged", "x", now},
 		} {
-			s.db.MustExec(s.db.Rebind(`UPDATE usage_meta SET value = ? WHERE name = 'pruned'`), c.record)
+			s.exec(t, `UPDATE usage_meta SET value = ? WHERE name = 'pruned'`, c.record)
 			s.asked = asked{} // as of a process that has just begun
 			if err := s.prune(t.Context(), s.prunings()); err != nil && c.record != "x" {
 				t.Errorf("%s: %v", c.name, err)
 			}
 			var record string
-			if err := s.db.Get(&record, `SELECT value FROM usage_meta WHERE name = 'pruned'`); err != nil || c.record != "x" && !strings.HasPrefix(record, fmt.Sprint(c.known)) {
-				t.Errorf("%s: the record is %q then, %v", c.name, record, err)
+			if s.get(t, &record, `SELECT value FROM usage_meta WHERE name = 'pruned'`); c.record != "x" && !strings.HasPrefix(record, fmt.Sprint(c.known)) {
+				t.Errorf("%s: the record is %q then", c.name, record)
 			}
 			if n := s.count(t, allHistory); n != was {
 				t.Fatalf("%s: %d rows of %d are left", c.name, n, was)
 			}
 		}
-		s.db.MustExec(s.db.Rebind(`UPDATE usage_meta SET value = ? WHERE name = 'pruned'`), removal{now, now + 50*day, now + 50*day, 0}.String())
+		s.exec(t, `UPDATE usage_meta SET value = ? WHERE name = 'pruned'`, removal{now, now + 50*day, now + 50*day, 0}.String())
 		time.Sleep(60 * 24 * time.Hour)
 		s.asked = asked{}
 		if err := s.prune(t.Context(), s.prunings()); err == nil || s.count(t, allHistory) != was {
@@ -211,8 +208,8 @@ func TestHistoryOfBatchesWhenTheClockJumps(t *testing.T) {
 	inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
 		s := restart(Config{})
 		batch := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 2}}}
-		s.db.MustExec(s.db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES ('w', 0, ?, ?)`), []byte{}, time.Now().UnixMilli())
-		s.db.MustExec(s.db.Rebind(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('w', 1, ?, ?)`), batch.Opened, batch.Encode())
+		s.exec(t, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES ('w', 0, ?, ?)`, []byte{}, time.Now().UnixMilli())
+		s.exec(t, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('w', 1, ?, ?)`, batch.Opened, batch.Encode())
 		time.Sleep(30 * 365 * 24 * time.Hour)
 		if f, err := s.fold(t.Context(), true); err != nil || f.batches != 1 {
 			t.Fatal(f, err)
@@ -230,14 +227,14 @@ func TestWritersWhenTheClockIsBehind(t *testing.T) {
 		time.Sleep(200 * 24 * time.Hour)
 		s := restart(Config{})
 		now := time.Now()
-		s.db.MustExec(s.db.Rebind(`UPDATE usage_meta SET value = ? WHERE name = 'pruned'`), removal{last: now.UnixMilli()}.String())
+		s.exec(t, `UPDATE usage_meta SET value = ? WHERE name = 'pruned'`, removal{last: now.UnixMilli()}.String())
 		batch := counter.Batch{Opened: now.UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 2}}}
 		for _, w := range []string{"folds", "sends"} {
-			s.db.MustExec(s.db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 1)`), w, []byte{})
+			s.exec(t, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 1)`, w, []byte{})
 		}
-		s.db.MustExec(s.db.Rebind(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('folds', 1, ?, ?)`), batch.Opened, batch.Encode())
-		edit := s.sql.Edit
-		s.sql.Edit = func(q string) string {
+		s.exec(t, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('folds', 1, ?, ?)`, batch.Opened, batch.Encode())
+		edit := s.db.Edit
+		s.db.Edit = func(q string) string {
 			if edit != nil {
 				q = edit(q)
 			}
@@ -246,14 +243,14 @@ func TestWritersWhenTheClockIsBehind(t *testing.T) {
 		if f, err := s.fold(t.Context(), true); err != nil || f.batches != 1 {
 			t.Fatal(f, err)
 		}
-		err := s.attempt(t.Context(), s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+		err := s.db.Write(t.Context(), database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 			_, err := s.send(ctx, tx, "sends", sealed{seq: 1, opened: batch.Opened, payload: batch.Encode()})
 			return err
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.sql.Edit = edit
+		s.db.Edit = edit
 		if err := s.prune(t.Context(), s.prunings()); err != nil {
 			t.Fatal(err)
 		}
@@ -277,7 +274,7 @@ func TestWritersOfTheFuture(t *testing.T) {
 			db.MustExec(db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, ?)`), w, []byte{}, ahead)
 		}
 		batch := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 2}}}
-		err = s.attempt(ctx, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+		err = s.db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 			_, err := s.send(ctx, tx, "lives", sealed{seq: 1, opened: batch.Opened, payload: batch.Encode()})
 			return err
 		})
@@ -364,7 +361,7 @@ func TestALeaseOfTheFutureIsNone(t *testing.T) {
 	for _, until := range []time.Duration{ahead, 10 * time.Minute, 70 * 365 * 24 * time.Hour} {
 		db.MustExec(`UPDATE usage_meta SET value = $1 WHERE name = 'lease'`, fmt.Sprintf("dead %d", time.Now().Add(until).UnixMilli()))
 		mine := false
-		err := s.attempt(ctx, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) (err error) {
+		err := s.db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) (err error) {
 			seq++
 			mine, err = s.send(ctx, tx, s.writer, sealed{seq: seq, opened: batch.Opened, payload: batch.Encode()})
 			return err
@@ -523,5 +520,5 @@ func TestReadsOfRowsThatLieFarAhead(t *testing.T) {
 
 // eraseNow is Erase of what is in the tables.
 func (s *Store) eraseNow(ctx context.Context, user string) error {
-	return s.attempt(ctx, s.direct, sendTimeout, func(ctx context.Context, tx *database.Tx) error { return s.eraseRows(ctx, tx, user) })
+	return s.db.Direct(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error { return s.eraseRows(ctx, tx, user) })
 }

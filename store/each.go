@@ -120,7 +120,7 @@ func (s *Store) page(ctx context.Context, q *Query, r rest) ([]Count, rest, erro
 	}
 	err := s.read(ctx, func(ctx context.Context, tx *database.Tx, now time.Time) error {
 		var prepared string
-		if err := tx.Get(ctx, &prepared, fmt.Sprintf(sqlPrepareEach, s.sql.SetLocal("enable_seqscan", "off"))); err != nil {
+		if err := tx.Get(ctx, &prepared, fmt.Sprintf(sqlPrepareEach, s.db.SetLocal("enable_seqscan", "off"))); err != nil {
 			return err
 		}
 		var counts []Count
@@ -253,7 +253,7 @@ func (s *Store) noRoom(ctx context.Context, tx *database.Tx, spans []span, lo st
 			}
 			if sp.step != 0 {
 				table, where = "usage_history", where+" AND h.step = ? AND h.bucket = v.bucket"
-				list, of = s.sql.Values(database.Column{Name: "bucket", Numbers: sp.buckets})
+				list, of = s.db.Values(database.Column{Name: "bucket", Numbers: sp.buckets})
 				args = append(args, int(sp.step))
 			}
 			args = append(append(args, max(eachPage/buckets, eachLeast)), of...)

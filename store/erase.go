@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/usagekit/usagekit/internal/calendar"
@@ -54,7 +53,7 @@ func (s *Store) Erase(ctx context.Context, user string) error {
 		err = s.eraseWaiting(ctx, user)
 	}
 	if err == nil {
-		_, err = again(ctx, s, func(ctx context.Context, tx *database.Tx) (none struct{}, err error) {
+		_, err = database.Again(ctx, s.run, s.db, func(ctx context.Context, tx *database.Tx) (none struct{}, err error) {
 			return none, s.eraseRows(ctx, tx, user)
 		})
 	}
@@ -64,8 +63,8 @@ func (s *Store) Erase(ctx context.Context, user string) error {
 	if err == nil {
 		err = s.eraseBad(ctx, user)
 	}
-	if err == nil && s.sql.SQLite {
-		err = s.emptyLog(ctx)
+	if err == nil {
+		err = s.db.EmptyLog(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("store: Erase: %w", err)
@@ -98,7 +97,7 @@ func isOf(name, user string) bool {
 func (s *Store) eraseWaiting(ctx context.Context, user string) error {
 	var last waiting
 	for {
-		batches, err := again(ctx, s, func(ctx context.Context, tx *database.Tx) ([]waiting, error) {
+		batches, err := database.Again(ctx, s.run, s.db, func(ctx context.Context, tx *database.Tx) ([]waiting, error) {
 			if err := s.holdLease(ctx, tx); err != nil {
 				return nil, err
 			}
@@ -197,7 +196,7 @@ func (s *Store) eraseSpan(ctx context.Context, tx *database.Tx, sp span, user st
 		table, where, args := "usage_metrics", " WHERE key = ?", []any{key}
 		if sp.step != 0 {
 			table = "usage_history"
-			in, list := s.sql.OneOf("bucket", sp.buckets)
+			in, list := s.db.OneOf("bucket", sp.buckets)
 			where, args = where+" AND step = ? AND "+in, append(args, int(sp.step), list)
 		}
 		if _, err := tx.Exec(ctx, "DELETE FROM "+table+where, args...); err != nil {
@@ -212,7 +211,7 @@ func (s *Store) eraseSpan(ctx context.Context, tx *database.Tx, sp span, user st
 func (s *Store) eraseRecords(ctx context.Context, user string) error {
 	for _, kind := range []string{"crossing", "notify"} {
 		for last, more := kind+"/", true; more; {
-			names, err := again(ctx, s, func(ctx context.Context, tx *database.Tx) ([]string, error) {
+			names, err := database.Again(ctx, s.run, s.db, func(ctx context.Context, tx *database.Tx) ([]string, error) {
 				if err := tx.Begin(ctx); err != nil {
 					return nil, err
 				}
@@ -246,7 +245,7 @@ func (s *Store) recordOf(name, user string) bool {
 // eraseBad takes a user out of the batches that were set aside, one after the other.
 func (s *Store) eraseBad(ctx context.Context, user string) error {
 	for last := "bad/"; last != ""; {
-		name, err := again(ctx, s, func(ctx context.Context, tx *database.Tx) (string, error) {
+		name, err := database.Again(ctx, s.run, s.db, func(ctx context.Context, tx *database.Tx) (string, error) {
 			if err := tx.Begin(ctx); err != nil {
 				return "", err
 			}
@@ -274,49 +273,4 @@ func (s *Store) eraseBad(ctx context.Context, user string) error {
 		last = name
 	}
 	return nil
-}
-
-// emptyLog has a SQLite file take over what its log, -wal, holds, old copies of pages
-// among it, and cuts the log. It waits for those that read from it.
-func (s *Store) emptyLog(ctx context.Context) error {
-	for start := time.Now(); ; {
-		busy, err := s.checkpoint(ctx)
-		if err != nil {
-			return err
-		}
-		if !busy {
-			return nil
-		}
-		if time.Since(start) > sendTimeout {
-			return database.Fault("the rows are gone, but another connection that reads for long keeps copies of them in the file's -wal: call it again")
-		}
-		select {
-		case <-time.After(minBackoff):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// checkpoint is outside of any transaction, where SQLite wants it, and else an attempt
-// like any other.
-func (s *Store) checkpoint(ctx context.Context) (busy bool, err error) {
-	if !s.isStarted() {
-		return false, errNotReached
-	}
-	var done atomic.Bool // by an attempt that may outlast this call
-	err = s.take(ctx, s.writes, sendTimeout, func(ctx context.Context) error {
-		file := s.file.Load()
-		conn, err := file.connect(ctx, s.db, s.reopen)
-		if err != nil {
-			return err
-		}
-		err = database.Guarded(func() error {
-			busy, err := cutLog(ctx, conn)
-			done.Store(!busy)
-			return errors.Join(err, file.check())
-		})
-		return errors.Join(err, conn.Close())
-	})
-	return !done.Load(), err
 }

@@ -269,22 +269,22 @@ func TestEraseCutsTheLogInItsTurnAndInTheRightFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "usage.db")
 	db, err := sqlite.Open(path)
 	s := unstarted(t, db, err)
-	if err := s.emptyLog(t.Context()); err != nil {
+	if err := s.db.EmptyLog(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	token := <-s.writes
+	release := held(t, s.db.Write)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := s.emptyLog(ctx); !errors.Is(err, context.DeadlineExceeded) {
+	if err := s.db.EmptyLog(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("while the connection of writes is in use: %v", err)
 	}
-	s.writes <- token
+	release()
 	db.SetMaxIdleConns(0) // the next connection would make a file
 	if err := os.Rename(path, path+".aside"); err != nil {
 		t.Fatal(err)
 	}
 	var told *database.FileError
-	if err := s.emptyLog(t.Context()); !errors.As(err, &told) || !errors.Is(err, ErrUnavailable) {
+	if err := s.db.EmptyLog(t.Context()); !errors.As(err, &told) || !errors.Is(err, ErrUnavailable) {
 		t.Errorf("while its file is elsewhere: %v", err)
 	}
 	if found, err := filepath.Glob(path + "*"); err != nil || slices.Contains(found, path) {
@@ -293,7 +293,7 @@ func TestEraseCutsTheLogInItsTurnAndInTheRightFile(t *testing.T) {
 	if err := os.Rename(path+".aside", path); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.emptyLog(t.Context()); err != nil {
+	if err := s.db.EmptyLog(t.Context()); err != nil {
 		t.Errorf("when it is there again: %v", err)
 	}
 }

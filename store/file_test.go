@@ -312,9 +312,6 @@ func TestSQLiteFileOfOtherPools(t *testing.T) {
 				t.Fatal(err)
 			}
 			u := &underfoot{T: t, path: path, db: db, s: s}
-			if watched := s.file.Load() != nil; watched != file {
-				t.Errorf("a file is watched: %v", watched)
-			}
 			u.count(5)
 			u.flush()
 			if !file {
@@ -328,79 +325,4 @@ func TestSQLiteFileOfOtherPools(t *testing.T) {
 			u.works(11)
 		})
 	}
-}
-
-// Where the pool has let all connections go, SQLite removes what it appends, and there
-// is nothing of it to look for among what this process has open: an idle service with
-// ten thousand sockets would do that each Interval.
-func TestASQLiteFileThatNobodyHasOpenIsLookedAtAlone(t *testing.T) {
-	db, err := sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
-	s := unstarted(t, db, err)
-	add := func() {
-		t.Helper()
-		if _, err := s.AddNow(t.Context(), "feature.a.used", 1); err != nil {
-			t.Fatal(err)
-		}
-	}
-	add()
-	f := s.file.Load()
-	if f == nil || f.beside[0] == nil {
-		t.Skip("this system does not tell what a process has open")
-	}
-	db.SetMaxIdleConns(0)
-	add() // on the last connection
-	for range 2 {
-		if f.changed() {
-			t.Error("the file is not what it was")
-		}
-		for i, suffix := range besides {
-			if f.beside[i] != nil {
-				t.Errorf("its %s is gone, and looked for", suffix)
-			}
-		}
-	}
-	add()
-	if f.changed() || f.check() != nil {
-		t.Error("afterwards, the file is not what it was")
-	}
-}
-
-// SQLite's -wal is gone with its last connection, and the next file that this process
-// makes may have its inode: that is no connection to what the file was.
-func TestAnInodeThatIsUsedAgainIsAnotherFile(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "usage.db-wal")
-	reused := false
-	for range 100 {
-		if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		was, err := stat(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
-		}
-		other, err := os.Create(filepath.Join(dir, "other"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		now, err := stat(other.Name())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if os.SameFile(was.(stamped).FileInfo, now.(stamped).FileInfo) {
-			reused = true
-			if open, known := openFiles(); known && holds(open, was) {
-				t.Error("a file that was made later is taken for the one before")
-			}
-		}
-		if open, known := openFiles(); known && !holds(open, now) {
-			t.Error("an open file is not found")
-		}
-		other.Close()
-		os.Remove(other.Name())
-	}
-	t.Logf("inodes are used again: %v", reused)
 }

@@ -123,7 +123,7 @@ func (s *Store) foldThrough(ctx context.Context, seq int64) error {
 	}
 	for pause := time.Millisecond; ; pause = min(2*pause, time.Second/2) {
 		var own struct{ Guard, Waiting int64 }
-		err := s.glance(ctx, func(ctx context.Context, tx *database.Tx) error {
+		err := s.db.Glance(ctx, func(ctx context.Context, tx *database.Tx) error {
 			return tx.Get(ctx, &own, sqlOwn, s.writer, s.writer, seq)
 		})
 		switch {
@@ -144,7 +144,7 @@ func (s *Store) foldThrough(ctx context.Context, seq int64) error {
 			if s.run.Err() != nil {
 				return err // there is no later
 			}
-			wait = rand.N(minBackoff) + minBackoff
+			wait = rand.N(database.MinBackoff) + database.MinBackoff
 		}
 		select {
 		case <-time.After(wait):
@@ -167,7 +167,7 @@ func (s *Store) fold(ctx context.Context, force bool) (foldResult, error) {
 	memory.size, memory.limit = cmp.Or(memory.size, foldBytes), cmp.Or(memory.limit, foldTimeout)
 	var f foldResult
 	var tried atomic.Pointer[choice]
-	err := s.attempt(ctx, s.writes, memory.limit, func(ctx context.Context, tx *database.Tx) (err error) {
+	err := s.db.Write(ctx, memory.limit, func(ctx context.Context, tx *database.Tx) (err error) {
 		f, err = s.foldTx(ctx, tx, force, memory, &tried)
 		return err
 	})
@@ -313,14 +313,14 @@ type choice struct {
 // was refused come behind (see turn).
 func (s *Store) choose(ctx context.Context, tx *database.Tx, memory foldMemory, seen int64) (c choice, err error) {
 	query, args := sqlWaiting, []any{foldDepth, seen}
-	if s.sql.SQLite { // which begins with the inbox
+	if s.db.SQLite { // which begins with the inbox
 		query, args = sqlWaitingLite, args[:1]
 	}
 	var list []waiting
 	if err := tx.Select(ctx, &list, query, args...); err != nil {
 		return choice{}, err
 	}
-	c = s.turn(list, s.sql.SQLite || seen == 0, memory.suspect, time.Now())
+	c = s.turn(list, s.db.SQLite || seen == 0, memory.suspect, time.Now())
 	if list = c.list; len(list) == 0 || c.again {
 		return c, nil
 	}
@@ -364,7 +364,7 @@ func (s *Store) payloads(ctx context.Context, tx *database.Tx, list []waiting) (
 		writers[i], seqs[i] = w.Writer, w.Seq
 		at[id{w.Writer, w.Seq}] = i
 	}
-	rows, args := s.sql.Values(database.Column{Name: "writer", Texts: writers}, database.Column{Name: "seq", Numbers: seqs})
+	rows, args := s.db.Values(database.Column{Name: "writer", Texts: writers}, database.Column{Name: "seq", Numbers: seqs})
 	var found []struct {
 		Writer  string
 		Seq     int64
@@ -490,9 +490,9 @@ func (s *Store) advance(ctx context.Context, tx *database.Tx, m *merging) error 
 	if len(writers) == 0 {
 		return nil
 	}
-	rows, args := s.sql.Values(database.Column{Name: "writer", Texts: writers}, database.Column{Name: "guard", Numbers: was},
+	rows, args := s.db.Values(database.Column{Name: "writer", Texts: writers}, database.Column{Name: "guard", Numbers: was},
 		database.Column{Name: "seq", Numbers: seqs}, database.Column{Name: "sum", Texts: sums})
-	query := strings.Replace(strings.Replace(sqlAdvance, "%s", s.sql.Unhex("v.sum"), 1), "%s", rows, 1)
+	query := strings.Replace(strings.Replace(sqlAdvance, "%s", s.db.Unhex("v.sum"), 1), "%s", rows, 1)
 	n, err := tx.Exec(ctx, query, append([]any{m.pruned.since(m.now)}, args...)...)
 	if err != nil {
 		return err

@@ -69,16 +69,15 @@ func twoLeaders(t *testing.T, edit func(string) string) (total, conflicts int64)
 		}
 		stores[i] = s
 	}
-	db := stores[0].db
-	db.MustExec(`INSERT INTO usage_writers VALUES ('w', 0, '', 0)`)
+	stores[0].exec(t, `INSERT INTO usage_writers VALUES ('w', 0, '', 0)`)
 	payload := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 1}}}.Encode()
 	for seq := range 3 {
-		db.MustExec(`INSERT INTO usage_inbox VALUES ('w', $1, 1, $2)`, seq+1, payload)
+		stores[0].exec(t, `INSERT INTO usage_inbox VALUES ('w', ?, 1, ?)`, seq+1, payload)
 	}
 	var folds sync.WaitGroup
 	for _, s := range stores {
 		var once sync.Once
-		s.sql.Edit = func(q string) string {
+		s.db.Edit = func(q string) string {
 			if strings.HasPrefix(q, "UPDATE usage_writers") {
 				once.Do(func() { met.Done(); met.Wait() })
 			}
@@ -159,7 +158,7 @@ func TestABatchThatPanicsIsSetAside(t *testing.T) {
 		db.MustExec(`INSERT INTO usage_writers VALUES ('w', 0, x'', 0) ON CONFLICT DO NOTHING`)
 		db.MustExec(`INSERT INTO usage_inbox VALUES ('w', ?, 1, ?)`, seq+1, payload)
 	}
-	s.sql.Edit = func(q string) string {
+	s.db.Edit = func(q string) string {
 		var guard int64
 		if strings.Contains(q, "usage_history AS h") { // in the fold's own transaction: what it is about to count
 			if err := db.Get(&guard, `SELECT seq FROM usage_writers WHERE writer = 'w'`); err != nil || guard == 0 && s.folding.size == 0 || guard == 1 && s.folding.suspect == "" {
@@ -373,7 +372,7 @@ func TestASlowBatchGetsMoreTime(t *testing.T) {
 		db.MustExec(`INSERT INTO usage_inbox VALUES ('w', ?, 1, ?)`, seq+1, payload)
 	}
 	s.folding.limit = 200 * time.Millisecond
-	s.sql.Edit = func(q string) string {
+	s.db.Edit = func(q string) string {
 		if strings.Contains(q, "usage_history AS h") {
 			time.Sleep(500 * time.Millisecond) // a slow server
 		}
@@ -415,7 +414,7 @@ func TestLaneOfAbandonedAttempts(t *testing.T) {
 	for range 5 {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond) // with the wait for the lane
 		defer cancel()
-		err := s.attempt(ctx, s.reads, 20*time.Millisecond, func(context.Context, *database.Tx) error {
+		err := s.db.Read(ctx, 20*time.Millisecond, func(context.Context, *database.Tx) error {
 			hanging.Add(1)
 			<-hang
 			ended <- struct{}{}
@@ -490,8 +489,7 @@ func TestALongReadDelaysNoFold(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Shutdown(ctx)
-	<-s.reads // as such a read does, for as long as the test takes
-	defer func() { s.reads <- struct{}{} }()
+	defer held(t, s.db.Read)() // as such a read does, for as long as the test takes
 	for range 3 {
 		s.Inc("feature.a.used")
 		if err := s.Flush(ctx); err != nil {

@@ -38,7 +38,7 @@ COALESCE((SELECT f.value FROM usage_meta f WHERE f.name = 'folded'), '0') AS fol
 
 // foldLoop folds what waits while this instance has the lease, or nobody has.
 func (s *Store) foldLoop() {
-	if !s.waitStarted() {
+	if !s.db.WaitStarted(s.run) {
 		return
 	}
 	for leader := false; ; {
@@ -149,7 +149,7 @@ func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
 	case err != nil && f.more:
 		return time.Millisecond, false // the others must not wait for what this one met
 	case err != nil:
-		return rand.N(maxBackoff) + minBackoff, false
+		return rand.N(database.MaxBackoff) + database.MinBackoff, false
 	case f.busy:
 		*leader = false
 		return max(s.interval, time.Second) + rand.N(time.Second), false
@@ -197,7 +197,7 @@ func (s *Store) rest(upserts time.Duration) time.Duration {
 			renewed = time.Now()
 		}
 		var bytes int64
-		err := s.glance(s.run, func(ctx context.Context, tx *database.Tx) error {
+		err := s.db.Glance(s.run, func(ctx context.Context, tx *database.Tx) error {
 			return tx.Get(ctx, &bytes, sqlWaits)
 		})
 		if err == nil && bytes > restBytes {
@@ -229,8 +229,8 @@ func (s *Store) look(ctx context.Context) (turn, error) {
 		Waiting int
 		Folded  int64
 	}
-	err := s.glance(ctx, func(ctx context.Context, tx *database.Tx) error {
-		return tx.Get(ctx, &row, strings.Replace(sqlLook, "%s", s.sql.Clock(), 1))
+	err := s.db.Glance(ctx, func(ctx context.Context, tx *database.Tx) error {
+		return tx.Get(ctx, &row, strings.Replace(sqlLook, "%s", s.db.Clock(), 1))
 	})
 	if err != nil {
 		return turn{}, err
@@ -252,7 +252,7 @@ func (s *Store) look(ctx context.Context) (turn, error) {
 // file has its instances on one host, most often one, and locks as a whole: there
 // it is everybody's, and what a killed process left is folded at once.
 func (s *Store) parseLease(value string, now int64) (holder string, until int64) {
-	if s.sql.SQLite {
+	if s.db.SQLite {
 		return s.writer, 0
 	}
 	holder, end, _ := strings.Cut(value, " ")
@@ -276,7 +276,7 @@ func (s *Store) leaseUntil(now int64) string {
 // renew keeps the lease over a long rest. It saves work and is never trusted,
 // so an error does not matter.
 func (s *Store) renew(ctx context.Context) {
-	_ = s.attempt(ctx, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+	_ = s.db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 		l, err := s.lockLease(ctx, tx)
 		if err != nil || l.holder != s.writer {
 			return err
@@ -288,7 +288,7 @@ func (s *Store) renew(ctx context.Context) {
 
 // release gives the lease to whoever comes next.
 func (s *Store) release(ctx context.Context) {
-	_ = s.attempt(ctx, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+	_ = s.db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 		_, err := tx.Exec(ctx, sqlClearLease, s.writer+"%")
 		return err
 	})
@@ -314,7 +314,7 @@ func (s *Store) lockLease(ctx context.Context, tx *database.Tx) (lease, error) {
 		Value, Pruned, Rules string
 		Now                  int64
 	}
-	if err := tx.Select(ctx, &rows, strings.Replace(sqlLease, "%s", s.sql.Clock(), 1)+s.sql.LockLease); err != nil {
+	if err := tx.Select(ctx, &rows, strings.Replace(sqlLease, "%s", s.db.Clock(), 1)+s.db.LockLease); err != nil {
 		return lease{}, err
 	}
 	if len(rows) == 0 {

@@ -223,7 +223,7 @@ func (m *model) start(offline bool) *process {
 			p.gone = true
 			return
 		}
-		s.sql.Edit = m.edit
+		s.db.Edit = m.edit
 		p.store = s
 	})
 	return p
@@ -419,8 +419,8 @@ func (p *process) prepare() {
 // reach is a turn of startLoop.
 func (p *process) reach() {
 	p.turn("reach the database", func() {
-		if !p.store.isStarted() && p.store.start(p.store.run, true) == nil {
-			close(p.store.started)
+		if !p.store.db.Started() {
+			_ = p.store.start(p.store.run, true)
 		}
 	})
 }
@@ -430,7 +430,7 @@ func (p *process) send() { p.turn("send", func() { _, _ = p.sendNext() }) }
 
 func (p *process) sendNext() (waits bool, err error) {
 	s := p.store
-	if !s.isStarted() {
+	if !s.db.Started() {
 		return false, nil
 	}
 	if p.m.early && len(s.queue) > 0 {
@@ -445,12 +445,12 @@ func (p *process) sendNext() (waits bool, err error) {
 func (p *process) adopt() {
 	p.turn("adopt", func() {
 		s := p.store
-		if !s.isStarted() {
+		if !s.db.Started() {
 			return
 		}
 		_ = s.spool.Adopt(s.registerAdopted, func(writer string, b counter.Sealed) error {
 			if p.m.renamed {
-				writer = newID()
+				writer = database.NewID()
 			}
 			err := s.sendAdopted(writer, b)
 			p.m.note("   %d: batch %d of %.4s with %d names: %v", p.id, b.Seq, writer, len(b.Counts), err)
@@ -463,7 +463,7 @@ func (p *process) adopt() {
 // fold is a turn of foldLoop.
 func (p *process) fold() {
 	p.turn("fold", func() {
-		if !p.store.isStarted() {
+		if !p.store.db.Started() {
 			return
 		}
 		p.store.foldTurn(&p.leader)
@@ -484,7 +484,7 @@ func (p *process) shutdown(up bool) {
 		p.failed = false
 		ctx, cancel := context.WithTimeout(context.Background(), dbtest.Limit)
 		defer cancel()
-		err := p.store.Shutdown(&sending{Context: ctx, p: p, ended: !up || !p.store.isStarted()})
+		err := p.store.Shutdown(&sending{Context: ctx, p: p, ended: !up || !p.store.db.Started()})
 		if p.gone {
 			return
 		}
@@ -494,7 +494,7 @@ func (p *process) shutdown(up bool) {
 		if err != nil && (lost == nil || !p.m.diskFailed) {
 			p.m.violation("Shutdown: %v", err)
 		}
-		if left := strings.Join(p.m.fs.Left(), " "); up && !p.failed && !p.m.diskFailed && p.store.isStarted() && strings.Contains(left, p.store.writer) {
+		if left := strings.Join(p.m.fs.Left(), " "); up && !p.failed && !p.m.diskFailed && p.store.db.Started() && strings.Contains(left, p.store.writer) {
 			p.m.violation("after Shutdown, with the database there: %s", left)
 		}
 		for name, n := range p.atRisk {
@@ -574,7 +574,7 @@ func (m *model) stored() (map[string]int64, error) {
 func (m *model) recover() {
 	m.chances, m.at, m.tearAt = chances{}, 0, 0
 	for _, p := range slices.Clone(m.living) {
-		if p.store.isStarted() && m.oneIn(2) {
+		if p.store.db.Started() && m.oneIn(2) {
 			p.shutdown(true)
 		} else {
 			p.kill()
@@ -729,7 +729,7 @@ func (m *model) someTurn() {
 	case 0:
 		p.kill()
 	case 1:
-		p.shutdown(m.oneIn(2) && p.store.isStarted())
+		p.shutdown(m.oneIn(2) && p.store.db.Started())
 	case 2:
 		if m.powerFails > 0 && m.oneIn(3) {
 			m.powerLoss()

@@ -47,7 +47,7 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 		crossings int
 		total     int64
 	}
-	err = s.attempt(ctx, s.direct, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+	err = s.db.Direct(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 		if s.clash != nil {
 			return s.clash
 		}
@@ -85,7 +85,7 @@ func (s *Store) now(ctx context.Context, tx *database.Tx) (time.Time, removal, e
 		Now           int64
 		Pruned, Rules string
 	}
-	err := tx.Get(ctx, &at, strings.Replace(sqlNow, "%s", s.sql.Clock(), 1))
+	err := tx.Get(ctx, &at, strings.Replace(sqlNow, "%s", s.db.Clock(), 1))
 	if err == nil {
 		err = s.follow(ctx, tx, at.Rules)
 	}
@@ -112,7 +112,7 @@ func (s *Store) Reset(ctx context.Context, names ...string) error {
 	if err := s.Flush(ctx); err != nil {
 		return fmt.Errorf("store: Reset: %w", err)
 	}
-	_, err := again(ctx, s, func(ctx context.Context, tx *database.Tx) (none struct{}, err error) {
+	_, err := database.Again(ctx, s.run, s.db, func(ctx context.Context, tx *database.Tx) (none struct{}, err error) {
 		if err := tx.Begin(ctx); err != nil {
 			return none, err
 		}
@@ -137,35 +137,10 @@ func (s *Store) Reset(ctx context.Context, names ...string) error {
 	return nil
 }
 
-// again is attempt, until it works, the error is no matter of time, or ctx ends: for
-// what waits for a fold and may be repeated. Each attempt has a result of its own: an
-// abandoned one may still be at work.
-func again[T any](ctx context.Context, s *Store, f func(context.Context, *database.Tx) (T, error)) (T, error) {
-	for backoff := minBackoff; ; {
-		var result, none T
-		err := s.attempt(ctx, s.direct, sendTimeout, func(ctx context.Context, tx *database.Tx) (err error) {
-			result, err = f(ctx, tx)
-			return err
-		})
-		if err == nil {
-			return result, nil
-		}
-		if !errors.Is(err, ErrUnavailable) || !s.isStarted() || ctx.Err() != nil || s.run.Err() != nil {
-			return none, err
-		}
-		select {
-		case <-time.After(backoff):
-		case <-ctx.Done():
-			return none, err
-		}
-		backoff = min(2*backoff, maxBackoff)
-	}
-}
-
 // deleteMeta removes rows of usage_meta.
 func (s *Store) deleteMeta(ctx context.Context, tx *database.Tx, names []string) error {
 	for names := range slices.Chunk(names, chunk) {
-		in, list := s.sql.OneOfTexts("name", names)
+		in, list := s.db.OneOfTexts("name", names)
 		if _, err := tx.Exec(ctx, "DELETE FROM usage_meta WHERE "+in, list); err != nil {
 			return err
 		}
@@ -209,7 +184,7 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, window ti
 		until time.Time
 		ok    bool
 	}
-	err = s.attempt(ctx, s.direct, readTimeout, func(ctx context.Context, tx *database.Tx) error {
+	err = s.db.Direct(ctx, database.ReadTimeout, func(ctx context.Context, tx *database.Tx) error {
 		if s.clash != nil {
 			return s.clash
 		}
@@ -218,7 +193,7 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, window ti
 			Now             int64
 		}
 		asked := time.Now()
-		if err := tx.Get(ctx, &at, fmt.Sprintf("SELECT %s AS prepared, %s AS now, "+sqlRules, s.sql.PrepareTake, s.sql.Clock())); err != nil {
+		if err := tx.Get(ctx, &at, fmt.Sprintf("SELECT %s AS prepared, %s AS now, "+sqlRules, s.db.PrepareTake, s.db.Clock())); err != nil {
 			return err
 		}
 		if err := s.follow(ctx, tx, at.Rules); err != nil {

@@ -99,15 +99,8 @@ func inbox(t *testing.T, s *Store) {
 		writer string
 		seq    int
 	}{{"v", 1}, {"w", 1}, {"w", 2}} {
-		execute(t, s, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 4000000000000) ON CONFLICT DO NOTHING`, w.writer, []byte{})
-		execute(t, s, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?)`, w.writer, w.seq, b.Opened, b.Encode())
-	}
-}
-
-func execute(t *testing.T, s *Store, query string, args ...any) {
-	t.Helper()
-	if _, err := s.db.ExecContext(t.Context(), s.db.Rebind(query), args...); err != nil {
-		t.Fatal(err)
+		s.exec(t, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 4000000000000) ON CONFLICT DO NOTHING`, w.writer, []byte{})
+		s.exec(t, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?)`, w.writer, w.seq, b.Opened, b.Encode())
 	}
 }
 
@@ -134,7 +127,7 @@ func totalsWithout(t *testing.T, s *Store, group string) map[string]int64 {
 		totals[c.Name] = c.N
 	}
 	var bad int
-	if err := s.db.GetContext(t.Context(), &bad, `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'bad/%'`); err != nil || bad > 0 {
+	if s.get(t, &bad, `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'bad/%'`); bad > 0 {
 		totals["bad"] = int64(bad)
 	}
 	return totals
@@ -144,7 +137,7 @@ func totalsWithout(t *testing.T, s *Store, group string) map[string]int64 {
 func TestCountsOutlastAnOperatorsMistake(t *testing.T) {
 	withRules(t, func(t *testing.T, s *Store, r rule) {
 		inbox(t, s)
-		execute(t, s, r.on)
+		s.exec(t, r.on)
 		var last error
 		defer func() {
 			if t.Failed() {
@@ -157,7 +150,7 @@ func TestCountsOutlastAnOperatorsMistake(t *testing.T) {
 				t.Fatalf("a fold against %s: %+v", r.name, f)
 			}
 		}
-		execute(t, s, r.off)
+		s.exec(t, r.off)
 		foldAll(t, s)
 		want := map[string]int64{"feature.a.used": 3, "feature.b.used": 3, "user.1.requests": 3}
 		if got := totalsWithout(t, s, "user.active."); !maps.Equal(got, want) {
@@ -206,7 +199,7 @@ func TestRulesThatStayKeepOnlyTheirNamesOut(t *testing.T) {
 				db, err = postgres.Open(Server.NewDatabase(t))
 			}
 			s := unstarted(t, db, err)
-			execute(t, s, c.rule.on)
+			s.exec(t, c.rule.on)
 			inbox(t, s)
 			for range 4 {
 				if _, err := s.fold(t.Context(), true); err == nil {
@@ -231,7 +224,7 @@ func TestNothingIsSetAsideWhileEverythingIsRefused(t *testing.T) {
 			t.Skip("it refuses some")
 		}
 		inbox(t, s)
-		execute(t, s, r.on)
+		s.exec(t, r.on)
 		for range 4 {
 			_, _ = s.fold(t.Context(), true)
 		}
@@ -241,7 +234,7 @@ func TestNothingIsSetAsideWhileEverythingIsRefused(t *testing.T) {
 				t.Fatalf("a fold against %s: %+v", r.name, f)
 			}
 		}
-		execute(t, s, r.off)
+		s.exec(t, r.off)
 		foldAll(t, s)
 		want := map[string]int64{"feature.a.used": 3, "feature.b.used": 3, "user.1.requests": 3}
 		if got := totalsWithout(t, s, "user.active."); !maps.Equal(got, want) {
@@ -260,9 +253,9 @@ func TestNoNamesAreLookedForWhileEverythingIsRefused(t *testing.T) {
 	for i := range 64 {
 		b.Counts = append(b.Counts, counter.Count{Name: fmt.Sprintf("feature.f%d.used", i), N: 1})
 	}
-	execute(t, s, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES ('v', 0, ?, 4000000000000)`, []byte{})
-	execute(t, s, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('v', 1, ?, ?)`, b.Opened, b.Encode())
-	execute(t, s, rulesOfSQLite[0].on)
+	s.exec(t, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES ('v', 0, ?, 4000000000000)`, []byte{})
+	s.exec(t, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('v', 1, ?, ?)`, b.Opened, b.Encode())
+	s.exec(t, rulesOfSQLite[0].on)
 	for range 4 {
 		_, _ = s.fold(t.Context(), true)
 	}

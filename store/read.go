@@ -14,8 +14,6 @@ import (
 	"github.com/usagekit/usagekit/internal/naming"
 )
 
-const readTimeout = 5 * time.Second
-
 // manyNames are more than are read to choose among them here.
 const manyNames = 10_000
 
@@ -37,16 +35,16 @@ UNION ALL SELECT h.key, h.value FROM usage_history h WHERE h.step = 3 AND %s AND
 
 // read runs f in a transaction, after it has noted how complete the answer is.
 func (s *Store) read(ctx context.Context, f func(ctx context.Context, tx *database.Tx, now time.Time) error) error {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout) // with the wait for the lane
+	ctx, cancel := context.WithTimeout(ctx, database.ReadTimeout) // with the wait for the lane
 	defer cancel()
-	err := s.attempt(ctx, s.reads, readTimeout, func(ctx context.Context, tx *database.Tx) error {
+	err := s.db.Read(ctx, database.ReadTimeout, func(ctx context.Context, tx *database.Tx) error {
 		var c struct {
 			Prepared     string
 			Now, Waiting int64
 			Folded       string
 			Rules        string
 		}
-		if err := tx.Get(ctx, &c, fmt.Sprintf(sqlComplete, s.sql.SetLocal("jit", "off"), s.sql.Clock())); err != nil {
+		if err := tx.Get(ctx, &c, fmt.Sprintf(sqlComplete, s.db.SetLocal("jit", "off"), s.db.Clock())); err != nil {
 			return err
 		}
 		s.skew.Store(c.Now - time.Now().UnixMilli())
@@ -67,7 +65,7 @@ func (s *Store) read(ctx context.Context, f func(ctx context.Context, tx *databa
 		for {
 			before := s.foldedThrough.Load()
 			// What was read before is later than this only where both were read at once.
-			if before >= through && before-c.Now <= readTimeout.Milliseconds() || s.foldedThrough.CompareAndSwap(before, through) {
+			if before >= through && before-c.Now <= database.ReadTimeout.Milliseconds() || s.foldedThrough.CompareAndSwap(before, through) {
 				return nil
 			}
 		}
@@ -116,8 +114,8 @@ func (s *Store) current(ctx context.Context, tx *database.Tx, now time.Time) (ma
 	if err != nil {
 		return nil, err
 	}
-	days, ofDay := s.sql.OneOf("h.bucket", stored[0])
-	months, ofMonth := s.sql.OneOf("h.bucket", stored[1])
+	days, ofDay := s.db.OneOf("h.bucket", stored[0])
+	months, ofMonth := s.db.OneOf("h.bucket", stored[1])
 	var rows []struct {
 		Key string
 		N   int64
@@ -203,7 +201,7 @@ func (s *Store) largest(ctx context.Context, tx *database.Tx, q *Query, spans []
 func (s *Store) ordered(ctx context.Context, tx *database.Tx, from table, stems bool, limit string, args ...any) ([]Count, error) {
 	text := "SELECT key AS name, n FROM " + from.text
 	if stems {
-		text = "SELECT " + s.sql.Stem("key") + " AS name, MAX(n) AS n FROM " + from.text + " GROUP BY 1"
+		text = "SELECT " + s.db.Stem("key") + " AS name, MAX(n) AS n FROM " + from.text + " GROUP BY 1"
 	}
 	var counts []Count
 	err := tx.Select(ctx, &counts, text+" ORDER BY n DESC, name"+limit, append(from.args, args...)...)
@@ -293,9 +291,9 @@ func (s *Store) measures(ctx context.Context, tx *database.Tx, whole *Query, ste
 	if len(lows) > 0 {
 		// A condition that stem(key) is lo would have PostgreSQL compute the stems
 		// of a whole table, to join by them.
-		list, args := s.sql.Values(database.Column{Name: "lo", Texts: lows}, database.Column{Name: "hi", Texts: highs})
+		list, args := s.db.Values(database.Column{Name: "lo", Texts: lows}, database.Column{Name: "hi", Texts: highs})
 		c := condition{list: list, listArgs: args}
-		c.and("h.key >= v.lo AND h.key < v.hi AND " + s.sql.Strpos + "(substr(h.key, length(v.lo) + 1), '.') = 0")
+		c.and("h.key >= v.lo AND h.key < v.hi AND " + s.db.Strpos + "(substr(h.key, length(v.lo) + 1), '.') = 0")
 		q := *whole
 		q.Except = nil // they do not tear a subject apart
 		if counts, err = s.sums(ctx, tx, &q, c); err != nil {
@@ -424,7 +422,7 @@ func (s *Store) checkKept(q *Query, finest bool) error {
 	if q.Step != Month && q.named(naming.ActiveMonthly) {
 		return QueryError(naming.ActiveMonthly + " is kept by month: want Step Month, or a query of its own")
 	}
-	if q.From.IsZero() || !s.isStarted() {
+	if q.From.IsZero() || !s.db.Started() {
 		return nil
 	}
 	h := s.horizon(s.databaseTime())

@@ -13,6 +13,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/store/postgres"
 	"github.com/usagekit/usagekit/store/sqlite"
@@ -76,9 +77,7 @@ func metricsOf(t *testing.T, s *Store) map[string]int64 {
 		Key   string
 		Value int64
 	}
-	if err := s.db.SelectContext(t.Context(), &rows, `SELECT key, value FROM usage_metrics WHERE value <> 0`); err != nil {
-		t.Fatal(err)
-	}
+	s.list(t, &rows, `SELECT key, value FROM usage_metrics WHERE value <> 0`)
 	totals := map[string]int64{}
 	for _, r := range rows {
 		totals[r.Key] = r.Value
@@ -117,17 +116,15 @@ func TestARefusedNameKeepsOnlyItsOwnWriterWaiting(t *testing.T) {
 					for _, name := range names {
 						b.Counts = append(b.Counts, counter.Count{Name: name, N: 1})
 					}
-					execute(t, s, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 4000000000000) ON CONFLICT DO NOTHING`, writer, []byte{})
-					execute(t, s, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?)`, writer, seqs[writer], b.Opened, b.Encode())
+					s.exec(t, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 4000000000000) ON CONFLICT DO NOTHING`, writer, []byte{})
+					s.exec(t, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?)`, writer, seqs[writer], b.Opened, b.Encode())
 				}
 				waiting := func(writer string) (n int) {
 					t.Helper()
-					if err := s.db.GetContext(t.Context(), &n, s.db.Rebind(`SELECT COUNT(*) FROM usage_inbox WHERE writer = ?`), writer); err != nil {
-						t.Fatal(err)
-					}
+					s.get(t, &n, `SELECT COUNT(*) FROM usage_inbox WHERE writer = ?`, writer)
 					return n
 				}
-				execute(t, s, c.on)
+				s.exec(t, c.on)
 				arrives("a", "feature.bad.used", "feature.a.used")
 				arrives("a", "feature.a.used")
 				for range 2 {
@@ -171,7 +168,7 @@ func TestARefusedNameKeepsOnlyItsOwnWriterWaiting(t *testing.T) {
 					delete(want, "feature.bad.used")
 					want["feature.(invalid).used"] = 1
 				} else {
-					execute(t, s, c.off)
+					s.exec(t, c.off)
 					arrives("b", "feature.b.used")
 					want["feature.b.used"]++
 					refusedLongAgo(s)
@@ -205,8 +202,8 @@ func TestWhatIsRefusedSlowsNoFold(t *testing.T) {
 				t.Helper()
 				for _, writer := range writers {
 					b := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: name, N: 1}}}
-					execute(t, s, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 4000000000000)`, writer, []byte{})
-					execute(t, s, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, 1, ?, ?)`, writer, b.Opened, b.Encode())
+					s.exec(t, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 4000000000000)`, writer, []byte{})
+					s.exec(t, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, 1, ?, ?)`, writer, b.Opened, b.Encode())
 				}
 			}
 			refusedAre := func() int { s.mu.Lock(); defer s.mu.Unlock(); return len(s.refusals) }
@@ -217,7 +214,7 @@ func TestWhatIsRefusedSlowsNoFold(t *testing.T) {
 				}
 			}
 			c := refuseOne[kind+"/"+which]
-			execute(t, s, c.on)
+			s.exec(t, c.on)
 			arrive("feature.bad.used", "a", "b", "c")
 			for n := 0; refusedAre() < 3; n++ {
 				if _, err := s.fold(t.Context(), true); err == nil || n == 20 {
@@ -231,7 +228,7 @@ func TestWhatIsRefusedSlowsNoFold(t *testing.T) {
 				t.Fatalf("nothing that is refused was tried again: %+v", f)
 			}
 			folds(3)
-			execute(t, s, c.off)
+			s.exec(t, c.off)
 			folds(1)
 			folds(2)
 		})
@@ -254,10 +251,10 @@ func TestWhatCannotBeSetAsideKeepsOnlyItsOwnWriterWaiting(t *testing.T) {
 			arrives := func(writer string, seq int, name string) {
 				t.Helper()
 				b := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: name, N: 1}}}
-				execute(t, s, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 4000000000000) ON CONFLICT DO NOTHING`, writer, []byte{})
-				execute(t, s, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?)`, writer, seq, b.Opened, b.Encode())
+				s.exec(t, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 4000000000000) ON CONFLICT DO NOTHING`, writer, []byte{})
+				s.exec(t, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?)`, writer, seq, b.Opened, b.Encode())
 			}
-			execute(t, s, c.on)
+			s.exec(t, c.on)
 			arrives("a", 1, "feature.bad.used")
 			if _, err := s.fold(t.Context(), true); err == nil {
 				t.Fatal("it is folded")
@@ -267,9 +264,9 @@ func TestWhatCannotBeSetAsideKeepsOnlyItsOwnWriterWaiting(t *testing.T) {
 				arrives("b", seq+1, "feature.b.used")
 				leader, before := false, int64(seq)
 				for n := 0; metricsOf(t, s)["feature.b.used"] == before; n++ {
-					execute(t, s, `UPDATE usage_meta SET value = ' 0' WHERE name = 'lease'`)
+					s.exec(t, `UPDATE usage_meta SET value = ' 0' WHERE name = 'lease'`)
 					wait, _ := s.foldTurn(&leader)
-					if folded := metricsOf(t, s)["feature.b.used"] > before; n == 4 || !folded && wait > minBackoff/2 {
+					if folded := metricsOf(t, s)["feature.b.used"] > before; n == 4 || !folded && wait > database.MinBackoff/2 {
 						t.Fatalf("batch %d of another writer waits for another %v after %d folds: %v", seq+1, wait, n+1, s.Stats().Err)
 					}
 				}
@@ -280,11 +277,11 @@ func TestWhatCannotBeSetAsideKeepsOnlyItsOwnWriterWaiting(t *testing.T) {
 					refusedLongAgo(s)
 				}
 			}
-			execute(t, s, c.off)
+			s.exec(t, c.off)
 			foldAll(t, other)
 			leader := false
 			arrives("b", 9, "feature.b.used")
-			execute(t, s, `UPDATE usage_meta SET value = ' 0' WHERE name = 'lease'`)
+			s.exec(t, `UPDATE usage_meta SET value = ' 0' WHERE name = 'lease'`)
 			s.folding.swept = 0 // sweepEvery later
 			if s.foldTurn(&leader); s.Stats().Err != nil {
 				t.Errorf("another instance has folded it: %v", s.Stats().Err)
@@ -317,7 +314,7 @@ func TestOthersFlushBesideARefusedName(t *testing.T) {
 				stores[i] = s
 			}
 			a, b := stores[0], stores[1]
-			execute(t, a, c.on)
+			a.exec(t, c.on)
 			a.Inc("feature.bad.used")
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
@@ -340,7 +337,7 @@ func TestOthersFlushBesideARefusedName(t *testing.T) {
 			if err := b.Reset(dbtest.Context(t), "feature.c.used"); err != nil {
 				t.Errorf("another instance's Reset: %v", err)
 			}
-			execute(t, a, c.off)
+			a.exec(t, c.off)
 			for deadline := time.Now().Add(time.Minute); ; {
 				flush()
 				n := metricsOf(t, b)["feature.bad.used"]

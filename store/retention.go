@@ -107,7 +107,7 @@ func (s *Store) prunings() []*pruned {
 // pruneLoop removes what is too old, with a fold of this instance's, an AddNow or a Take,
 // once an hour.
 func (s *Store) pruneLoop() {
-	if !s.waitStarted() {
+	if !s.db.WaitStarted(s.run) {
 		return
 	}
 	parts, failed := s.prunings(), false
@@ -216,13 +216,13 @@ func (s *Store) lookAtClock(ctx context.Context) (time.Time, error) {
 		r     removal
 	}
 	was := s.asked
-	err := s.attempt(ctx, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+	err := s.db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 		if err := tx.Begin(ctx); err != nil {
 			return err
 		}
 		var ms int64
 		var pruned string
-		if err := tx.Get(ctx, &ms, "SELECT "+s.sql.Clock()); err != nil {
+		if err := tx.Get(ctx, &ms, "SELECT "+s.db.Clock()); err != nil {
 			return err
 		}
 		if err := tx.Get(ctx, &pruned, sqlMeta, "pruned"); err != nil && !errors.Is(err, sql.ErrNoRows) {
@@ -268,7 +268,7 @@ func (s *Store) prune(ctx context.Context, parts []*pruned) error {
 		}
 		for p.done < end {
 			bucket := end
-			err := s.attempt(ctx, s.reads, readTimeout, func(ctx context.Context, tx *database.Tx) error {
+			err := s.db.Read(ctx, database.ReadTimeout, func(ctx context.Context, tx *database.Tx) error {
 				return tx.Get(ctx, &bucket, sqlOldest, end, int(p.step), p.done, end)
 			})
 			if err != nil {
@@ -290,7 +290,7 @@ func (s *Store) pruneBucket(ctx context.Context, p *pruned, bucket int64) error 
 	for lo := p.lo; ; {
 		var end string
 		start := time.Now()
-		err := s.attempt(ctx, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+		err := s.db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 			if err := tx.Begin(ctx); err != nil {
 				return err
 			}
@@ -325,7 +325,7 @@ func (s *Store) pruneBucket(ctx context.Context, p *pruned, bucket int64) error 
 func (s *Store) pruneMeta(ctx context.Context, now time.Time, h calendar.Horizon) error {
 	for last := "crossing/1"; ; { // those of all time stay
 		var names, old []string
-		err := s.attempt(ctx, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+		err := s.db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 			if err := tx.Begin(ctx); err != nil {
 				return err
 			}
@@ -338,7 +338,7 @@ func (s *Store) pruneMeta(ctx context.Context, now time.Time, h calendar.Horizon
 					old = append(old, name)
 				}
 			}
-			in, list := s.sql.OneOfTexts("name", old)
+			in, list := s.db.OneOfTexts("name", old)
 			_, err := tx.Exec(ctx, "DELETE FROM usage_meta WHERE "+in, list)
 			return err
 		})
@@ -350,7 +350,7 @@ func (s *Store) pruneMeta(ctx context.Context, now time.Time, h calendar.Horizon
 		}
 		last = names[len(names)-1]
 	}
-	return s.attempt(ctx, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+	return s.db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 		if err := tx.Begin(ctx); err != nil {
 			return err
 		}

@@ -55,7 +55,7 @@ func onEach(t *testing.T, test func(t *testing.T, db *sqlx.DB)) {
 // put writes rows of history.
 func (s *Store) put(t *testing.T, rows ...row) {
 	t.Helper()
-	err := s.attempt(t.Context(), s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+	err := s.db.Write(t.Context(), database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 		return s.addRows(ctx, tx, sqlAddHistory, rows, func(row) bool { return false }, nil)
 	})
 	if err != nil {
@@ -166,8 +166,8 @@ func TestRetentionWithAWrongClock(t *testing.T) {
 		b := bucket{calendar.Hour, s.calendar().Start(calendar.Hour, time.Now().AddDate(0, 0, -40)).Unix(), "a"}
 		s.put(t, row{b, 1})
 		for _, wrong := range []time.Duration{-2 * time.Hour, 2 * time.Hour, 10_000 * time.Hour} {
-			s.sql.Edit = func(q string) string {
-				if q == "SELECT "+s.sql.Clock() || s.sql.SQLite && strings.HasPrefix(q, "SELECT 1") {
+			s.db.Edit = func(q string) string {
+				if q == "SELECT "+s.db.Clock() || s.db.SQLite && strings.HasPrefix(q, "SELECT 1") {
 					return fmt.Sprintf("SELECT CAST(%d AS BIGINT)", time.Now().Add(wrong).UnixMilli())
 				}
 				return q
@@ -180,7 +180,7 @@ func TestRetentionWithAWrongClock(t *testing.T) {
 		if err := db.Get(&n, `SELECT COUNT(*) FROM usage_history`); err != nil || n != 1 {
 			t.Errorf("%d rows are left, %v", n, err)
 		}
-		s.sql.Edit = nil
+		s.db.Edit = nil
 		if err := s.prune(ctx, s.prunings()); err != nil {
 			t.Error(err)
 		}
@@ -474,7 +474,7 @@ func TestReadsWithAWrongClock(t *testing.T) {
 		}
 		now := time.Now().AddDate(-3, 0, 0) // of the database
 		clock := regexp.MustCompile(`AS prepared, .* AS now, \(SELECT COUNT`)
-		s.sql.Edit = func(q string) string {
+		s.db.Edit = func(q string) string {
 			return clock.ReplaceAllString(q, fmt.Sprintf("AS prepared, CAST(%d AS BIGINT) AS now, (SELECT COUNT", now.UnixMilli()))
 		}
 		for _, step := range []calendar.Step{calendar.Hour, calendar.Day} {

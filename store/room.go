@@ -52,12 +52,12 @@ func (s *Store) makeRoom(ctx context.Context, tx *database.Tx, sums *sums, next 
 		return nil
 	}
 	before := s.calendar().Buckets(calendar.Day, from, today)
-	rows, args := s.sql.Values(database.Column{Name: "day", Numbers: before})
+	rows, args := s.db.Values(database.Column{Name: "day", Numbers: before})
 	var days int
 	if err := tx.Get(ctx, &days, strings.Replace(sqlDaysCounted, "%s", rows, 1), args...); err != nil || days < idleWitness {
 		return err
 	}
-	in, list := s.sql.OneOf("h.bucket", append(before, today.Unix()))
+	in, list := s.db.OneOf("h.bucket", append(before, today.Unix()))
 	counted := map[string]bool{} // by this very fold
 	for name := range sums.names {
 		_, subject := subjectOf(name)
@@ -78,7 +78,7 @@ func (s *Store) makeRoom(ctx context.Context, tx *database.Tx, sums *sums, next 
 				last[i] = after(subject)
 			}
 		}
-		rows, args := s.sql.Values(database.Column{Name: "first", Texts: piece}, database.Column{Name: "last", Texts: last})
+		rows, args := s.db.Values(database.Column{Name: "first", Texts: piece}, database.Column{Name: "last", Texts: last})
 		var idle []string
 		text := strings.Replace(strings.Replace(sqlIdle, "%s", rows, 1), "%s", in, 1)
 		if err := tx.Select(ctx, &idle, text, append(args, list)...); err != nil {

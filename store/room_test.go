@@ -37,14 +37,14 @@ func (r *roomOf) subject(i int) string { return fmt.Sprintf("feature.s%04d.", i)
 func (r *roomOf) counted(name string, ago int) {
 	r.Helper()
 	day := r.s.calendar().Start(calendar.Day, time.Now().AddDate(0, 0, -ago)).Unix()
-	execute(r.T, r.s, `INSERT INTO usage_history (step, bucket, key, value) VALUES (2, ?, ?, 1)`, day, name)
+	r.s.exec(r.T, `INSERT INTO usage_history (step, bucket, key, value) VALUES (2, ?, ?, 1)`, day, name)
 }
 
 // look looks for idle ones, by a database whose clock is off, and returns how many are gone.
 func (r *roomOf) look(off time.Duration) (gone int) {
 	r.Helper()
 	before := len(r.next.known)
-	err := r.s.try(r.Context(), r.s.writes, false, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+	err := r.s.db.Glance(r.Context(), func(ctx context.Context, tx *database.Tx) error {
 		sums := r.s.newSums(time.Now().Add(off), removal{last: time.Now().UnixMilli()})
 		sums.horizon = r.s.horizon(time.Now())
 		return r.s.makeRoom(ctx, tx, sums, r.next, "feature")
@@ -159,7 +159,7 @@ func TestIdleSubjectsAreLookedForOnceInAFold(t *testing.T) {
 	}
 	r.s.subjects.Store(r.next)
 	var round lookup
-	err := r.s.try(t.Context(), r.s.writes, true, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+	err := r.s.db.Write(t.Context(), database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 		now := time.Now()
 		sums := r.s.newSums(now, removal{last: now.UnixMilli()})
 		for i := range 3 {

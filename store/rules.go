@@ -43,7 +43,7 @@ func (s *Store) calendar() calendar.Calendar {
 
 // settleRules decides, at a start, which rules of the database's zone are in force: own
 // are this process's.
-func (s *Store) settleRules(ctx context.Context, tx *database.Tx, d *database.Dialect, own *time.Location, now int64) error {
+func (s *Store) settleRules(ctx context.Context, tx *database.Tx, own *time.Location, now int64) error {
 	text := calendar.Rules(own)
 	which := calendar.Which(text)
 	var found []struct{ Name, Value string }
@@ -145,7 +145,7 @@ func (s *Store) noteRules() {
 	if !s.rulesDue() {
 		return
 	}
-	err := s.attempt(s.run, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+	err := s.db.Write(s.run, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 		now, _, err := s.now(ctx, tx)
 		if err != nil {
 			return err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -25,11 +24,7 @@ type sealed struct {
 }
 
 const (
-	sendTimeout = 15 * time.Second // of an attempt; the server gives up after 10
-	wakeTimeout = time.Minute      // see patience
-	minBackoff  = 200 * time.Millisecond
-	maxBackoff  = 5 * time.Second
-	slowBackoff = 10 * time.Second // where somebody has to do something first
+	wakeTimeout = time.Minute // see patience
 	adoptEvery  = time.Minute
 	seenAnew    = 24 * time.Hour // after which a writer that sends says so
 )
@@ -155,19 +150,18 @@ func (s *Store) acknowledged(ctx context.Context, seq int64) error {
 // sendLoop brings the queue into the inbox, one batch after the other: the next
 // one is not sent before a certain answer for the last.
 func (s *Store) sendLoop() {
-	if !s.waitStarted() {
+	if !s.db.WaitStarted(s.run) {
 		return
 	}
-	for backoff := minBackoff; ; {
+	for backoff := (database.Backoff{}); ; {
 		waits, err := s.sendNext()
+		wait := backoff.After(err)
 		switch {
 		case err != nil:
-			if !s.backOff(&backoff, err) {
+			if !s.pause(wait) {
 				return
 			}
-		case waits:
-			backoff = minBackoff
-		default:
+		case !waits:
 			s.noteRules()
 			select {
 			case <-s.wake:
@@ -197,7 +191,7 @@ func (s *Store) sendNext() (waits bool, err error) {
 		s.spool.Sent()
 	}
 	mine := false
-	err = s.attempt(s.run, s.writes, s.patience(), func(ctx context.Context, tx *database.Tx) (err error) {
+	err = s.db.Write(s.run, s.patience(), func(ctx context.Context, tx *database.Tx) (err error) {
 		mine, err = s.send(ctx, tx, s.writer, head)
 		return err
 	})
@@ -215,16 +209,6 @@ func (s *Store) sendNext() (waits bool, err error) {
 	s.mu.Unlock()
 	s.sent(mine)
 	return true, nil
-}
-
-// backOff waits after an error, longer each time; false when the store stops.
-func (s *Store) backOff(backoff *time.Duration, err error) bool {
-	wait := rand.N(*backoff) + time.Millisecond
-	if database.NeedsSomebody(err) {
-		wait = slowBackoff/2 + rand.N(slowBackoff/2)
-	}
-	*backoff = min(2**backoff, maxBackoff)
-	return s.pause(wait)
 }
 
 // send writes a batch, and tells whether this store may fold it: so an instance that
@@ -262,7 +246,7 @@ type known struct {
 func (k known) now() int64 { return parseRemoval(k.Pruned).since(k.Now) }
 
 func (s *Store) known(ctx context.Context, tx *database.Tx, writer string) (k known, err error) {
-	err = tx.Get(ctx, &k, strings.Replace(sqlKnown, "%s", s.sql.Clock(), 1), writer)
+	err = tx.Get(ctx, &k, strings.Replace(sqlKnown, "%s", s.db.Clock(), 1), writer)
 	return k, err
 }
 
@@ -278,7 +262,7 @@ func (s *Store) keepKnown(ctx context.Context, tx *database.Tx, writer string, k
 
 // register makes the database know a writer, of which it has nothing yet.
 func (s *Store) register(writer string) error {
-	return s.attempt(s.run, s.writes, s.patience(), func(ctx context.Context, tx *database.Tx) error {
+	return s.db.Write(s.run, s.patience(), func(ctx context.Context, tx *database.Tx) error {
 		if err := tx.Begin(ctx); err != nil {
 			return err
 		}
@@ -294,18 +278,15 @@ func (s *Store) register(writer string) error {
 // adoptLoop sends what dead processes left in the spool, at the start and every
 // minute.
 func (s *Store) adoptLoop() {
-	if !s.waitStarted() {
+	if !s.db.WaitStarted(s.run) {
 		return
 	}
 	for {
-		backoff := minBackoff
+		var backoff database.Backoff
 		until := func(done func() error) error {
 			for {
 				err := done()
-				if err == nil {
-					backoff = minBackoff
-				}
-				if err == nil || errors.Is(err, counter.ErrForgotten) || !s.backOff(&backoff, err) {
+				if wait := backoff.After(err); err == nil || errors.Is(err, counter.ErrForgotten) || !s.pause(wait) {
 					return err
 				}
 			}
@@ -324,7 +305,7 @@ func (s *Store) adoptLoop() {
 // sendAdopted sends a batch that a dead writer left, once.
 func (s *Store) sendAdopted(writer string, b counter.Sealed) error {
 	mine := false
-	err := s.attempt(s.run, s.writes, s.patience(), func(ctx context.Context, tx *database.Tx) (err error) {
+	err := s.db.Write(s.run, s.patience(), func(ctx context.Context, tx *database.Tx) (err error) {
 		mine, err = s.send(ctx, tx, writer, sealed{b.Seq, b.Opened, len(b.Counts), b.Payload, true, b.Old})
 		return err
 	})
@@ -352,7 +333,7 @@ func (s *Store) patience() time.Duration {
 	if s.asleep.Load() {
 		return wakeTimeout
 	}
-	return sendTimeout
+	return database.WriteTimeout
 }
 
 // sent has a batch looked after that has reached the inbox: at once, if this store may

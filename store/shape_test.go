@@ -31,14 +31,28 @@ func scripted(t *testing.T) (*Store, sqlmock.Sqlmock) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := database.New("postgres", "")
+	pool, err := database.Open(sqlx.NewDb(db, "postgres"), database.Config{
+		Log:    slog.New(slog.DiscardHandler),
+		Settle: func(context.Context, *database.Tx, string) (func(), error) { return func() {}, nil },
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	script.ExpectBegin()
+	script.ExpectExec(`SET LOCAL statement_timeout`).WillReturnResult(driver.ResultNoRows)
+	script.ExpectQuery(`server_encoding`).WillReturnRows(sqlmock.NewRows([]string{"encoding", "schema"}).AddRow("UTF8", "public"))
+	script.ExpectQuery(`pg_catalog`).WillReturnRows(sqlmock.NewRows([]string{"schema", "name", "kind", "plain"}).AddRow("", "usage_meta", "a table", true))
+	script.ExpectQuery(`SELECT value FROM usage_meta`).WithArgs("schema").WillReturnRows(sqlmock.NewRows([]string{"value"}).AddRow("99"))
+	script.ExpectExec(`INSERT INTO usage_meta`).WillReturnResult(driver.RowsAffected(0))
+	script.ExpectQuery(`SELECT value FROM usage_meta`).WithArgs("id").WillReturnRows(sqlmock.NewRows([]string{"value"}).AddRow("id"))
+	script.ExpectQuery(`server_version`).WillReturnRows(sqlmock.NewRows([]string{"name"}).AddRow("PostgreSQL"))
+	script.ExpectCommit()
+	if _, err := pool.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	s := &Store{
-		db: sqlx.NewDb(db, "postgres"), sql: d, log: slog.New(slog.DiscardHandler), interval: time.Second, own: time.UTC, writer: "w",
-		live:  counter.New(100, func(string, int64) {}, nil),
-		reads: tokens(1), writes: tokens(1), reserve: tokens(2),
+		db: pool, log: slog.New(slog.DiscardHandler), interval: time.Second, own: time.UTC, writer: "w",
+		live: counter.New(100, func(string, int64) {}, nil),
 		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1), foldNames: manyFoldNames, changed: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	s.run, s.cancel = context.WithCancel(context.Background())
@@ -92,7 +106,7 @@ func TestTheSameBatchUntilItsCommitIsCertain(t *testing.T) {
 		if err := s.acknowledged(ctx, 2); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(start); took > time.Duration(len(failures))*maxBackoff {
+		if took := time.Since(start); took > time.Duration(len(failures))*database.MaxBackoff {
 			t.Errorf("took %v", took)
 		}
 		if s.Stats().Err != nil || s.Stats().Pending != 0 {

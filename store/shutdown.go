@@ -70,7 +70,7 @@ func (s *Store) stop(ctx context.Context) error {
 			s.spool.Release()
 		}
 	}) == nil
-	s.settle(ctx)
+	s.db.Drain(ctx)
 	if err == nil {
 		return nil
 	}
@@ -125,24 +125,5 @@ func within(ctx context.Context, f func()) error {
 		return nil
 	case <-time.After(diskGrace):
 		return ctx.Err()
-	}
-}
-
-// settle waits until no attempt has a connection of the pool, unless a server
-// that stands still keeps it for longer than ctx.
-func (s *Store) settle(ctx context.Context) {
-	all := []chan struct{}{s.reads, s.writes, s.reserve, s.reserve}
-	if !s.sql.SQLite { // where it is writes
-		for range cap(s.direct) {
-			all = append(all, s.direct)
-		}
-	}
-	for _, c := range all {
-		select {
-		case <-c:
-			defer func() { c <- struct{}{} }()
-		case <-ctx.Done():
-			return
-		}
 	}
 }

@@ -315,13 +315,13 @@ func (s *Store) stored(ctx context.Context, tx *database.Tx, segments []segment)
 		parts.Numbers, steps.Numbers = append(parts.Numbers, int64(i)), append(steps.Numbers, int64(g.step))
 		lows.Numbers, highs.Numbers = append(lows.Numbers, g.from.Unix()-half[g.step]), append(highs.Numbers, g.to.Unix())
 	}
-	from, args := s.sql.Values(parts, steps, lows, highs)
+	from, args := s.db.Values(parts, steps, lows, highs)
 	var rows []struct {
 		Part     int
 		Bucket   int64
 		Prepared string
 	}
-	if err := tx.Select(ctx, &rows, fmt.Sprintf(sqlStored, from, s.sql.SetLocal("enable_seqscan", "off")), args...); err != nil {
+	if err := tx.Select(ctx, &rows, fmt.Sprintf(sqlStored, from, s.db.SetLocal("enable_seqscan", "off")), args...); err != nil {
 		return nil, err
 	}
 	lists := make([][]int64, len(segments))
@@ -362,7 +362,7 @@ func (s *Store) span(sp span, c condition, columns string) (string, []any) {
 	table := "usage_metrics"
 	if sp.step != 0 {
 		table = "usage_history"
-		in, list := s.sql.OneOf("h.bucket", sp.buckets)
+		in, list := s.db.OneOf("h.bucket", sp.buckets)
 		and("h.step = ?", int(sp.step))
 		and(in, list)
 	} else if c.least > 0 {
@@ -380,7 +380,7 @@ func (s *Store) span(sp span, c condition, columns string) (string, []any) {
 	where, args = append(where, c.where...), append(args, c.args...)
 	from := table + " AS h WHERE " + strings.Join(where, " AND ")
 	if c.list != "" {
-		from = s.sql.Seek(c.list, from)
+		from = s.db.Seek(c.list, from)
 	}
 	return "SELECT " + columns + " FROM " + from, args
 }
@@ -393,18 +393,18 @@ func (s *Store) condition(q *Query) condition {
 		c = s.oneOf(q.Names)
 	}
 	if q.Measure != "" {
-		end, args := s.sql.EndsWith("h.key", "."+q.Measure)
+		end, args := s.db.EndsWith("h.key", "."+q.Measure)
 		c.and(end, args...)
 	}
 	if q.Contains != "" {
-		c.and(s.sql.Strpos+"(lower(h.key), ?) > 0", lower(q.Contains))
+		c.and(s.db.Strpos+"(lower(h.key), ?) > 0", lower(q.Contains))
 	}
 	return c
 }
 
 // oneOf selects names by a list, each of which is sought.
 func (s *Store) oneOf(names []string) condition {
-	list, args := s.sql.Values(database.Column{Name: "lo", Texts: names})
+	list, args := s.db.Values(database.Column{Name: "lo", Texts: names})
 	c := condition{list: list, listArgs: args}
 	c.and("h.key = v.lo")
 	return c

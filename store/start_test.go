@@ -71,7 +71,7 @@ func TestManyProcessesStartAtOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		files, err := os.ReadDir("migrations/postgres")
+		files, err := os.ReadDir("../internal/database/migrations/postgres")
 		if err != nil {
 			t.Fatal(err)
 		}

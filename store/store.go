@@ -131,16 +131,14 @@
 // long as Config.Retention says. See Query. A read answers within 5 s, or with
 // ErrUnavailable; Each reads whatever there is, in pages of which that is true.
 //
-// Read store.go and config.go, migrate.go and adopt.go (the tables, and what stood there
-// before), then send.go (the flush), fold.go, poison.go and apply.go (into the tables),
-// caps.go, room.go and thresholds.go (which apply asks), lease.go (who folds), rules.go
-// (which rules of the zone are in force), retention.go, query.go, read.go, span.go and each.go,
-// and what goes to the database at once: now.go, erase.go; shutdown.go and log.go for the
-// end. tx.go is the only way to the database, and file.go looks after
-// SQLite's. Beside this package stand internal/naming (the grammar of names),
-// internal/calendar (where buckets begin), internal/counter (live counts and the spool)
-// and internal/database (how SQL is said, in what databases differ, and what an error
-// means).
+// Read store.go and config.go, start.go, then send.go (the flush), fold.go, poison.go and
+// apply.go (into the tables), caps.go, room.go and thresholds.go (which apply asks), lease.go
+// (who folds), rules.go (which rules of the zone are in force), retention.go, query.go,
+// read.go, span.go and each.go, and what goes to the database at once: now.go, erase.go;
+// shutdown.go and log.go for the end. Beside this package stand
+// internal/naming (the grammar of names), internal/calendar (where buckets begin),
+// internal/counter (live counts and the spool) and internal/database (the only way to the
+// database: connections, the tables, SQL, and what an error means).
 package store
 
 import (
@@ -196,17 +194,12 @@ func (e *UndeliveredError) Error() string {
 
 func (e *UndeliveredError) Unwrap() error { return e.Err }
 
-// directLanes is how many connections Take and AddNow may use at a time.
-const directLanes = 4
-
 // Store counts, and brings the counts into its database. Its methods may be
 // called from any number of goroutines. A nil *Store is one that is off: it counts
 // nothing, reads zero, and lets every Take pass; what is wrong with a call is an
 // error there, too.
 type Store struct {
-	db       *sqlx.DB
-	sql      *database.Dialect
-	file     atomic.Pointer[sqliteFile] // nil: PostgreSQL, or not known yet
+	db       *database.DB
 	log      *slog.Logger
 	interval time.Duration
 	own      *time.Location // the database's zone, by this process's rules; known once started
@@ -218,11 +211,6 @@ type Store struct {
 	live     *counter.Set
 	spool    *counter.Spool // nil: memory only
 	spoolDir string         // Config.Spool
-	started  chan struct{}  // closed when the database was reached first; nil: New waited for it
-	reads    lane
-	writes   lane
-	direct   lane          // of Take and AddNow, which must not wait for a fold
-	reserve  chan struct{} // for those that take the place of an abandoned attempt
 
 	run    context.Context // ends the goroutines
 	cancel context.CancelFunc
@@ -296,10 +284,10 @@ func (s *Store) begin() {
 	if s.notifies {
 		loops = append(loops, s.notifyLoop)
 	}
-	if s.sql.SQLite {
-		loops = append(loops, s.watchLoop)
-	}
-	if s.started != nil {
+	loops = append(loops, func() {
+		s.db.Watch(s.run, s.interval, func(err error) { s.report(&s.fileErr, err) })
+	})
+	if !s.db.Started() {
 		loops = append(loops, s.startLoop)
 	}
 	if s.spool != nil {
@@ -339,20 +327,12 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	d, err := database.New(db.DriverName(), cfg.Schema)
-	if err != nil {
-		return nil, err
-	}
 	s := &Store{
-		db: db, sql: d, log: cfg.Logger, interval: cfg.Interval,
-		writer: newID(),
-		reads:  tokens(1), writes: tokens(1), reserve: tokens(2),
-		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1), foldNames: manyFoldNames, folds: make(chan struct{}, 1), quiet: quietAfter, began: time.Now(),
+		log: cfg.Logger, interval: cfg.Interval,
+		writer: database.NewID(),
+		wake:   make(chan struct{}, 1), kick: make(chan struct{}, 1), foldNames: manyFoldNames, folds: make(chan struct{}, 1), quiet: quietAfter, began: time.Now(),
 		changed: make(chan struct{}), stopped: make(chan struct{}), crossed: make(chan struct{}, 1), telling: make(chan struct{}, 1),
 		retention: cfg.Retention.defaults(), caps: maps.Clone(cfg.Caps), thresholds: slices.Clone(cfg.Thresholds), notifier: cfg.Notify, notifies: len(cfg.Thresholds) > 0 || cfg.Notify != nil,
-	}
-	if s.direct = s.writes; !d.SQLite { // which has one writer, and a queue that is fair
-		s.direct = tokens(directLanes)
 	}
 	if s.caps == nil {
 		s.caps = defaultCaps()
@@ -367,6 +347,11 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 	if s.interval == 0 {
 		s.interval = time.Second
 	}
+	var err error
+	s.db, err = database.Open(db, database.Config{Schema: cfg.Schema, Log: s.log, Settle: s.settle, Replaced: s.replaced})
+	if err != nil {
+		return nil, err
+	}
 	maxNames := cfg.MaxNames
 	if maxNames == 0 {
 		maxNames = 100_000
@@ -380,10 +365,10 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 		s.spool, s.spoolDir = counter.NewSpool(disk, s.writer, s.spoolReport), cfg.Spool
 	}
 	s.run, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	if cfg.StartOffline {
-		s.started = make(chan struct{})
-	} else if err := s.start(ctx, false); err != nil {
-		return nil, fmt.Errorf("store: New: %w%s", err, database.Advice(err))
+	if !cfg.StartOffline {
+		if err := s.start(ctx, false); err != nil {
+			return nil, fmt.Errorf("store: New: %w%s", err, database.Advice(err))
+		}
 	}
 	s.live = counter.New(maxNames, s.refused, s.spool)
 	return s, nil
@@ -439,7 +424,7 @@ func SplitName(name string) (group, subject, measure string) { return naming.Spl
 func (s *Store) Location() *time.Location {
 	switch {
 	case s == nil:
-	case s.isStarted():
+	case s.db.Started():
 		return s.calendar().Zone()
 	case s.zone != nil:
 		return s.zone
@@ -505,7 +490,7 @@ func (s *Store) Stats() Stats {
 	if !st.Oldest.IsZero() {
 		st.Oldest = st.Oldest.In(loc)
 	}
-	if s.isStarted() {
+	if s.db.Started() {
 		st.Err = s.clash
 	}
 	for _, err := range []error{s.foldErr, s.adoptErr, s.sendErr, s.fileErr} {

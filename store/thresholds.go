@@ -150,7 +150,7 @@ func (s *Store) recordCrossings(ctx context.Context, tx *database.Tx, crossed []
 			names, values = append(names, name), append(values, value)
 			counts[name] = c.N
 		}
-		rows, args := s.sql.Rows(database.Column{Name: "name", Texts: names}, database.Column{Name: "value", Texts: values})
+		rows, args := s.db.Rows(database.Column{Name: "name", Texts: names}, database.Column{Name: "value", Texts: values})
 		var recorded []string
 		if err := tx.Select(ctx, &recorded, strings.Replace(sqlCrossed, "%s", rows, 1), args...); err != nil {
 			return 0, err
@@ -174,7 +174,7 @@ func (s *Store) recordCrossings(ctx context.Context, tx *database.Tx, crossed []
 // notifyLoop sends word of what was crossed: soon after a fold of its own, and of what
 // others have left.
 func (s *Store) notifyLoop() {
-	if !s.waitStarted() {
+	if !s.db.WaitStarted(s.run) {
 		return
 	}
 	for {
@@ -203,11 +203,11 @@ func (s *Store) notifyPending() (wait time.Duration, left bool) {
 			Name, Value string
 			Now         int64
 		}
-		err := s.glance(s.run, func(ctx context.Context, tx *database.Tx) error {
-			return tx.Select(ctx, &rows, strings.Replace(sqlPending, "%s", s.sql.Clock(), 1), last, notifyPiece)
+		err := s.db.Glance(s.run, func(ctx context.Context, tx *database.Tx) error {
+			return tx.Select(ctx, &rows, strings.Replace(sqlPending, "%s", s.db.Clock(), 1), last, notifyPiece)
 		})
 		if err != nil {
-			return maxBackoff + rand.N(maxBackoff), true
+			return database.MaxBackoff + rand.N(database.MaxBackoff), true
 		}
 		read := time.Now()
 		for _, r := range rows {
@@ -222,7 +222,7 @@ func (s *Store) notifyPending() (wait time.Duration, left bool) {
 			default:
 				pause, told, ok := s.notify(w, now)
 				if !ok {
-					return min(wait, maxBackoff), true
+					return min(wait, database.MaxBackoff), true
 				}
 				wait, left = min(wait, pause), left || !told
 			}
@@ -291,7 +291,7 @@ func (s *Store) notify(w word, now int64) (pause time.Duration, told, ok bool) {
 const errClaimed = database.Fault("store: another instance has claimed the crossing")
 
 func (s *Store) settleWord(query string, args ...string) error {
-	return s.attempt(s.run, s.writes, sendTimeout, func(ctx context.Context, tx *database.Tx) error {
+	return s.db.Write(s.run, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 		if err := tx.Begin(ctx); err != nil {
 			return err
 		}

@@ -46,16 +46,6 @@ func statPath(path string) (fileID, error) {
 	return idOf(info), err
 }
 
-// Born tells when the file at path, or that it links to, was made, in nanoseconds: with
-// its device and inode, no other file has ever had that. 0: nobody knows.
-func Born(path string) uint64 {
-	var info unix.Stat_t
-	if unix.Stat(path, &info) != nil {
-		return 0
-	}
-	return idOf(info).born
-}
-
 func idOf(info unix.Stat_t) fileID {
 	return fileID{inode: info.Ino, device: uint64(info.Dev), born: uint64(unix.TimespecToNsec(info.Btim))}
 }

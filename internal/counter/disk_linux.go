@@ -78,16 +78,6 @@ func statPath(path string) (fileID, error) {
 	return id, err
 }
 
-// Born tells when the file at path, or that it links to, was made, in nanoseconds: with
-// its device and inode, no other file has ever had that. 0: nobody knows.
-func Born(path string) uint64 {
-	id, err := statx(unix.AT_FDCWD, path, 0)
-	if err != nil {
-		return 0
-	}
-	return id.born
-}
-
 func statx(fd int, path string, flags int) (fileID, error) {
 	var info unix.Statx_t
 	if err := unix.Statx(fd, path, flags, unix.STATX_INO|unix.STATX_BTIME, &info); err != nil {

@@ -11,6 +11,3 @@ import (
 func OpenDisk(string) (Disk, error) {
 	return nil, errors.New("a spool needs Linux or macOS, this is " + runtime.GOOS + ": leave it empty, and counts are in memory only")
 }
-
-// Born tells nothing here.
-func Born(string) uint64 { return 0 }

@@ -1,17 +1,10 @@
-// Package database is how usagekit says SQL: transactions whose statements have ? for
-// parameters and bare names of its tables (Tx), in what PostgreSQL and SQLite differ
-// (Dialect), and what an error means: whether the same attempt may work later, whether
-// what was sent is at fault, and what somebody has to do.
 package database
 
 import (
 	"database/sql"
-	"encoding/json"
 	"fmt"
 	"regexp"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/jmoiron/sqlx"
 )
@@ -28,24 +21,55 @@ type Dialect struct {
 	bind   int
 	tables *regexp.Regexp
 
-	begin     string // bounds a writing transaction on the server, and makes its COMMIT durable; "": nothing
-	isolation sql.IsolationLevel
+	behaviour
+	statements
+	expressions
+	catalog
+}
 
-	Strpos        string // the function that finds a string in another
+// behaviour is how a database goes about transactions.
+type behaviour struct {
+	isolation, snapshot sql.IsolationLevel // of a transaction, and of one that reads one moment
+	oneWriter           bool               // which is a queue: there is no use in several
+	rowByRow            bool               // a statement for each row is cheaper than a list
+	sessions            bool               // one that waits in the pool may end meanwhile
+}
+
+// statements are those that each database has its own of.
+type statements struct {
+	begin         string // bounds a writing transaction on the server, and makes its COMMIT durable; "": nothing
+	migrationLock string // waits for its turn to change tables
+	describe      string // asks for what the log calls the database: its product, version and name
+	pathOf        string // asks for the path of the database's file; "": it has none
 	LockLease     string // ends the query that takes the lease: no row when another has it
-	MigrationLock string // waits for its turn to change tables
-	Describe      string // asks for what the log calls the database: its product, version and name
-	PrepareTake   string // bounds the transaction of a Take on the server, and makes its COMMIT durable: a request waits for it
+	PrepareTake   string // an expression that bounds the transaction of a Take on the server, and makes its COMMIT durable: a request waits for it
+}
 
-	now     func() string                // see Clock
-	stem    string                       // see Stem; the column is %[1]s
-	unhex   string                       // see Unhex
-	suffix  string                       // see EndsWith
-	oneOf   string                       // see OneOf
-	seek    string                       // see Seek; the list is %[1]s, the rest %[2]s
+// expressions are said by the methods of Dialect.
+type expressions struct {
+	Strpos  string // the function that finds a string in another
+	now     func() string
+	stem    string // the column is %[1]s
+	unhex   string
+	suffix  string
+	oneOf   string
+	seek    string                       // the list is %[1]s, the rest %[2]s
 	set     func(name, to string) string // see SetLocal
+	values  func(columns []Column) (from string, args []any)
 	numbers func([]int64) string
 	texts   func([]string) string
+}
+
+// catalog is how to find what has our names already: see adopt.go.
+type catalog struct {
+	server      string // asks for the encoding, and for the schema in which tables are made
+	mistaken    string // what an error of that means; "": nothing else than it says
+	relations   string // that have one of the names %[1]s, where ours lead; Schema twice
+	differences string // by which usage_metrics is no table of counters
+	odd         string // ends the condition of rows that are no counters
+	schemas     int    // how often Schema is a parameter of relations; of differences, half of that
+	broken      string // asks for what a release broke that took over a table it should not have; "": differences tell
+	own         string // what to do where something is in the way
 }
 
 // New returns the dialect of a driver, by the name that sqlx has for it, with its tables
@@ -69,64 +93,6 @@ func New(driverName, schema string) (*Dialect, error) {
 	return d, nil
 }
 
-func postgres() *Dialect {
-	set := func(name, to string) string { return "set_config('" + name + "', '" + to + "', true)" }
-	return &Dialect{
-		Name: "postgres",
-		bind: sqlx.DOLLAR,
-		// One statement without parameters: one round trip.
-		begin: `SET LOCAL statement_timeout = '10s'; SET LOCAL lock_timeout = '5s';
-SET LOCAL idle_in_transaction_session_timeout = '15s';
-SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'`,
-		isolation:     sql.LevelReadCommitted,
-		Strpos:        "strpos",
-		LockLease:     ` FOR UPDATE SKIP LOCKED`,
-		MigrationLock: `SELECT pg_advisory_xact_lock(7527284621038457714)`,
-		Describe:      `SELECT 'PostgreSQL ' || current_setting('server_version') || ': ' || current_database()`,
-		PrepareTake: set("lock_timeout", "200ms") + " || " + set("statement_timeout", "2s") + " || " + set("idle_in_transaction_session_timeout", "5s") +
-			` || set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)`,
-		now: func() string {
-			return `CAST(EXTRACT(EPOCH FROM statement_timestamp()) * 1000 AS BIGINT)` // before the statement's snapshot
-		},
-		stem:   "left(%[1]s, length(%[1]s) - length(split_part(%[1]s, '.', -1)))",
-		unhex:  "decode(%s, 'hex')",
-		suffix: "right(%s, length(CAST(? AS TEXT))) = ?",
-		oneOf:  "%s = ANY(?)",
-		// Left to itself it reads whole buckets, to join by hash.
-		seek:    "%[1]s CROSS JOIN LATERAL (SELECT * FROM %[2]s OFFSET 0) AS h",
-		set:     set,
-		numbers: arrayOfNumbers,
-		texts:   arrayOfTexts,
-	}
-}
-
-func sqlite() *Dialect {
-	return &Dialect{
-		Name:          "sqlite",
-		SQLite:        true,
-		bind:          sqlx.QUESTION,
-		begin:         "", // busy_timeout, and synchronous=FULL, are in the DSN
-		Strpos:        "instr",
-		LockLease:     "", // BEGIN IMMEDIATE has locked already
-		MigrationLock: `SELECT 1`,
-		Describe:      `SELECT 'SQLite ' || sqlite_version() || ': ' || file FROM pragma_database_list WHERE name = 'main'`,
-		PrepareTake:   `''`,
-		now:           func() string { return strconv.FormatInt(time.Now().UnixMilli(), 10) }, // it runs in this process
-		// rtrim takes off what follows the last dot: it stops at the first character
-		// that is not in the set, and only the dot is not.
-		stem:   "rtrim(%[1]s, replace(%[1]s, '.', ''))",
-		unhex:  "unhex(%s)",
-		suffix: "substr(%s, -length(?)) = ?",
-		oneOf:  "%s IN (SELECT value FROM json_each(?))",
-		// Left to itself it reads the list anew for every row of the table (500
-		// subjects in a range took 4 s, and take 16 ms).
-		seek:    "%[1]s CROSS JOIN %[2]s",
-		set:     func(string, string) string { return `''` },
-		numbers: func(n []int64) string { return jsonOf(n) },
-		texts:   func(t []string) string { return jsonOf(t) },
-	}
-}
-
 // text makes a statement ready for the driver.
 func (d *Dialect) text(q string) string {
 	if d.Edit != nil {
@@ -139,9 +105,9 @@ func (d *Dialect) text(q string) string {
 	return q
 }
 
-// Options are those of a transaction.
-func (d *Dialect) Options(write bool) *sql.TxOptions {
-	return &sql.TxOptions{Isolation: d.isolation, ReadOnly: !write}
+// options are those of a transaction.
+func (d *Dialect) options(readOnly bool) *sql.TxOptions {
+	return &sql.TxOptions{Isolation: d.isolation, ReadOnly: readOnly}
 }
 
 // Clock is an expression for the database's time, in Unix milliseconds.
@@ -194,45 +160,7 @@ func (c Column) at(i int) any {
 
 // Values is a table expression v with these columns, all of one length, and its
 // parameters. One statement may so carry any number of rows.
-func (d *Dialect) Values(columns ...Column) (string, []any) {
-	var exprs, names []string
-	var args []any
-	for i, c := range columns {
-		names = append(names, c.Name)
-		switch {
-		case d.SQLite:
-			exprs = append(exprs, fmt.Sprintf("value->>%d AS %s", i, c.Name))
-		case c.Texts != nil:
-			exprs = append(exprs, "CAST(? AS TEXT[])")
-			args = append(args, arrayOfTexts(c.Texts))
-		default:
-			exprs = append(exprs, "CAST(? AS BIGINT[])")
-			args = append(args, arrayOfNumbers(c.Numbers))
-		}
-	}
-	if !d.SQLite {
-		return "unnest(" + strings.Join(exprs, ", ") + ") AS v(" + strings.Join(names, ", ") + ")", args
-	}
-	list := []byte{'['}
-	for i := range columns[0].len() {
-		if i > 0 {
-			list = append(list, ',')
-		}
-		row := byte('[')
-		for _, c := range columns {
-			list = append(list, row)
-			row = ','
-			if c.Texts != nil {
-				list = appendJSON(list, c.Texts[i])
-			} else {
-				list = strconv.AppendInt(list, c.Numbers[i], 10)
-			}
-		}
-		list = append(list, ']')
-	}
-	list = append(list, ']')
-	return "(SELECT " + strings.Join(exprs, ", ") + " FROM json_each(?)) AS v", []any{string(list)}
-}
+func (d *Dialect) Values(columns ...Column) (string, []any) { return d.values(columns) }
 
 // Rows is Values as a query of all its rows.
 func (d *Dialect) Rows(columns ...Column) (string, []any) {
@@ -242,59 +170,4 @@ func (d *Dialect) Rows(columns ...Column) (string, []any) {
 		names = append(names, c.Name)
 	}
 	return "SELECT " + strings.Join(names, ", ") + " FROM " + from + " WHERE true", args // which has SQLite see where it ends
-}
-
-// appendJSON appends s as JSON.
-func appendJSON(list []byte, s string) []byte {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
-			b, _ := json.Marshal(s) // of a string: it cannot fail
-			return append(list, b...)
-		}
-	}
-	return append(append(append(list, '"'), s...), '"')
-}
-
-// jsonOf is a JSON array.
-func jsonOf[T int64 | string](list []T) string {
-	b, _ := json.Marshal(list) // of these it cannot fail
-	return string(b)
-}
-
-// What follows is PostgreSQL's own notation, as text: it asks for no driver's types.
-
-// arrayOfNumbers is an array (https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO).
-func arrayOfNumbers(numbers []int64) string {
-	list := []byte{'{'}
-	for i, n := range numbers {
-		if i > 0 {
-			list = append(list, ',')
-		}
-		list = strconv.AppendInt(list, n, 10)
-	}
-	return string(append(list, '}'))
-}
-
-// arrayOfTexts is an array of texts, each in double quotes: then NULL, commas and braces
-// are but texts.
-func arrayOfTexts(texts []string) string {
-	list := []byte{'{'}
-	for i, text := range texts {
-		if i > 0 {
-			list = append(list, ',')
-		}
-		list = append(list, '"')
-		for j := range len(text) {
-			if c := text[j]; c == '"' || c == '\\' {
-				list = append(list, '\\')
-			}
-			list = append(list, text[j])
-		}
-		list = append(list, '"')
-	}
-	return string(append(list, '}'))
-}
-
-func quoteIdentifier(name string) string {
-	return `"` + strings.ReplaceAll(name, `"`, `""`) + `"`
 }

@@ -11,42 +11,36 @@ import (
 // tables.
 type Tx struct {
 	tx *sqlx.Tx
-	d  *Dialect
+	*Dialect
 }
-
-// In returns a transaction that speaks a dialect.
-func In(tx *sqlx.Tx, d *Dialect) *Tx { return &Tx{tx, d} }
-
-// With returns t with another dialect.
-func (t *Tx) With(d *Dialect) *Tx { return &Tx{t.tx, d} }
 
 // Begin bounds a writing transaction on the server, and makes its COMMIT durable.
 func (t *Tx) Begin(ctx context.Context) error {
-	if t.d.begin == "" {
+	if t.begin == "" {
 		return nil
 	}
-	_, err := t.tx.ExecContext(ctx, t.d.begin)
+	_, err := t.tx.ExecContext(ctx, t.begin)
 	return err
 }
 
 // Get reads one row; sql.ErrNoRows when there is none.
 func (t *Tx) Get(ctx context.Context, dest any, query string, args ...any) error {
-	return t.tx.GetContext(ctx, dest, t.d.text(query), args...)
+	return t.tx.GetContext(ctx, dest, t.text(query), args...)
 }
 
 // Select reads all rows, into a slice.
 func (t *Tx) Select(ctx context.Context, dest any, query string, args ...any) error {
-	return t.tx.SelectContext(ctx, dest, t.d.text(query), args...)
+	return t.tx.SelectContext(ctx, dest, t.text(query), args...)
 }
 
-// Catalog is Select for a query of the catalog, in which tables' names are but texts.
-func (t *Tx) Catalog(ctx context.Context, dest any, query string, args ...any) error {
-	return t.tx.SelectContext(ctx, dest, sqlx.Rebind(t.d.bind, query), args...)
+// inCatalog is Select for a query of the catalog, in which tables' names are but texts.
+func (t *Tx) inCatalog(ctx context.Context, dest any, query string, args ...any) error {
+	return t.tx.SelectContext(ctx, dest, sqlx.Rebind(t.bind, query), args...)
 }
 
 // Exec returns how many rows it changed; -1 where a driver does not tell.
 func (t *Tx) Exec(ctx context.Context, query string, args ...any) (rows int64, err error) {
-	res, err := t.tx.ExecContext(ctx, t.d.text(query), args...)
+	res, err := t.tx.ExecContext(ctx, t.text(query), args...)
 	if err != nil {
 		return 0, err
 	}
@@ -56,17 +50,17 @@ func (t *Tx) Exec(ctx context.Context, query string, args ...any) (rows int64, e
 	return rows, nil
 }
 
-// ExecRows runs query, in which %s stands for the rows of the columns. On SQLite, a
-// statement for each row takes half the time of one for all, which has to take JSON
-// apart.
+// ExecRows runs query, in which %s stands for the rows of the columns. Where no network
+// lies between (SQLite), a statement for each row takes half the time of one for all, which
+// has to take JSON apart.
 func (t *Tx) ExecRows(ctx context.Context, query string, columns ...Column) error {
-	if !t.d.SQLite {
-		rows, args := t.d.Rows(columns...)
+	if !t.rowByRow {
+		rows, args := t.Rows(columns...)
 		_, err := t.Exec(ctx, strings.Replace(query, "%s", rows, 1), args...)
 		return err
 	}
 	row := "VALUES (?" + strings.Repeat(", ?", len(columns)-1) + ")"
-	stmt, err := t.tx.PrepareContext(ctx, t.d.text(strings.Replace(query, "%s", row, 1)))
+	stmt, err := t.tx.PrepareContext(ctx, t.text(strings.Replace(query, "%s", row, 1)))
 	if err != nil {
 		return err
 	}

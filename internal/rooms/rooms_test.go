@@ -28,7 +28,7 @@ func TestImports(t *testing.T) {
 		"/internal/naming/namingtest": {module + "/internal/naming"}, // only tests import this one
 		"/internal/rooms":             {},
 		"/internal/calendar":          {},
-		"/internal/database":          {"github.com/jmoiron/sqlx"},
+		"/internal/database":          {"github.com/jmoiron/sqlx", "golang.org/x/sys/unix"},
 		"/middleware":                 {module + "/internal/naming"},
 		"/middleware/quota":           {module + "/internal/naming", "github.com/dunglas/httpsfv"},
 		"/internal/counter":           {module + "/internal/naming", "golang.org/x/sys/unix"},

@@ -1,4 +1,4 @@
-package store
+package database
 
 import (
 	"context"
@@ -8,25 +8,23 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/jmoiron/sqlx"
-
-	"github.com/usagekit/usagekit/internal/counter"
-	"github.com/usagekit/usagekit/internal/database"
 )
 
 const (
-	sqlFiles      = `SELECT file FROM pragma_database_list WHERE name = 'main'`
 	sqlCheckpoint = `PRAGMA wal_checkpoint(TRUNCATE)`
 	sqlAnything   = `SELECT COUNT(*) FROM usage_meta WHERE name = 'id'` // opens what there is to open
 )
 
-// sqliteFile is a SQLite file, which may be moved, replaced or deleted under the
+// file is a SQLite file, which may be moved, replaced or deleted under the
 // process: SQLite goes on with what it has open, and nobody would find that again. So
 // before and after each transaction it is looked whether the path names the file that
 // this process has open, and its -wal and -shm, too. Files are told apart by device,
 // inode, and when they were made. None is opened for that: closing it again would take SQLite's locks along.
-type sqliteFile struct {
+type file struct {
 	path string
 	id   string // of the database
 
@@ -41,15 +39,18 @@ type sqliteFile struct {
 // besides are what SQLite appends to a file's name.
 var besides = [...]string{"-wal", "-shm"}
 
-func (f *sqliteFile) wrong(what string) error {
-	return &database.FileError{Path: f.path, What: what, Err: nil}
+func (f *file) wrong(what string) error {
+	return &FileError{Path: f.path, What: what, Err: nil}
 }
 
 // findFile returns the file that a connection has; nil where there is none, or it is
 // not where SQLite says that it is: then nothing can be known of it.
-func findFile(ctx context.Context, tx *database.Tx, id string) (*sqliteFile, error) {
+func (db *DB) findFile(ctx context.Context, tx *Tx, id string) (*file, error) {
+	if db.pathOf == "" {
+		return nil, nil
+	}
 	var path string
-	if err := tx.Get(ctx, &path, sqlFiles); err != nil || !filepath.IsAbs(path) {
+	if err := tx.Get(ctx, &path, db.pathOf); err != nil || !filepath.IsAbs(path) {
 		return nil, err
 	}
 	info, err := stat(path)
@@ -59,7 +60,7 @@ func findFile(ctx context.Context, tx *database.Tx, id string) (*sqliteFile, err
 	if open, known := openFiles(); known && !holds(open, info) {
 		return nil, nil
 	}
-	return &sqliteFile{path: path, id: id, main: info}, nil
+	return &file{path: path, id: id, main: info}, nil
 }
 
 // openFiles are those of this process; known is false where a system does not tell.
@@ -89,7 +90,7 @@ func stat(path string) (os.FileInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	return stamped{info, counter.Born(path)}, nil
+	return stamped{info, born(path)}, nil
 }
 
 func sameFile(a, b os.FileInfo) bool {
@@ -103,20 +104,20 @@ func holds(list []os.FileInfo, f os.FileInfo) bool {
 }
 
 // forget has a file not be taken for ours again before no connection has it open.
-func (f *sqliteFile) forget(info os.FileInfo) {
+func (f *file) forget(info os.FileInfo) {
 	if info != nil && !holds(f.former, info) {
 		f.former = append(f.former, info)
 	}
 }
 
 // look asks what the path names, and remembers what it should not. The caller holds mu.
-func (f *sqliteFile) look() (info os.FileInfo, err error) {
+func (f *file) look() (info os.FileInfo, err error) {
 	info, err = stat(f.path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return nil, f.wrong("was moved or deleted under the process: counts wait until it is there again")
 	case err != nil:
-		return nil, &database.FileError{Path: f.path, What: "cannot be looked at", Err: err}
+		return nil, &FileError{Path: f.path, What: "cannot be looked at", Err: err}
 	case sameFile(info, f.main):
 		return info, nil
 	case !info.Mode().IsRegular() || info.Size() == 0: // it is still being copied, or was made by mistake
@@ -131,7 +132,7 @@ func (f *sqliteFile) look() (info os.FileInfo, err error) {
 
 // sound tells whether nothing has changed. Else there is nothing to connect to, for
 // which err is, or connections to former files have to be closed first.
-func (f *sqliteFile) sound() (sound bool, err error) {
+func (f *file) sound() (sound bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	info, err := f.look()
@@ -144,12 +145,12 @@ func (f *sqliteFile) sound() (sound bool, err error) {
 // connect returns a connection to the file that the path names. After a change, those
 // to what it named before are closed first, once what is in their -wal is in their own
 // file; and another file is not used unless reopen accepts it.
-func (f *sqliteFile) connect(ctx context.Context, db *sqlx.DB, reopen func(context.Context, *sqliteFile, *sqlx.Conn) error) (*sqlx.Conn, error) {
+func (db *DB) connect(ctx context.Context, f *file) (*sqlx.Conn, error) {
 	if f == nil {
-		return db.Connx(ctx)
+		return db.pool.Connx(ctx)
 	}
 	if sound, err := f.sound(); sound {
-		return db.Connx(ctx)
+		return db.pool.Connx(ctx)
 	} else if err != nil {
 		return nil, err
 	}
@@ -158,17 +159,17 @@ func (f *sqliteFile) connect(ctx context.Context, db *sqlx.DB, reopen func(conte
 	}
 	defer f.changing.Unlock()
 	inUse := f.wrong("was changed under the process, and connections to what it was are in use")
-	for n := db.Stats().OpenConnections; n > 0 && f.busy(db); n-- {
-		if db.Stats().Idle == 0 {
+	for n := db.pool.Stats().OpenConnections; n > 0 && f.busy(db.pool); n-- {
+		if db.pool.Stats().Idle == 0 {
 			return nil, inUse
 		}
-		conn, err := db.Connx(ctx)
+		conn, err := db.pool.Connx(ctx)
 		if err != nil {
 			return nil, err
 		}
 		retire(ctx, conn)
 	}
-	if f.busy(db) {
+	if f.busy(db.pool) {
 		return nil, inUse
 	}
 	f.mu.Lock()
@@ -176,13 +177,13 @@ func (f *sqliteFile) connect(ctx context.Context, db *sqlx.DB, reopen func(conte
 	f.mu.Unlock()
 	before, err := stat(f.path)
 	if err != nil {
-		return nil, &database.FileError{Path: f.path, What: "cannot be looked at", Err: err}
+		return nil, &FileError{Path: f.path, What: "cannot be looked at", Err: err}
 	}
 	replaced := !sameFile(before, main)
 	if now, err := stat(f.path + besides[0]); replaced && err == nil && wal != nil && sameFile(now, wal) && now.Size() > 0 {
 		return nil, f.wrong("was replaced by another, but its " + besides[0] + " is that of the one before, and would spoil it: remove it")
 	}
-	conn, err := db.Connx(ctx)
+	conn, err := db.pool.Connx(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +192,7 @@ func (f *sqliteFile) connect(ctx context.Context, db *sqlx.DB, reopen func(conte
 		err = f.wrong("was replaced by another under the process")
 	}
 	if err == nil && replaced {
-		err = reopen(ctx, f, conn)
+		err = db.reopen(ctx, f, conn)
 	}
 	if err != nil {
 		discard(conn)
@@ -205,7 +206,7 @@ func (f *sqliteFile) connect(ctx context.Context, db *sqlx.DB, reopen func(conte
 }
 
 // busy tells whether this process has a former file open still.
-func (f *sqliteFile) busy(db *sqlx.DB) bool {
+func (f *file) busy(db *sqlx.DB) bool {
 	open, known := openFiles()
 	if !known {
 		return db.Stats().OpenConnections > 0
@@ -219,7 +220,7 @@ func (f *sqliteFile) busy(db *sqlx.DB) bool {
 // that is now, and closes the connection. What is left of the -wal is empty then, and
 // does no harm to another file of that name.
 func retire(ctx context.Context, conn *sqlx.Conn) {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	ctx, cancel := context.WithTimeout(ctx, ReadTimeout)
 	defer cancel()
 	_, _ = cutLog(ctx, conn)
 	discard(conn)
@@ -240,7 +241,7 @@ func discard(conn *sqlx.Conn) {
 
 // check tells whether what a transaction did is where the path leads: before anything
 // is answered, and while its connection is open.
-func (f *sqliteFile) check() error {
+func (f *file) check() error {
 	if f == nil {
 		return nil
 	}
@@ -272,7 +273,7 @@ func (f *sqliteFile) check() error {
 
 // changed tells whether any of the three is not what it was, and this process has that
 // open still: without a connection, SQLite removes the other two itself.
-func (f *sqliteFile) changed() bool {
+func (f *file) changed() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if _, err := f.look(); err != nil || len(f.former) > 0 {
@@ -295,58 +296,117 @@ func (f *sqliteFile) changed() bool {
 	return false
 }
 
-// watchLoop looks after the file, and has it opened anew where nobody counts or reads.
-func (s *Store) watchLoop() {
-	if !s.waitStarted() {
+// Watch looks after a SQLite file, and has it opened anew where nobody counts or reads,
+// until ctx ends: report hears what is wrong with it, and that nothing is any more.
+func (db *DB) Watch(ctx context.Context, every time.Duration, report func(error)) {
+	if !db.WaitStarted(ctx) {
 		return
 	}
-	f := s.file.Load()
-	for failed := false; f != nil && s.pause(s.interval); {
+	f := db.file.Load()
+	if f == nil {
+		return
+	}
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for failed := false; ; {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
 		if !failed && !f.changed() {
 			continue
 		}
 		var n int
-		err := s.attempt(s.run, s.reads, readTimeout, func(ctx context.Context, tx *database.Tx) error { return tx.Get(ctx, &n, sqlAnything) })
+		err := db.Read(ctx, ReadTimeout, func(ctx context.Context, tx *Tx) error { return tx.Get(ctx, &n, sqlAnything) })
 		failed = err != nil
-		s.report(&s.fileErr, err)
+		report(err)
 	}
 }
 
 // reopen accepts a file that stands where ours was: an older copy of it, or itself.
-func (s *Store) reopen(ctx context.Context, f *sqliteFile, conn *sqlx.Conn) error {
-	tx, err := conn.BeginTxx(ctx, s.sql.Options(true))
+func (db *DB) reopen(ctx context.Context, f *file, conn *sqlx.Conn) error {
+	tx, err := conn.BeginTxx(ctx, db.options(false))
 	if err != nil {
-		return &database.FileError{Path: f.path, What: "was replaced by what cannot be read", Err: err}
+		return &FileError{Path: f.path, What: "was replaced by what cannot be read", Err: err}
 	}
 	defer func() { _ = tx.Rollback() }()
-	in := database.In(tx, s.sql)
+	in := &Tx{tx, db.Dialect}
 	var id string
 	err = in.Get(ctx, &id, sqlMeta, "id") // before anything of ours is made there
 	switch {
 	case err != nil:
-		return &database.FileError{Path: f.path, What: "was replaced by what cannot be read as this database: counts wait until it is there again", Err: err}
+		return &FileError{Path: f.path, What: "was replaced by what cannot be read as this database: counts wait until it is there again", Err: err}
 	case id != f.id:
 		return f.wrong("was replaced by another database: counts wait until the one with the id " + f.id + " is there again (usage_meta has it)")
 	}
-	if _, err := s.migrate(ctx, in); err != nil {
+	if _, _, err := db.migrate(ctx, in); err != nil {
 		return err
 	}
 	if err := tx.Commit(); err != nil {
 		return err
 	}
-	s.subjects.Store(nil)
-	s.sent(true) // something may wait in it
-	s.log.Warn("usagekit: the SQLite file was replaced under the process, and is used as it is now", "file", f.path)
+	db.cfg.Replaced()
+	db.cfg.Log.Warn("usagekit: the SQLite file was replaced under the process, and is used as it is now", "file", f.path)
 	return nil
 }
 
+// EmptyLog has a SQLite file take over what its log, -wal, holds, old copies of pages
+// among it, and cuts the log. It waits for those that read from it. PostgreSQL's log is
+// its own.
+func (db *DB) EmptyLog(ctx context.Context) error {
+	if db.pathOf == "" {
+		return nil
+	}
+	for start := time.Now(); ; {
+		busy, err := db.checkpoint(ctx)
+		if err != nil {
+			return err
+		}
+		if !busy {
+			return nil
+		}
+		if time.Since(start) > WriteTimeout {
+			return Fault("the rows are gone, but another connection that reads for long keeps copies of them in the file's -wal: call it again")
+		}
+		select {
+		case <-time.After(MinBackoff):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// checkpoint is outside of any transaction, where SQLite wants it, and else an attempt
+// like any other.
+func (db *DB) checkpoint(ctx context.Context) (busy bool, err error) {
+	if !db.Started() {
+		return false, errNotReached
+	}
+	var done atomic.Bool // by an attempt that may outlast this call
+	err = db.take(ctx, db.writes, WriteTimeout, func(ctx context.Context) error {
+		file := db.file.Load()
+		conn, err := db.connect(ctx, file)
+		if err != nil {
+			return err
+		}
+		err = Guarded(func() error {
+			busy, err := cutLog(ctx, conn)
+			done.Store(!busy)
+			return errors.Join(err, file.check())
+		})
+		return errors.Join(err, conn.Close())
+	})
+	return !done.Load(), err
+}
+
 // explained names the file in an error that is about it.
-func (f *sqliteFile) explained(err error) error {
-	if f == nil || errors.As(err, new(*database.FileError)) {
+func (f *file) explained(err error) error {
+	if f == nil || errors.As(err, new(*FileError)) {
 		return err
 	}
 	what := ""
-	switch database.Code(err) { // https://www.sqlite.org/rescode.html
+	switch Code(err) { // https://www.sqlite.org/rescode.html
 	case 8: // READONLY
 		what = "cannot be written to: is its file system read-only?"
 	case 10: // IOERR
@@ -362,5 +422,5 @@ func (f *sqliteFile) explained(err error) error {
 	default:
 		return err
 	}
-	return &database.FileError{Path: f.path, What: what, Err: err}
+	return &FileError{Path: f.path, What: what, Err: err}
 }

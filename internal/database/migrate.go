@@ -1,0 +1,159 @@
+package database
+
+import (
+	"context"
+	cryptorand "crypto/rand"
+	"database/sql"
+	"embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+//go:embed migrations
+var migrations embed.FS
+
+const (
+	sqlMeta    = `SELECT value FROM usage_meta WHERE name = ?`
+	sqlSetMeta = `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value`
+	sqlNewMeta = `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING`
+)
+
+// migrated is what is known of a database whose tables are up to date.
+type migrated struct {
+	schema  string // that has the tables
+	id      string // random, of this database
+	altered string // what an earlier release did to another application's table; "": nothing that can be seen
+}
+
+// migrate applies the migrations that the database has not seen, in the order of
+// their names, unless they would meet what is not ours. A current database sees no
+// DDL, and one of a later release is left as it is: later tables serve this release,
+// too. The tables' schema is named in all later statements: neither a temporary
+// table nor a search path that changes leads them elsewhere.
+func (db *DB) migrate(ctx context.Context, tx *Tx) (found migrated, settled func(), err error) {
+	own := *db.Dialect // with the schema that is found
+	tx = &Tx{tx.tx, &own}
+	if err := tx.Begin(ctx); err != nil {
+		return found, nil, err
+	}
+	var server struct{ Encoding, Schema string }
+	switch err := tx.Get(ctx, &server, tx.server); {
+	case err != nil && tx.mistaken != "":
+		return found, nil, fmt.Errorf("%s: %w", tx.mistaken, err)
+	case err != nil:
+		return found, nil, err
+	case server.Encoding != "UTF8": // it would refuse whole batches for one name
+		return found, nil, Fault("the database's encoding is " + server.Encoding + ", want UTF8: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0")
+	}
+	texts, err := migrationsOf(tx.Name)
+	if err != nil {
+		return found, nil, err
+	}
+	var list []relation
+	var version int
+	look := func() (err error) {
+		if list, err = tx.namesakes(ctx, db.Schema, namesGiven(texts)); err != nil {
+			return err
+		}
+		if db.Schema == "" && tx.schemas > 0 {
+			if own.Schema, err = home(list, server.Schema); err != nil {
+				return err
+			}
+		}
+		version, err = tx.version(ctx, list)
+		return err
+	}
+	if err := look(); err != nil {
+		return found, nil, err
+	}
+	if version > 0 {
+		var stops bool
+		if found.altered, stops, err = tx.altered(ctx, list); err != nil {
+			return found, nil, err
+		}
+		if stops {
+			return found, nil, Fault(found.altered)
+		}
+	}
+	if version < len(texts) {
+		if _, err := tx.Exec(ctx, tx.migrationLock); err != nil {
+			return found, nil, err
+		}
+		if err := look(); err != nil { // others may have been first
+			return found, nil, err
+		}
+		if version < len(texts) {
+			if err := tx.foreign(ctx, list, version, namesGiven(texts[version:])); err != nil {
+				return found, nil, err
+			}
+		}
+	}
+	for ; version < len(texts); version++ {
+		if _, err := tx.Exec(ctx, texts[version]); err != nil {
+			return found, nil, fmt.Errorf("migration %d: %w", version+1, err)
+		}
+		if _, err := tx.Exec(ctx, sqlSetMeta, "schema", strconv.Itoa(version+1)); err != nil {
+			return found, nil, err
+		}
+	}
+	found.schema = own.Schema
+	if _, err := tx.Exec(ctx, sqlNewMeta, "id", NewID()); err != nil {
+		return found, nil, err
+	}
+	if err := tx.Get(ctx, &found.id, sqlMeta, "id"); err != nil {
+		return found, nil, err
+	}
+	settled, err = db.cfg.Settle(ctx, tx, found.id)
+	return found, settled, err
+}
+
+// migrationsOf are their texts, in the order of their names.
+func migrationsOf(dialect string) (texts []string, err error) {
+	files, err := migrations.ReadDir("migrations/" + dialect)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		text, err := migrations.ReadFile("migrations/" + dialect + "/" + f.Name())
+		if err != nil {
+			return nil, err
+		}
+		texts = append(texts, string(text))
+	}
+	return texts, nil
+}
+
+// version is how many migrations the database has seen.
+func (t *Tx) version(ctx context.Context, list []relation) (version int, err error) {
+	i := slices.IndexFunc(list, func(r relation) bool {
+		return strings.ToLower(r.Name) == "usage_meta" && r.Schema == t.Schema
+	})
+	if i < 0 {
+		return 0, nil
+	}
+	if meta := list[i]; meta.Kind != "a table" || !meta.Plain {
+		return 0, t.refuse(meta, "it is "+meta.Kind+" that usagekit did not make")
+	}
+	var text string
+	switch err := t.Get(ctx, &text, sqlMeta, "schema"); {
+	case errors.Is(err, sql.ErrNoRows):
+		return 0, t.refuse(list[i], "it has no row named schema, so usagekit did not make it")
+	case err != nil:
+		return 0, err
+	}
+	if version, err = strconv.Atoi(text); err != nil || version < 1 {
+		return 0, t.refuse(list[i], fmt.Sprintf("its row schema is %q, and no number of a release", text))
+	}
+	return version, nil
+}
+
+// NewID returns 128 random bits in hexadecimal.
+func NewID() string {
+	b := make([]byte, 16)
+	_, _ = cryptorand.Read(b) // never fails (crypto/rand)
+	return hex.EncodeToString(b)
+}
