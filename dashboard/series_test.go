@@ -508,9 +508,9 @@ func TestSeriesLabels(t *testing.T) {
 // hour a day is the sum, however few are asked for.
 func TestQuotasAreInEverySeries(t *testing.T) {
 	st := filled(t, map[string]int64{"quota.42.refused": 3})
-	for name, window := range map[string]time.Duration{"quota.42.daily": 24 * time.Hour, "quota.42.hourly": time.Hour} {
+	for name, step := range map[string]store.Step{"quota.42.daily": store.Day, "quota.42.hourly": store.Hour} {
 		for range 2 {
-			if _, _, ok, err := st.Take(t.Context(), name, 5, 100, window); err != nil || !ok {
+			if _, _, ok, err := st.Take(t.Context(), name, 5, 100, step); err != nil || !ok {
 				t.Fatal(ok, err)
 			}
 		}

@@ -232,7 +232,7 @@ func TestErasedIDsLeaveTheFile(t *testing.T) {
 	if err := flushUnstarted(t, s); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, ok, err := s.Take(t.Context(), "quota."+id+"0.daily", 1, 10, 24*time.Hour); !ok || err != nil {
+	if _, _, ok, err := s.Take(t.Context(), "quota."+id+"0.daily", 1, 10, Day); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	reader, err := db.Connx(t.Context()) // another connection, that has read

@@ -168,7 +168,7 @@ func ExampleStore_Take() {
 	ctx, usage, done := exampleStore()
 	defer done()
 	for range 3 {
-		left, _, ok, err := usage.Take(ctx, "quota.42.exports", 1, 2, 24*time.Hour)
+		left, _, ok, err := usage.Take(ctx, "quota.42.exports", 1, 2, store.Day)
 		if err != nil {
 			log.Fatal(err)
 		}

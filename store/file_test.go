@@ -99,7 +99,7 @@ func (u *underfoot) noticed(what string) {
 	u.s.Inc(underName)
 	_, added := u.s.AddNow(ctx, underName, 1)
 	_, got := u.s.Get(ctx, underName)
-	_, _, _, taken := u.s.Take(ctx, "quota.1.daily", 1, 10, 24*time.Hour)
+	_, _, _, taken := u.s.Take(ctx, "quota.1.daily", 1, 10, Day)
 	for what, err := range map[string]error{"AddNow": added, "Get": got, "Take": taken, "Flush": u.s.Flush(ctx)} {
 		if err == nil || !strings.Contains(err.Error(), u.path) {
 			u.Errorf("%s: %v", what, err)

@@ -18,7 +18,7 @@ func TestANilStoreCountsNothingAndReadsZero(t *testing.T) {
 	if n, err := s.AddNow(ctx, "feature.a.used", 1); n != 0 || err != nil {
 		t.Errorf("AddNow: %d, %v", n, err)
 	}
-	left, until, ok, err := s.Take(ctx, "quota.42.daily", 3, 10, 24*time.Hour)
+	left, until, ok, err := s.Take(ctx, "quota.42.daily", 3, 10, Day)
 	if left != 10 || !ok || err != nil || time.Until(until) > 24*time.Hour || time.Until(until) < -time.Minute {
 		t.Errorf("Take: %d left until %v, %v, %v", left, until, ok, err)
 	}

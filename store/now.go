@@ -148,36 +148,38 @@ func (s *Store) deleteMeta(ctx context.Context, tx *database.Tx, names []string)
 	return nil
 }
 
-// Take adds n to what was taken under name in the current hour (window time.Hour) or
-// day (24*time.Hour) of the store's zone, unless that would pass limit: ok tells
-// which. It is one statement, so the limit holds over all instances. left is what is
-// left of limit after it, until when the window ends, by this process's clock. An
-// error says nothing about whether it was taken: ErrUnavailable is in it when the
-// database does not answer, or another transaction holds the count for 200 ms.
+// Take adds n to what was taken under name in the current hour, day or month of the
+// store's zone, as step says, unless that would pass limit: ok tells which. It is one
+// statement, so the limit holds over all instances. left is what is left of limit after
+// it, until when the next hour, day or month begins, by this process's clock. An error
+// says nothing about whether it was taken: ErrUnavailable is in it when the database
+// does not answer, or another transaction holds the count for 200 ms.
 //
-// A name is "quota.<whose>.<which>". Its counts are in History alone, in hours or
-// days as taken: no total, and nothing but Take adds to them. ("quota.<whose>.refused"
-// is an ordinary counter, for what was not allowed.) See middleware/quota.
-func (s *Store) Take(ctx context.Context, name string, n, limit int64, window time.Duration) (left int64, until time.Time, ok bool, err error) {
+// With n = 0 nothing is written: left is what could be taken, and ok tells that no more
+// than limit was, as it may be where limits differ.
+//
+// A name is "quota.<whose>.<which>". Its counts are in History alone, in hours, days or
+// months as taken: no total, and nothing but Take adds to them. (Months are summed from
+// days, too. "quota.<whose>.refused" is an ordinary counter, for what was not allowed.)
+// See middleware/quota.
+func (s *Store) Take(ctx context.Context, name string, n, limit int64, step Step) (left int64, until time.Time, ok bool, err error) {
 	name = naming.Clean(name)
-	step := calendar.Day
 	switch group, subject, _ := naming.Split(name); {
 	case group != "quota" || subject == "" || subject == naming.Invalid || !naming.Derived(name):
 		err = fmt.Errorf("store: Take: the name is %q: want quota.<whose>.<which>, the last of them not \"refused\" nor longer than 64 bytes", name)
-	case n < 1 || n > counter.Max:
-		err = fmt.Errorf("store: Take: n is %d: want 1 … 2^53−1", n)
+	case n < 0 || n > counter.Max:
+		err = fmt.Errorf("store: Take: n is %d: want 1 … 2^53−1, or 0 to ask what is left", n)
 	case limit < 0 || limit > counter.Max:
 		err = fmt.Errorf("store: Take: limit is %d: want 0 … 2^53−1", limit)
-	case window == time.Hour:
-		step = calendar.Hour
-	case window != 24*time.Hour:
-		err = fmt.Errorf("store: Take: window is %v: want time.Hour or 24*time.Hour", window)
+	case step < Hour || step > Month:
+		err = fmt.Errorf("store: Take: step is %d: want Hour, Day or Month", step)
 	}
 	if err != nil {
 		return 0, time.Time{}, false, err
 	}
+	of := calendar.Step(step)
 	if s == nil {
-		return limit, calendar.In(time.UTC).Next(step, time.Now()), true, nil
+		return limit, calendar.In(time.UTC).Next(of, time.Now()), true, nil
 	}
 	var done struct { // by an attempt that may outlast this call
 		left  int64
@@ -200,23 +202,28 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, window ti
 			return err
 		}
 		now := time.UnixMilli(at.Now)
-		done.until = asked.Add(s.calendar().Next(step, now).Sub(now))
-		bucket := s.calendar().Lies(step, now)
+		done.until = asked.Add(s.calendar().Next(of, now).Sub(now))
+		bucket := s.calendar().Lies(of, now)
 		var taken int64
-		err := tx.Get(ctx, &taken, sqlTake, int(step), bucket, name, n, n, limit, limit)
-		if done.ok = err == nil; !errors.Is(err, sql.ErrNoRows) {
-			done.left = limit - taken
+		if n > 0 {
+			err := tx.Get(ctx, &taken, sqlTake, int(of), bucket, name, n, n, limit, limit)
+			if done.ok = err == nil; !errors.Is(err, sql.ErrNoRows) {
+				done.left = limit - taken
+				return err
+			}
+		}
+		if err := tx.Get(ctx, &taken, sqlTaken, int(of), bucket, name); err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
-		if err = tx.Get(ctx, &taken, sqlTaken, int(step), bucket, name); errors.Is(err, sql.ErrNoRows) {
-			err = nil
-		}
+		done.ok = n == 0 && taken <= limit
 		done.left = max(limit-taken, 0)
-		return err
+		return nil
 	})
 	if err != nil {
 		return 0, time.Time{}, false, fmt.Errorf("store: Take: %w", err)
 	}
-	s.counted()
+	if n > 0 {
+		s.counted()
+	}
 	return done.left, done.until, done.ok, nil
 }

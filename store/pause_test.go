@@ -145,7 +145,7 @@ func TestShortProcessesForget(t *testing.T) {
 		"Add":    func(t *testing.T, s *Store) error { s.Inc("user.7.calls"); return nil }, // of which there are no hours
 		"AddNow": func(t *testing.T, s *Store) error { _, err := s.AddNow(t.Context(), "user.7.calls", 1); return err },
 		"Take": func(t *testing.T, s *Store) error {
-			_, _, _, err := s.Take(t.Context(), "quota.7.daily", 1, 1, 24*time.Hour)
+			_, _, _, err := s.Take(t.Context(), "quota.7.daily", 1, 1, Day)
 			return err
 		},
 	} {

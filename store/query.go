@@ -36,7 +36,8 @@ type Query struct {
 type Step int
 
 // Hours are kept for every group but "user", days for every group, months for
-// "user". A coarser step is summed from a finer one.
+// "user"; what is taken of a quota in the step that it is taken in (Take). A coarser
+// step is summed from a finer one, but for hours of quotas.
 const (
 	Hour  = Step(calendar.Hour)
 	Day   = Step(calendar.Day)

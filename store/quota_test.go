@@ -40,8 +40,8 @@ type taker struct {
 	lost *atomic.Int64
 }
 
-func (t taker) Take(ctx context.Context, name string, n, limit int64, window time.Duration) (int64, time.Time, bool, error) {
-	left, until, ok, err := t.Store.Take(ctx, name, n, limit, window)
+func (t taker) Take(ctx context.Context, name string, n, limit int64, step store.Step) (int64, time.Time, bool, error) {
+	left, until, ok, err := t.Store.Take(ctx, name, n, limit, step)
 	if err != nil {
 		t.lost.Add(n)
 	}
@@ -198,7 +198,7 @@ func TestGivenUp(t *testing.T) {
 				wg.Go(func() {
 					for i := range 40 {
 						soon, cancel := context.WithTimeout(ctx, time.Duration(i%10)*300*time.Microsecond)
-						_, _, _, _ = s.Take(soon, "quota.42.daily", 1, 1000, 24*time.Hour)
+						_, _, _, _ = s.Take(soon, "quota.42.daily", 1, 1000, store.Day)
 						_, _ = s.AddNow(soon, "feature.a.used", 1)
 						if i%20 == 0 {
 							_ = s.Erase(soon, "42")

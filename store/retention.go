@@ -31,7 +31,7 @@ import (
 type Retention struct {
 	Hourly    time.Duration // hours; 0: 35 days, negative: for ever
 	Daily     time.Duration // days, no shorter than Hourly; 0: 400 days, negative: for ever
-	UserDaily time.Duration // days of a user, and of quotas; 0: 90 days, negative: for ever
+	UserDaily time.Duration // days of a user, and of quotas by the day; 0: 90 days, negative: for ever
 }
 
 // minRetention keeps a batch that waited over a weekend.

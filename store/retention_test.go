@@ -96,7 +96,7 @@ func TestRetention(t *testing.T) {
 		for _, ago := range []int{0, 89, 92, 199, 202, 2000} {
 			put(calendar.Day, ago, ago <= 200, "api.GET /a.requests", "a", "user.active.daily", "user.registrations", "usera.b.c", "zzz.a.b", "r.a.b")
 			put(calendar.Day, ago, ago <= 90, "user.active.requests", "user.42.requests", "user.a.b.logins", "quota.1.daily", "quota.1.refused", "user..requests")
-			put(calendar.Month, ago, true, "user.42.requests")
+			put(calendar.Month, ago, true, "user.42.requests", "quota.1.monthly")
 		}
 		for i := range 2*pruneChunk + 100 {
 			put(calendar.Day, 92, false, fmt.Sprintf("user.%d.requests", 100+i))

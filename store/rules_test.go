@@ -40,7 +40,7 @@ func TestRulesOfALivingInstance(t *testing.T) {
 			return err
 		}},
 		{"it takes", func(t *testing.T, s *Store) error {
-			_, _, _, err := s.Take(t.Context(), "quota.7.daily", 1, 1000, 24*time.Hour)
+			_, _, _, err := s.Take(t.Context(), "quota.7.daily", 1, 1000, Day)
 			return err
 		}},
 		{"it folds", nil},

@@ -73,7 +73,7 @@ func TestSessionsThatEndedWhileTheyWaited(t *testing.T) {
 		"Get":    func() error { _, err := s.Get(ctx, "feature.a.used"); return err },
 		"AddNow": func() error { _, err := s.AddNow(ctx, "feature.b.used", 1); return err },
 		"Take": func() error {
-			_, _, ok, err := s.Take(ctx, "quota.1.daily", 1, 10, 24*time.Hour)
+			_, _, ok, err := s.Take(ctx, "quota.1.daily", 1, 10, Day)
 			if !ok && err == nil {
 				err = errors.New("refused")
 			}

@@ -134,8 +134,13 @@ func (s *Store) spans(ctx context.Context, tx *database.Tx, q *Query, each bool)
 	if each && plain.fine == calendar.Day {
 		plain.gone = h.Days
 	}
+	// What is taken of quotas by the month has no days that it could be summed from.
+	quotas := part{fine: calendar.Month, kept: calendar.Month, gone: calendar.Forever, since: calendar.Forever}
+	if each && q.step() == calendar.Month {
+		quotas.ranges = overlap(ranges, nameRange{"quota.", "quota/"})
+	}
 	var parts []*part
-	for _, p := range []*part{&users, &plain} {
+	for _, p := range []*part{&users, &plain, &quotas} {
 		if len(p.ranges) > 0 {
 			parts = append(parts, p)
 		}

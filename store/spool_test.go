@@ -165,7 +165,7 @@ func TestStartOfflineInAnotherZone(t *testing.T) {
 		if _, err := other.AddNow(ctx, "feature.a.used", 1); err == nil || !strings.Contains(err.Error(), "Asia/Kathmandu") {
 			t.Errorf("AddNow: %v", err)
 		}
-		if _, _, _, err := other.Take(ctx, "quota.7.daily", 1, 1, 24*time.Hour); err == nil || !strings.Contains(err.Error(), "Asia/Kathmandu") {
+		if _, _, _, err := other.Take(ctx, "quota.7.daily", 1, 1, store.Day); err == nil || !strings.Contains(err.Error(), "Asia/Kathmandu") {
 			t.Errorf("Take: %v", err)
 		}
 		first.Inc("feature.b.used")

@@ -127,7 +127,7 @@
 // # Reading
 //
 // Totals are of all time. History has buckets of hours and days (days and months
-// for the group user) that begin where the database's zone has it, and are kept for as
+// for the group user, what Take was told for quotas) that begin where the database's zone has it, and are kept for as
 // long as Config.Retention says. See Query. A read answers within 5 s, or with
 // ErrUnavailable; Each reads whatever there is, in pages of which that is true.
 //

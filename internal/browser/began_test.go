@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/usagekit/usagekit/dashboard"
+	"github.com/usagekit/usagekit/store"
 )
 
 // What was before counting began is not known, and is not drawn as nothing.
@@ -68,8 +69,8 @@ func TestQuotasAreInEveryRange(t *testing.T) {
 	t.Parallel()
 	s := serve(t)
 	s.add(map[string]int64{"api.GET /a.requests": 7, "quota.42.refused": 3, "mail.sent": 1})
-	for name, window := range map[string]time.Duration{"quota.42.daily": 24 * time.Hour, "quota.42.hourly": time.Hour} {
-		if _, _, ok, err := s.store.Take(t.Context(), name, 5, 10, window); err != nil || !ok {
+	for name, step := range map[string]store.Step{"quota.42.daily": store.Day, "quota.42.hourly": store.Hour} {
+		if _, _, ok, err := s.store.Take(t.Context(), name, 5, 10, step); err != nil || !ok {
 			t.Fatal(ok, err)
 		}
 	}

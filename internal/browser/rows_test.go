@@ -4,9 +4,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/chromedp/chromedp/kb"
+
+	"github.com/usagekit/usagekit/store"
 )
 
 // Whatever stands in a table, a click on it shows its history, with numbers in it.
@@ -19,8 +20,8 @@ func TestEveryRowOpensItsHistory(t *testing.T) {
 		"feature.outline.generated": 5, "feature.x": 1, "llm.gpt-4.calls": 2, "llm.gpt-4.tokens": 300, "llm.tokens": 12, "llm.calls": 1,
 		"error.llm.timeout": 1, "mail.sent": 9, "plain": 4, "quota.42.refused": 3,
 	})
-	for name, window := range map[string]time.Duration{"quota.42.daily": 24 * time.Hour, "quota.42.hourly": time.Hour} {
-		if _, _, ok, err := s.store.Take(t.Context(), name, 5, 10, window); err != nil || !ok {
+	for name, step := range map[string]store.Step{"quota.42.daily": store.Day, "quota.42.hourly": store.Hour} {
+		if _, _, ok, err := s.store.Take(t.Context(), name, 5, 10, step); err != nil || !ok {
 			t.Fatal(ok, err)
 		}
 	}

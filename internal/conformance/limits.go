@@ -263,7 +263,7 @@ func takes(t *testing.T, b *bench) {
 	for i := range 1000 {
 		wg.Go(func() {
 			for {
-				left, until, ok, err := stores[i%len(stores)].Take(b.ctx, "quota.42.daily", 1, 100, 24*time.Hour)
+				left, until, ok, err := stores[i%len(stores)].Take(b.ctx, "quota.42.daily", 1, 100, store.Day)
 				if errors.Is(err, store.ErrUnavailable) && b.ctx.Err() == nil { // it waited for 200 ms, or SQLite was busy
 					failed.Add(1)
 					continue
@@ -284,42 +284,60 @@ func takes(t *testing.T, b *bench) {
 		t.Errorf("%d passed, %d taken, %d unknown; want 100", p, taken, failed.Load())
 	}
 	s := stores[0]
+	rows := b.number(`SELECT COUNT(*) FROM usage_history`)
+	if left, until, ok, err := s.Take(b.ctx, "quota.7.monthly", 0, 3, store.Month); left != 3 || !ok || err != nil || !until.After(time.Now()) {
+		t.Errorf("what is left of a quota that nobody used: %d until %v, %t, %v", left, until, ok, err)
+	}
+	if n := b.number(`SELECT COUNT(*) FROM usage_history`); n != rows {
+		t.Errorf("asking has written %d rows", n-rows)
+	}
 	for _, c := range []struct {
 		name     string
 		n, limit int64
-		window   time.Duration
+		step     store.Step
 		left     int64
 		ok       bool
 	}{
-		{"quota.42.daily", 1, 100, time.Hour, 99, true}, // another count
-		{"quota.42.daily", 1, 101, 24 * time.Hour, 0, true},
-		{"quota.42.daily", 1, 50, 24 * time.Hour, 0, false},
-		{"quota.43.daily", 5, 4, 24 * time.Hour, 4, false},
-		{"quota.43.daily", 0 + 3, 4, 24 * time.Hour, 1, true},
-		{"quota.43.daily", 2, 4, 24 * time.Hour, 1, false},
-		{"quota.43.daily", 1, 4, 24 * time.Hour, 0, true},
-		{"quota.44.daily", 1, 0, 24 * time.Hour, 0, false},
-		{"quota.45.daily", counter.Max, counter.Max, 24 * time.Hour, 0, true},
-		{"quota.45.daily", counter.Max, counter.Max, 24 * time.Hour, 0, false},
-		{"quota.\x00'; DROP TABLE usage_history; --" + strings.Repeat("x", 10_000) + ".daily", 1, 1, time.Hour, 0, true},
+		{"quota.42.daily", 1, 100, store.Hour, 99, true}, // another count
+		{"quota.42.daily", 1, 100, store.Month, 99, true},
+		{"quota.42.daily", 1, 101, store.Day, 0, true},
+		{"quota.42.daily", 1, 50, store.Day, 0, false},
+		{"quota.42.daily", 0, 101, store.Day, 0, true},
+		{"quota.42.daily", 0, 50, store.Day, 0, false},
+		{"quota.42.daily", 0, 101, store.Month, 100, true},
+		{"quota.43.daily", 5, 4, store.Day, 4, false},
+		{"quota.43.daily", 0, 4, store.Day, 4, true},
+		{"quota.43.daily", 0 + 3, 4, store.Day, 1, true},
+		{"quota.43.daily", 0, 4, store.Day, 1, true},
+		{"quota.43.daily", 2, 4, store.Day, 1, false},
+		{"quota.43.daily", 1, 4, store.Day, 0, true},
+		{"quota.43.daily", 0, counter.Max, store.Day, counter.Max - 4, true},
+		{"quota.44.daily", 1, 0, store.Day, 0, false},
+		{"quota.44.daily", 0, 0, store.Day, 0, true},
+		{"quota.45.daily", counter.Max, counter.Max, store.Day, 0, true},
+		{"quota.45.daily", counter.Max, counter.Max, store.Day, 0, false},
+		{"quota.46.monthly", 5, 7, store.Month, 2, true},
+		{"quota.46.monthly", 3, 7, store.Month, 2, false},
+		{"quota.\x00'; DROP TABLE usage_history; --" + strings.Repeat("x", 10_000) + ".daily", 1, 1, store.Hour, 0, true},
 	} {
-		left, until, ok, err := s.Take(b.ctx, c.name, c.n, c.limit, c.window)
-		if err != nil || left != c.left || ok != c.ok || time.Until(until) > c.window+time.Hour {
-			t.Errorf("Take(%.30s, %d, %d, %v) = %d, %v, %t, %v", c.name, c.n, c.limit, c.window, left, until, ok, err)
+		left, until, ok, err := s.Take(b.ctx, c.name, c.n, c.limit, c.step)
+		most := map[store.Step]time.Duration{store.Hour: time.Hour, store.Day: 25 * time.Hour, store.Month: 32 * 24 * time.Hour}[c.step]
+		if err != nil || left != c.left || ok != c.ok || time.Until(until) > most {
+			t.Errorf("Take(%.30s, %d, %d, %v) = %d, %v, %t, %v", c.name, c.n, c.limit, c.step, left, until, ok, err)
 		}
 	}
 	for _, c := range []struct {
 		name     string
 		n, limit int64
-		window   time.Duration
+		step     store.Step
 	}{
-		{"user.42.requests", 1, 1, time.Hour}, {"quota.daily", 1, 1, time.Hour}, {"quota.42.refused", 1, 1, time.Hour}, {"quota.(other).daily", 1, 1, time.Hour},
-		{"quota.42." + strings.Repeat("x", 65), 1, 1, time.Hour}, {"", 1, 1, time.Hour},
-		{"quota.42.daily", 0, 1, time.Hour}, {"quota.42.daily", -1, 1, time.Hour}, {"quota.42.daily", 1, -1, time.Hour},
-		{"quota.42.daily", 1, 1, time.Minute}, {"quota.42.daily", 1, 1, 0},
+		{"user.42.requests", 1, 1, store.Hour}, {"quota.daily", 1, 1, store.Hour}, {"quota.42.refused", 1, 1, store.Hour}, {"quota.(other).daily", 1, 1, store.Hour},
+		{"quota.42." + strings.Repeat("x", 65), 1, 1, store.Hour}, {"", 1, 1, store.Hour}, {"quota.42.refused", 0, 1, store.Hour},
+		{"quota.42.daily", -1, 1, store.Hour}, {"quota.42.daily", counter.Max + 1, 1, store.Hour}, {"quota.42.daily", 1, -1, store.Hour}, {"quota.42.daily", 0, -1, store.Hour},
+		{"quota.42.daily", 1, 1, 0}, {"quota.42.daily", 1, 1, store.Month + 1}, {"quota.42.daily", 0, 1, -1},
 	} {
-		if _, _, ok, err := s.Take(b.ctx, c.name, c.n, c.limit, c.window); err == nil || ok || errors.Is(err, store.ErrUnavailable) {
-			t.Errorf("Take(%.30s, %d, %d, %v) = %t, %v", c.name, c.n, c.limit, c.window, ok, err)
+		if _, _, ok, err := s.Take(b.ctx, c.name, c.n, c.limit, c.step); err == nil || ok || errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("Take(%.30s, %d, %d, %v) = %t, %v", c.name, c.n, c.limit, c.step, ok, err)
 		}
 	}
 	s.Add("quota.42.daily", 1)
@@ -329,9 +347,41 @@ func takes(t *testing.T, b *bench) {
 	s.Inc("quota.42.refused")
 	b.flush(s)
 	b.want(s, map[string]int64{"quota.42.refused": 1})
-	h, err := s.History(b.ctx, store.Query{Name: "quota.42.daily", Step: store.Day})
-	if err != nil || len(h) != 1 || h[0].N != 101 {
-		t.Errorf("History of a quota: %v, %v", h, err)
+	for _, c := range []struct {
+		q    store.Query
+		want map[string]int64
+	}{
+		{store.Query{Name: "quota.42.daily", Step: store.Hour}, map[string]int64{"quota.42.daily": 1}},
+		{store.Query{Name: "quota.42.daily", Step: store.Day}, map[string]int64{"quota.42.daily": 101}},
+		{store.Query{Name: "quota.42.daily", Step: store.Month}, map[string]int64{"quota.42.daily": 102}}, // of the days, and of the month
+		{store.Query{Names: []string{"quota.46.monthly", "quota.43.daily"}, Step: store.Month}, map[string]int64{"quota.46.monthly": 5, "quota.43.daily": 4}},
+		{store.Query{Prefix: "quota.4", Except: []string{"quota.42.", "quota.45."}, Step: store.Month}, map[string]int64{"quota.46.monthly": 5, "quota.43.daily": 4}},
+		{store.Query{Prefix: "quota.", Measure: "monthly", Step: store.Month, Limit: 1}, map[string]int64{"quota.46.monthly": 5}},
+		{store.Query{Name: "quota.46.monthly", Step: store.Day}, map[string]int64{}},
+		{store.Query{Name: "quota.42.refused", Step: store.Month}, map[string]int64{"quota.42.refused": 1}},
+		{store.Query{Measure: "monthly", Step: store.Month}, map[string]int64{"quota.46.monthly": 5}},
+	} {
+		h, err := s.History(b.ctx, c.q)
+		got := map[string]int64{}
+		for _, n := range h {
+			got[n.Name] += n.N
+		}
+		if err != nil || !maps.Equal(got, c.want) {
+			t.Errorf("History(%+v): %v, %v; want %v", c.q, h, err, c.want)
+		}
+		if c.q.Limit > 0 {
+			continue
+		}
+		clear(got)
+		for n, err := range s.Each(b.ctx, c.q) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got[n.Name] += n.N
+		}
+		if !maps.Equal(got, c.want) {
+			t.Errorf("Each(%+v): %v; want %v", c.q, got, c.want)
+		}
 	}
 }
 

@@ -201,7 +201,7 @@ func differ(t *testing.T, b *bench) {
 			t.Fatal(err)
 		}
 		for want := range 2 {
-			left, _, ok, err := s.Take(b.ctx, "quota."+id+".daily", 1, 2, 24*time.Hour)
+			left, _, ok, err := s.Take(b.ctx, "quota."+id+".daily", 1, 2, store.Day)
 			if err != nil || !ok || left != int64(1-want) {
 				t.Errorf("Take for %.40q: %d, %t, %v", id, left, ok, err)
 			}
@@ -264,10 +264,13 @@ func erase(t *testing.T, b *bench) {
 	count(s.Add)
 	b.flush(s)
 	for _, id := range ids {
-		if _, _, ok, err := s.Take(b.ctx, "quota."+id+".daily", 1, 10, 24*time.Hour); !ok || err != nil {
+		if _, _, ok, err := s.Take(b.ctx, "quota."+id+".daily", 1, 10, store.Day); !ok || err != nil {
 			t.Fatal(ok, err)
 		}
-		if _, _, ok, err := s.Take(b.ctx, "quota."+id+".hourly", 1, 10, time.Hour); !ok || err != nil {
+		if _, _, ok, err := s.Take(b.ctx, "quota."+id+".hourly", 1, 10, store.Hour); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		if _, _, ok, err := s.Take(b.ctx, "quota."+id+".monthly", 1, 10, store.Month); !ok || err != nil {
 			t.Fatal(ok, err)
 		}
 	}
@@ -317,7 +320,7 @@ func erase(t *testing.T, b *bench) {
 			`SELECT COUNT(*) FROM usage_metrics WHERE key = ?`, `SELECT COUNT(*) FROM usage_history WHERE key = ?`,
 			`SELECT COUNT(*) FROM usage_meta WHERE name LIKE '%/' || ?`,
 		} {
-			for _, name := range []string{"user.%s.requests", "user.%s.logins", "user.%s.logins\x00", "quota.%s.refused", "quota.%s.daily", "quota.%s.hourly"} {
+			for _, name := range []string{"user.%s.requests", "user.%s.logins", "user.%s.logins\x00", "quota.%s.refused", "quota.%s.daily", "quota.%s.hourly", "quota.%s.monthly"} {
 				name = naming.Clean(fmt.Sprintf(name, subject))
 				if n := b.number(query, name); n != 0 {
 					t.Errorf("%d rows are left of %.40q: %s", n, name, query)

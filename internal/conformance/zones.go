@@ -422,8 +422,11 @@ func instancesOfOtherRules(t *testing.T, b *bench) {
 			t.Error(err)
 		}
 		taken++
-		if left, _, ok, err := s.Take(b.ctx, "quota.7.daily", 1, 100, 24*time.Hour); left != 100-taken || !ok || err != nil {
+		if left, _, ok, err := s.Take(b.ctx, "quota.7.daily", 1, 100, store.Day); left != 100-taken || !ok || err != nil {
 			t.Errorf("Take: %d are left, %v, %v; want %d", left, ok, err, 100-taken)
+		}
+		if left, _, ok, err := s.Take(b.ctx, "quota.7.monthly", 1, 100, store.Month); left != 100-taken || !ok || err != nil {
+			t.Errorf("Take of a month: %d are left, %v, %v; want %d", left, ok, err, 100-taken)
 		}
 	}
 	of := instance(before)
@@ -483,7 +486,7 @@ func otherRulesAreFollowedAtOnce(t *testing.T, b *bench) {
 		{"History", day},
 		{"AddNow", func(s *store.Store) error { _, err := s.AddNow(b.ctx, "feature.a.used", 1); return err }},
 		{"Take", func(s *store.Store) error {
-			_, _, _, err := s.Take(b.ctx, "quota.7.daily", 1, 100, 24*time.Hour)
+			_, _, _, err := s.Take(b.ctx, "quota.7.daily", 1, 100, store.Day)
 			return err
 		}},
 		{"Flush", func(s *store.Store) error { s.Inc("feature.a.used"); return s.Flush(b.ctx) }},

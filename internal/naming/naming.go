@@ -101,7 +101,8 @@ func TotalOf(measure string) string {
 func Area(group, subject string) bool { return group == "api" && subject == "requests" }
 
 // ByMonth tells whether a group's history is kept by day and month, as that of users
-// is; the others' is kept by hour and day.
+// is; the others' is kept by hour and day. (What is taken of a quota is in the step alone
+// that it is taken in.)
 func ByMonth(group string) bool { return group == "user" }
 
 // Personal tells whether a name is a user's, or a quota's: its days are kept for less long.

@@ -30,7 +30,7 @@ func TestImports(t *testing.T) {
 		"/internal/calendar":          {},
 		"/internal/database":          {"github.com/jmoiron/sqlx", "golang.org/x/sys/unix"},
 		"/middleware":                 {module + "/internal/naming"},
-		"/middleware/quota":           {module + "/internal/naming", "github.com/dunglas/httpsfv"},
+		"/middleware/quota":           {module + "/internal/naming", module + "/store", "github.com/dunglas/httpsfv"},
 		"/internal/counter":           {module + "/internal/naming", "golang.org/x/sys/unix"},
 		"/store":                      {module + "/internal/naming", module + "/internal/calendar", module + "/internal/database", module + "/internal/counter", "github.com/jmoiron/sqlx"},
 		"/store/postgres":             {"github.com/jmoiron/sqlx", "github.com/lib/pq"},

@@ -29,7 +29,8 @@
 // one whose context ends for another reason gets 503.
 //
 // Responses carry RateLimit-Policy and RateLimit, one more of each per quota
-// passed (draft-ietf-httpapi-ratelimit-headers-10). A refusal is a 429 with
+// passed (draft-ietf-httpapi-ratelimit-headers-10); the window w of a month is that of
+// 31 days. A refusal is a 429 with
 // Retry-After and a problem (RFC 9457) that names the policy, and is counted in
 // quota.<key>.refused. Without an answer from the database there is no RateLimit.
 //
@@ -37,6 +38,7 @@
 package quota
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net/http"
@@ -46,18 +48,19 @@ import (
 	"github.com/dunglas/httpsfv"
 
 	"github.com/usagekit/usagekit/internal/naming"
+	"github.com/usagekit/usagekit/store"
 )
 
 // Taker keeps quotas: a *store.Store.
 type Taker interface {
 	Add(name string, n int64)
 
-	// Take adds n to what was taken under name in the current local hour (window
-	// time.Hour) or day (24*time.Hour), unless that would pass limit.
+	// Take adds n to what was taken under name in the current local hour, day or
+	// month, unless that would pass limit.
 	//
-	// ok: it did. left: what is left of limit after it. until: when the window
-	// ends, by this process's clock. With an error nothing is known.
-	Take(ctx context.Context, name string, n, limit int64, window time.Duration) (left int64, until time.Time, ok bool, err error)
+	// ok: it did. left: what is left of limit after it. until: when the hour, day or
+	// month ends, by this process's clock. With an error nothing is known.
+	Take(ctx context.Context, name string, n, limit int64, step store.Step) (left int64, until time.Time, ok bool, err error)
 }
 
 // Config says who may do how much. Name, Key and Limit are required.
@@ -75,9 +78,9 @@ type Config struct {
 	// passes while no more than its own was taken.
 	Limit func(*http.Request) int64
 
-	// Window is time.Hour or 24*time.Hour; 0: a day. Both are local, and begin
-	// when the hour or the day does.
-	Window time.Duration
+	// Window is store.Hour, store.Day or store.Month; 0: a day. Each is local, and
+	// begins when the hour, the day or the month does.
+	Window store.Step
 
 	// Reserve is the number of requests that are reserved with one query; 0 or
 	// less: 1. At most instances × (Reserve−1) stay unused per key and window.
@@ -98,9 +101,7 @@ func New(t Taker, cfg Config) func(http.Handler) http.Handler {
 }
 
 func newLimiter(t Taker, cfg Config) *limiter {
-	if cfg.Window == 0 {
-		cfg.Window = 24 * time.Hour
-	}
+	cfg.Window = cmp.Or(cfg.Window, store.Day)
 	cfg.Reserve = max(cfg.Reserve, 1)
 	switch {
 	case t == nil:
@@ -111,8 +112,8 @@ func newLimiter(t Taker, cfg Config) *limiter {
 		panic("quota: Config.Key is nil")
 	case cfg.Limit == nil:
 		panic("quota: Config.Limit is nil")
-	case cfg.Window != time.Hour && cfg.Window != 24*time.Hour:
-		panic("quota: Config.Window is " + cfg.Window.String() + ", neither an hour nor a day")
+	case cfg.Window < store.Hour || cfg.Window > store.Month:
+		panic("quota: Config.Window is " + cfg.Window.String() + ": want store.Hour, Day or Month")
 	}
 	return &limiter{
 		taker:    t,
@@ -203,11 +204,22 @@ func (l *limiter) policy(limit int64) string {
 		}
 		item := httpsfv.NewItem(l.cfg.Name)
 		item.Params.Add("q", limit)
-		item.Params.Add("w", int64(l.cfg.Window/time.Second))
+		item.Params.Add("w", int64(longest(l.cfg.Window)/time.Second))
 		p = field(item)
 		l.policies[limit] = p
 	}
 	return p
+}
+
+// longest is how long an hour or a month is at most, and a day but for a change of clocks.
+func longest(window store.Step) time.Duration {
+	switch window {
+	case store.Hour:
+		return time.Hour
+	case store.Day:
+		return 24 * time.Hour
+	}
+	return 31 * 24 * time.Hour
 }
 
 // rateLimit makes RateLimit. Integers are the same in structured fields as here,

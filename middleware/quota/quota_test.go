@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/dunglas/httpsfv"
+
+	"github.com/usagekit/usagekit/store"
 )
 
 // counts is what was added, to look into.
@@ -57,7 +59,7 @@ type bank struct {
 	after  func()
 }
 
-func (b *bank) Take(ctx context.Context, name string, n, limit int64, window time.Duration) (int64, time.Time, bool, error) {
+func (b *bank) Take(ctx context.Context, name string, n, limit int64, step store.Step) (int64, time.Time, bool, error) {
 	b.mu.Lock()
 	b.calls++
 	before, after := b.before, b.after
@@ -75,7 +77,7 @@ func (b *bank) Take(ctx context.Context, name string, n, limit int64, window tim
 	if b.taken == nil {
 		b.taken = map[account]int64{}
 	}
-	until := time.Now().Truncate(window).Add(window)
+	until := endOf(step)
 	key := account{name, until.Unix()}
 	ok := b.taken[key]+n <= limit
 	if ok {
@@ -84,16 +86,28 @@ func (b *bank) Take(ctx context.Context, name string, n, limit int64, window tim
 	return max(limit-b.taken[key], 0), until, ok, nil
 }
 
+// endOf is when the current hour, day or month ends.
+func endOf(step store.Step) time.Time {
+	now := time.Now().UTC()
+	switch step {
+	case store.Hour:
+		return now.Truncate(time.Hour).Add(time.Hour)
+	case store.Day:
+		return time.Date(now.Year(), now.Month(), now.Day()+1, 0, 0, 0, 0, time.UTC)
+	}
+	return time.Date(now.Year(), now.Month()+1, 1, 0, 0, 0, 0, time.UTC)
+}
+
 type account struct {
 	name  string
 	until int64 // the end of the window
 }
 
 // took is what was taken under name in the current window.
-func (b *bank) took(name string, window time.Duration) int64 {
+func (b *bank) took(name string, step store.Step) int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.taken[account{name, time.Now().Truncate(window).Add(window).Unix()}]
+	return b.taken[account{name, endOf(step).Unix()}]
 }
 
 func (b *bank) hook(before func(ctx context.Context, name string) error) {
@@ -237,7 +251,7 @@ func TestQuotaIsExact(t *testing.T) {
 				if p := passed.Load(); p != n {
 					t.Errorf("%d of %d passed in the end", p, n)
 				}
-				if took := b.took("quota.ann.daily", 24*time.Hour); took != n {
+				if took := b.took("quota.ann.daily", store.Day); took != n {
 					t.Errorf("%d taken of %d", took, n)
 				}
 				b.check(t, map[string]int64{"quota.ann.refused": refused.Load()})
@@ -268,7 +282,7 @@ func TestQuotaOfChangingLimits(t *testing.T) {
 		for i := range passed {
 			sum += passed[i].Load()
 		}
-		if took := b.took("quota.ann.daily", 24*time.Hour); passed[0].Load() != 0 || sum != took || sum < 100 || sum > 150 {
+		if took := b.took("quota.ann.daily", store.Day); passed[0].Load() != 0 || sum != took || sum < 100 || sum > 150 {
 			t.Errorf("passed %v, %d taken", sum, took)
 		}
 	})
@@ -319,6 +333,35 @@ func TestQuotaFields(t *testing.T) {
 	})
 }
 
+// A month's ends with it, however long it is, and what was reserved does not outlive it.
+func TestQuotaOfAMonth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // from 2000-01-01 on
+		b := &bank{}
+		h := New(b, Config{Name: "monthly", Key: is("ann"), Limit: limit(3), Window: store.Month, Reserve: 2})(http.HandlerFunc(hello))
+		const day = 24 * 3600
+		time.Sleep(20*day*time.Second + 100*time.Millisecond)
+		checkFields(t, checkStatus(t, h, 200), "monthly q=3 w=2678400", fmt.Sprintf("monthly r=2 t=%d", 11*day))
+		for range 2 {
+			checkStatus(t, h, 200)
+		}
+		time.Sleep(10 * day * time.Second)
+		w := checkStatus(t, h, 429)
+		checkFields(t, w, "monthly q=3 w=2678400", fmt.Sprintf("monthly r=0 t=%d", day))
+		if got := w.Header().Get("Retry-After"); got != strconv.Itoa(day) {
+			t.Errorf("Retry-After: %s, a day before the month's end", got)
+		}
+		time.Sleep(day * time.Second)
+		checkFields(t, checkStatus(t, h, 200), "monthly q=3 w=2678400", fmt.Sprintf("monthly r=2 t=%d", 29*day)) // of February 2000
+		time.Sleep(29 * day * time.Second)
+		for range 3 {
+			checkStatus(t, h, 200)
+		}
+		if got := b.took("quota.ann.monthly", store.Month); got != 3 {
+			t.Errorf("%d taken in March: a reserve outlived its month", got)
+		}
+	})
+}
+
 func TestQuotaOfHugeLimit(t *testing.T) {
 	h := patient(&bank{}, daily("ann", 1<<63-1), hello)
 	w := checkStatus(t, h, 200)
@@ -333,7 +376,7 @@ func TestQuotaOfHugeLimit(t *testing.T) {
 func TestQuotasNested(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{}
-		hourly := Config{Name: "hourly", Key: is("ann"), Limit: limit(2), Window: time.Hour}
+		hourly := Config{Name: "hourly", Key: is("ann"), Limit: limit(2), Window: store.Hour}
 		h := New(b, daily("ann", 3))(New(b, hourly)(http.HandlerFunc(hello)))
 		const policies = "daily q=3 w=86400, hourly q=2 w=3600"
 		checkFields(t, checkStatus(t, h, 200), policies, "daily r=2 t=86400, hourly r=1 t=3600")
@@ -606,7 +649,7 @@ func TestQuotaConfig(t *testing.T) {
 		{"Taker", nil, func(*Config) {}},
 		{"Key", &bank{}, func(c *Config) { c.Key = nil }},
 		{"Limit", &bank{}, func(c *Config) { c.Limit = nil }},
-		{"Window", &bank{}, func(c *Config) { c.Window = time.Minute }},
+		{"Window", &bank{}, func(c *Config) { c.Window = store.Month + 1 }},
 		{"Window", &bank{}, func(c *Config) { c.Window = -1 }},
 		{"Name", &bank{}, func(c *Config) { c.Name = "" }},
 		{"Name", &bank{}, func(c *Config) { c.Name = "refused" }},

@@ -279,7 +279,7 @@ func (l *limiter) settle(c *call, t taking) {
 func (l *limiter) keep(c *call, until, now time.Time) *share {
 	// The ends of one window differ by the time that a query takes, those of two
 	// by half an hour at least.
-	same := func(other time.Time) bool { return until.Sub(other).Abs() < l.cfg.Window/4 }
+	same := func(other time.Time) bool { return until.Sub(other).Abs() < longest(l.cfg.Window)/4 }
 	if until.After(l.until) {
 		if !same(l.until) {
 			l.forget() // another one has begun

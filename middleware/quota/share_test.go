@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/usagekit/usagekit/store"
 )
 
 // While the database is late nobody waits for it again, and what it took in the
@@ -83,7 +85,7 @@ func TestQuotaAfterAnError(t *testing.T) {
 func TestQuotaOfTheNextWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{}
-		cfg := Config{Name: "hourly", Key: is("ann"), Limit: limit(4), Reserve: 3, Window: time.Hour}
+		cfg := Config{Name: "hourly", Key: is("ann"), Limit: limit(4), Reserve: 3, Window: store.Hour}
 		q := newLimiter(b, cfg)
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { q.serve(http.HandlerFunc(hello), w, r) })
 		for range 4 {
@@ -100,7 +102,7 @@ func TestQuotaOfTheNextWindow(t *testing.T) {
 		checkFields(t, checkStatus(t, h, 200), "hourly q=4 w=3600", "hourly r=3 t=3600") // 2 in reserve
 		time.Sleep(time.Hour)
 		checkFields(t, checkStatus(t, h, 200), "hourly q=4 w=3600", "hourly r=3 t=3600")
-		if got := b.took("quota.ann.hourly", time.Hour); got != 3 {
+		if got := b.took("quota.ann.hourly", store.Hour); got != 3 {
 			t.Errorf("%d taken: a reserve outlived its window", got)
 		}
 		time.Sleep(time.Hour)
@@ -117,7 +119,7 @@ func TestQuotaOfTheNextWindow(t *testing.T) {
 func TestQuotaAtTheEndOfTheWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{after: func() { time.Sleep(20 * time.Millisecond) }}
-		h := New(b, Config{Name: "hourly", Key: is("ann"), Limit: limit(1), Window: time.Hour})(http.HandlerFunc(hello))
+		h := New(b, Config{Name: "hourly", Key: is("ann"), Limit: limit(1), Window: store.Hour})(http.HandlerFunc(hello))
 		time.Sleep(time.Hour - 10*time.Millisecond)
 		var wg sync.WaitGroup
 		wg.Go(func() { checkFields(t, checkStatus(t, h, 200), "hourly q=1 w=3600", "hourly r=0 t=0") })
@@ -127,7 +129,7 @@ func TestQuotaAtTheEndOfTheWindow(t *testing.T) {
 
 		time.Sleep(time.Hour - 50*time.Millisecond)
 		checkStatus(t, h, 429)
-		h = New(b, Config{Name: "hourly", Key: is("ann"), Limit: limit(1), Window: time.Hour})(http.HandlerFunc(hello))
+		h = New(b, Config{Name: "hourly", Key: is("ann"), Limit: limit(1), Window: store.Hour})(http.HandlerFunc(hello))
 		time.Sleep(time.Until(time.Now().Truncate(time.Hour).Add(time.Hour - 10*time.Millisecond)))
 		checkFields(t, checkStatus(t, h, 200), "hourly q=1 w=3600", "hourly r=0 t=3600")
 	})
@@ -183,7 +185,7 @@ func TestQuotaSomeClientsGone(t *testing.T) {
 		cancel()
 		wg.Wait()
 		synctest.Wait()
-		if took := b.took("quota.ann.daily", 24*time.Hour); took != 1 {
+		if took := b.took("quota.ann.daily", store.Day); took != 1 {
 			t.Errorf("%d taken", took)
 		}
 	})
@@ -265,7 +267,7 @@ func TestQuotaGivesBack(t *testing.T) {
 func TestQuotaMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bank{}
-		cfg := Config{Name: "hourly", Key: xKey, Limit: limit(2), Window: time.Hour}
+		cfg := Config{Name: "hourly", Key: xKey, Limit: limit(2), Window: store.Hour}
 		q := newLimiter(b, cfg)
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { q.serve(http.HandlerFunc(hello), w, r) })
 		for i := range 101_000 {
@@ -396,7 +398,7 @@ type taker func(n, limit int64) (int64, time.Time, bool)
 
 func (taker) Add(string, int64) {}
 
-func (f taker) Take(_ context.Context, _ string, n, limit int64, _ time.Duration) (int64, time.Time, bool, error) {
+func (f taker) Take(_ context.Context, _ string, n, limit int64, _ store.Step) (int64, time.Time, bool, error) {
 	left, until, ok := f(n, limit)
 	return left, until, ok, nil
 }
