@@ -19,7 +19,6 @@ const (
 	// A quota's count, unless it would pass the limit.
 	sqlTake = `INSERT INTO usage_history AS h (step, bucket, key, value) SELECT CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS TEXT), CAST(? AS BIGINT) WHERE CAST(? AS BIGINT) <= ?
 ON CONFLICT (step, bucket, key) DO UPDATE SET value = h.value + excluded.value WHERE h.value + excluded.value <= ? RETURNING value`
-	sqlNow   = `SELECT %s AS now, COALESCE((SELECT value FROM usage_meta WHERE name = 'pruned'), '') AS pruned, ` + sqlRules
 	sqlTaken = `SELECT value FROM usage_history WHERE step = ? AND bucket = ? AND key = ?`
 
 	sqlReset     = `UPDATE usage_metrics SET value = 0 WHERE key = ?`
@@ -75,21 +74,10 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 	return done.total, nil
 }
 
-// now begins a writing transaction, and returns the database's time, and as of when
-// history was removed last.
+// now is the database's time, and as of when history was removed last, of a transaction that
+// writes.
 func (s *Store) now(ctx context.Context, tx *database.Tx) (time.Time, removal, error) {
-	if err := tx.Begin(ctx); err != nil {
-		return time.Time{}, removal{}, err
-	}
-	var at struct {
-		Now           int64
-		Pruned, Rules string
-	}
-	err := tx.Get(ctx, &at, strings.Replace(sqlNow, "%s", s.db.Clock(), 1))
-	if err == nil {
-		err = s.follow(ctx, tx, at.Rules)
-	}
-	return time.UnixMilli(at.Now), parseRemoval(at.Pruned), err
+	return time.UnixMilli(tx.Now), parseRemoval(tx.Pruned), s.follow(ctx, tx, tx.Rules)
 }
 
 // Reset sets totals to 0, after a Flush; their history stays, and what other
@@ -186,22 +174,15 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, step Step
 		until time.Time
 		ok    bool
 	}
-	err = s.db.Direct(ctx, database.ReadTimeout, func(ctx context.Context, tx *database.Tx) error {
+	err = s.db.Quick(ctx, func(ctx context.Context, tx *database.Tx) error {
 		if s.clash != nil {
 			return s.clash
 		}
-		var at struct {
-			Prepared, Rules string
-			Now             int64
-		}
 		asked := time.Now()
-		if err := tx.Get(ctx, &at, fmt.Sprintf("SELECT %s AS prepared, %s AS now, "+sqlRules, s.db.PrepareTake, s.db.Clock())); err != nil {
+		now, _, err := s.now(ctx, tx)
+		if err != nil {
 			return err
 		}
-		if err := s.follow(ctx, tx, at.Rules); err != nil {
-			return err
-		}
-		now := time.UnixMilli(at.Now)
 		done.until = asked.Add(s.calendar().Next(of, now).Sub(now))
 		bucket := s.calendar().Lies(of, now)
 		var taken int64

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/usagekit/usagekit/internal/calendar"
@@ -31,8 +30,7 @@ const (
 
 const (
 	// When a writer was seen last, if ever, and who has the lease.
-	sqlKnown = `SELECT COALESCE((SELECT seen FROM usage_writers WHERE writer = ?), -1) AS seen, COALESCE((SELECT value FROM usage_meta WHERE name = 'lease'), '') AS value,
-COALESCE((SELECT value FROM usage_meta WHERE name = 'pruned'), '') AS pruned, %s AS now`
+	sqlKnown = `SELECT COALESCE((SELECT seen FROM usage_writers WHERE writer = ?), -1) AS seen, COALESCE((SELECT value FROM usage_meta WHERE name = 'lease'), '') AS value`
 	// Only when it is needed: it waits for a fold that moves this writer's guard.
 	sqlRegister = `INSERT INTO usage_writers AS w (writer, seq, sum, seen) VALUES (?, 0, ?, ?) ON CONFLICT (writer) DO UPDATE SET seen = excluded.seen`
 	sqlSeen     = `UPDATE usage_writers SET seen = ? WHERE writer = ?`
@@ -191,7 +189,7 @@ func (s *Store) sendNext() (waits bool, err error) {
 		s.spool.Sent()
 	}
 	mine := false
-	err = s.db.Write(s.run, s.patience(), func(ctx context.Context, tx *database.Tx) (err error) {
+	err = s.db.Fill(s.run, s.patience(), func(ctx context.Context, tx *database.Tx) (err error) {
 		mine, err = s.send(ctx, tx, s.writer, head)
 		return err
 	})
@@ -214,63 +212,39 @@ func (s *Store) sendNext() (waits bool, err error) {
 // send writes a batch, and tells whether this store may fold it: so an instance that
 // counts learns of a lease that ran out without asking for it.
 func (s *Store) send(ctx context.Context, tx *database.Tx, writer string, b sealed) (mayFold bool, err error) {
-	if err := tx.Begin(ctx); err != nil {
-		return false, err
-	}
 	// With every batch: a database that was restored, or failed over to a replica
 	// that was behind, may have forgotten this writer, and folds what it knows.
-	known, err := s.known(ctx, tx, writer)
+	var known struct {
+		Seen  int64
+		Value string // the lease
+	}
+	err = tx.Get(ctx, &known, sqlKnown, writer)
 	switch {
 	case err != nil:
 		return false, err
-	case b.old:
-		err = s.keepKnown(ctx, tx, writer, known)
-	case max(known.Seen-known.Now, known.Now-known.Seen) > seenAnew.Milliseconds(): // a clock may have been ahead
-		_, err = tx.Exec(ctx, sqlRegister, writer, []byte{}, known.now())
+	case b.old: // the database must not forget the writer while an old batch of it is on its way
+		n := int64(0)
+		if n, err = tx.Exec(ctx, sqlSeen, seenNow(tx), writer); err == nil && n == 0 {
+			err = counter.ErrForgotten
+		}
+	case max(known.Seen-tx.Now, tx.Now-known.Seen) > seenAnew.Milliseconds(): // a clock may have been ahead
+		_, err = tx.Exec(ctx, sqlRegister, writer, []byte{}, seenNow(tx))
 	}
 	if err != nil {
 		return false, err
 	}
-	holder, until := s.parseLease(known.Value, known.Now)
+	holder, until := s.parseLease(known.Value, tx.Now)
 	_, err = tx.Exec(ctx, sqlSend, writer, b.seq, b.opened, b.payload)
-	return holder == s.writer || until <= known.Now, err
+	return holder == s.writer || until <= tx.Now, err
 }
 
-// known is what the database says about a writer, and who folds.
-type known struct {
-	Seen, Now     int64
-	Value, Pruned string
-}
-
-// now is when a writer that is seen now was seen.
-func (k known) now() int64 { return parseRemoval(k.Pruned).since(k.Now) }
-
-func (s *Store) known(ctx context.Context, tx *database.Tx, writer string) (k known, err error) {
-	err = tx.Get(ctx, &k, strings.Replace(sqlKnown, "%s", s.db.Clock(), 1), writer)
-	return k, err
-}
-
-// keepKnown keeps the database from forgetting a writer while an old batch of it is on
-// its way.
-func (s *Store) keepKnown(ctx context.Context, tx *database.Tx, writer string, k known) error {
-	n, err := tx.Exec(ctx, sqlSeen, k.now(), writer)
-	if err == nil && n == 0 {
-		err = counter.ErrForgotten
-	}
-	return err
-}
+// seenNow is when a writer that is seen now was seen.
+func seenNow(tx *database.Tx) int64 { return parseRemoval(tx.Pruned).since(tx.Now) }
 
 // register makes the database know a writer, of which it has nothing yet.
 func (s *Store) register(writer string) error {
-	return s.db.Write(s.run, s.patience(), func(ctx context.Context, tx *database.Tx) error {
-		if err := tx.Begin(ctx); err != nil {
-			return err
-		}
-		k, err := s.known(ctx, tx, writer)
-		if err != nil {
-			return err
-		}
-		_, err = tx.Exec(ctx, sqlRegister, writer, []byte{}, k.now())
+	return s.db.Fill(s.run, s.patience(), func(ctx context.Context, tx *database.Tx) error {
+		_, err := tx.Exec(ctx, sqlRegister, writer, []byte{}, seenNow(tx))
 		return err
 	})
 }
@@ -305,7 +279,7 @@ func (s *Store) adoptLoop() {
 // sendAdopted sends a batch that a dead writer left, once.
 func (s *Store) sendAdopted(writer string, b counter.Sealed) error {
 	mine := false
-	err := s.db.Write(s.run, s.patience(), func(ctx context.Context, tx *database.Tx) (err error) {
+	err := s.db.Fill(s.run, s.patience(), func(ctx context.Context, tx *database.Tx) (err error) {
 		mine, err = s.send(ctx, tx, writer, sealed{b.Seq, b.Opened, len(b.Counts), b.Payload, true, b.Old})
 		return err
 	})

@@ -39,12 +39,12 @@ func scripted(t *testing.T) (*Store, sqlmock.Sqlmock) {
 		t.Fatal(err)
 	}
 	script.ExpectBegin()
-	script.ExpectExec(`SET LOCAL statement_timeout`).WillReturnResult(driver.ResultNoRows)
-	script.ExpectQuery(`server_encoding`).WillReturnRows(sqlmock.NewRows([]string{"encoding", "schema"}).AddRow("UTF8", "public"))
+	script.ExpectQuery(`statement_timeout.*server_encoding`).WillReturnRows(sqlmock.NewRows([]string{"encoding", "schema"}).AddRow("UTF8", "public"))
 	script.ExpectQuery(`pg_catalog`).WillReturnRows(sqlmock.NewRows([]string{"schema", "name", "kind", "plain"}).AddRow("", "usage_meta", "a table", true))
 	script.ExpectQuery(`SELECT value FROM usage_meta`).WithArgs("schema").WillReturnRows(sqlmock.NewRows([]string{"value"}).AddRow("99"))
 	script.ExpectExec(`INSERT INTO usage_meta`).WillReturnResult(driver.RowsAffected(0))
 	script.ExpectQuery(`SELECT value FROM usage_meta`).WithArgs("id").WillReturnRows(sqlmock.NewRows([]string{"value"}).AddRow("id"))
+	opens(script, 0)
 	script.ExpectQuery(`server_version`).WillReturnRows(sqlmock.NewRows([]string{"name"}).AddRow("PostgreSQL"))
 	script.ExpectCommit()
 	if _, err := pool.Start(t.Context()); err != nil {
@@ -67,6 +67,11 @@ func scripted(t *testing.T) (*Store, sqlmock.Sqlmock) {
 	return s, script
 }
 
+// opens scripts the statement that a writing transaction begins with.
+func opens(script sqlmock.Sqlmock, now int64) {
+	script.ExpectQuery(`statement_timeout`).WillReturnRows(sqlmock.NewRows([]string{"bounded", "now", "floor", "rules", "pruned"}).AddRow("", now, 0, "", ""))
+}
+
 // A flush is one transaction that touches no row of anybody else. Whatever its
 // COMMIT says but "done", the same batch follows under the same number, and
 // later ones wait.
@@ -77,8 +82,8 @@ func TestTheSameBatchUntilItsCommitIsCertain(t *testing.T) {
 		flush := func(seq int64, commit error) {
 			payload := captured{&payloads}
 			script.ExpectBegin()
-			script.ExpectExec(`SET LOCAL statement_timeout`).WillReturnResult(driver.ResultNoRows)
-			script.ExpectQuery(`SELECT .* FROM usage_writers WHERE writer = `).WithArgs("w").WillReturnRows(sqlmock.NewRows([]string{"seen", "value", "now"}).AddRow(int64(1e12), " 0", int64(1e12)+1))
+			opens(script, int64(1e12)+1)
+			script.ExpectQuery(`SELECT .* FROM usage_writers WHERE writer = `).WithArgs("w").WillReturnRows(sqlmock.NewRows([]string{"seen", "value"}).AddRow(int64(1e12), " 0"))
 			script.ExpectExec(`INSERT INTO usage_inbox .* ON CONFLICT DO NOTHING`).WithArgs("w", seq, sqlmock.AnyArg(), payload).WillReturnResult(driver.RowsAffected(1))
 			c := script.ExpectCommit()
 			if commit != nil {
@@ -141,7 +146,7 @@ func TestAGuardThatMovedRollsTheFoldBack(t *testing.T) {
 	s, script := scripted(t)
 	payload := counter.Batch{Opened: 1, Counts: []counter.Count{{Name: "feature.a.used", N: 1}}}.Encode()
 	script.ExpectBegin()
-	script.ExpectExec(`SET LOCAL`).WillReturnResult(driver.ResultNoRows)
+	opens(script, 1000)
 	script.ExpectQuery(`SELECT value, .* FOR UPDATE SKIP LOCKED`).WillReturnRows(script.NewRows([]string{"value", "now"}).AddRow(" 0", 1000))
 	script.ExpectQuery(`LATERAL`).WillReturnRows(script.NewRows([]string{"writer", "guard", "sum", "seq", "opened", "size"}).
 		AddRow("v", 4, []byte{}, 5, 1, len(payload)).AddRow("w", 0, []byte{}, 1, 1, len(payload)))

@@ -51,8 +51,9 @@ type Config struct {
 // hold two more, and Direct up to four on PostgreSQL.
 type DB struct {
 	*Dialect
-	pool *sqlx.DB
-	cfg  Config
+	pool    *sqlx.DB
+	cfg     Config
+	version int // of the tables, as this release makes them
 
 	started chan struct{}        // closed when Start has been successful
 	file    atomic.Pointer[file] // nil: PostgreSQL, or not known yet
@@ -81,7 +82,11 @@ func Open(pool *sqlx.DB, cfg Config) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	db := &DB{Dialect: d, pool: pool, cfg: cfg, started: make(chan struct{}), reads: newSlots(1), writes: newSlots(1), reserve: newSlots(2)}
+	texts, err := migrationsOf(d.Name)
+	if err != nil {
+		return nil, err
+	}
+	db := &DB{Dialect: d, pool: pool, version: len(texts), cfg: cfg, started: make(chan struct{}), reads: newSlots(1), writes: newSlots(1), reserve: newSlots(2)}
 	if db.direct = db.writes; !d.oneWriter { // whose queue is fair
 		db.direct = newSlots(directSlots)
 	}
@@ -166,14 +171,39 @@ func (db *DB) Glance(ctx context.Context, f func(context.Context, *Tx) error) er
 	return db.attempt(ctx, db.writes, db.options(true), ReadTimeout, f)
 }
 
-// Write runs f in a transaction that writes.
+// Write runs f in a transaction that writes to the tables.
 func (db *DB) Write(ctx context.Context, limit time.Duration, f func(context.Context, *Tx) error) error {
-	return db.attempt(ctx, db.writes, db.options(false), limit, f)
+	return db.attempt(ctx, db.writes, db.options(false), limit, db.opened(db.bounds, true, f))
+}
+
+// Fill is a Write to the inbox, which an instance below the floor may fill, too: one that
+// is not will fold it.
+func (db *DB) Fill(ctx context.Context, limit time.Duration, f func(context.Context, *Tx) error) error {
+	return db.attempt(ctx, db.writes, db.options(false), limit, db.opened(db.bounds, false, f))
 }
 
 // Direct is Write for what must not wait for a fold.
 func (db *DB) Direct(ctx context.Context, limit time.Duration, f func(context.Context, *Tx) error) error {
-	return db.attempt(ctx, db.direct, db.options(false), limit, f)
+	return db.attempt(ctx, db.direct, db.options(false), limit, db.opened(db.bounds, true, f))
+}
+
+// Quick is Direct for what a request waits for: it gives up sooner.
+func (db *DB) Quick(ctx context.Context, f func(context.Context, *Tx) error) error {
+	return db.attempt(ctx, db.direct, db.options(false), ReadTimeout, db.opened(db.quickBounds, true, f))
+}
+
+// opened is f behind the statement that a writing transaction begins with. An instance that
+// is below the floor is not told what the tables mean, and may not write to them.
+func (db *DB) opened(bounds string, floor bool, f func(context.Context, *Tx) error) func(context.Context, *Tx) error {
+	return func(ctx context.Context, tx *Tx) error {
+		if err := tx.open(ctx, bounds); err != nil {
+			return err
+		}
+		if floor && tx.Floor > db.version {
+			return Fault(fmt.Sprintf("the tables are those of a later release (floor %d), and this one, of version %d, may not write to them: counts wait in the inbox for an instance of that release; update this one", tx.Floor, db.version))
+		}
+		return f(ctx, tx)
+	}
 }
 
 var errNotReached = fmt.Errorf("%w: it was not reached since the start", ErrUnavailable)
@@ -280,7 +310,7 @@ func (db *DB) transact(ctx context.Context, o *sql.TxOptions, f func(context.Con
 		discard(conn)
 		conn = nil
 	}
-	if err = Guarded(func() error { return f(ctx, &Tx{tx, db.Dialect}) }); err != nil {
+	if err = Guarded(func() error { return f(ctx, &Tx{tx: tx, Dialect: db.Dialect}) }); err != nil {
 		return err
 	}
 	if err = tx.Commit(); err != nil {

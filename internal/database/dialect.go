@@ -37,12 +37,12 @@ type behaviour struct {
 
 // statements are those that each database has its own of.
 type statements struct {
-	begin         string // bounds a writing transaction on the server, and makes its COMMIT durable; "": nothing
+	bounds        string // an expression that bounds a writing transaction on the server, and makes its COMMIT durable
+	quickBounds   string // the same for what a request waits for
 	migrationLock string // waits for its turn to change tables
 	describe      string // asks for what the log calls the database: its product, version and name
 	pathOf        string // asks for the path of the database's file; "": it has none
 	LockLease     string // ends the query that takes the lease: no row when another has it
-	PrepareTake   string // an expression that bounds the transaction of a Take on the server, and makes its COMMIT durable: a request waits for it
 }
 
 // expressions are said by the methods of Dialect.

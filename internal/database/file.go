@@ -331,7 +331,7 @@ func (db *DB) reopen(ctx context.Context, f *file, conn *sqlx.Conn) error {
 		return &FileError{Path: f.path, What: "was replaced by what cannot be read", Err: err}
 	}
 	defer func() { _ = tx.Rollback() }()
-	in := &Tx{tx, db.Dialect}
+	in := &Tx{tx: tx, Dialect: db.Dialect}
 	var id string
 	err = in.Get(ctx, &id, sqlMeta, "id") // before anything of ours is made there
 	switch {

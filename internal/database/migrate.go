@@ -36,12 +36,9 @@ type migrated struct {
 // table nor a search path that changes leads them elsewhere.
 func (db *DB) migrate(ctx context.Context, tx *Tx) (found migrated, settled func(), err error) {
 	own := *db.Dialect // with the schema that is found
-	tx = &Tx{tx.tx, &own}
-	if err := tx.Begin(ctx); err != nil {
-		return found, nil, err
-	}
-	var server struct{ Encoding, Schema string }
-	switch err := tx.Get(ctx, &server, tx.server); {
+	tx = &Tx{tx: tx.tx, Dialect: &own}
+	var server struct{ Bounded, Encoding, Schema string }
+	switch err := tx.Get(ctx, &server, fmt.Sprintf(tx.server, tx.bounds)); {
 	case err != nil && tx.mistaken != "":
 		return found, nil, fmt.Errorf("%s: %w", tx.mistaken, err)
 	case err != nil:
@@ -105,6 +102,9 @@ func (db *DB) migrate(ctx context.Context, tx *Tx) (found migrated, settled func
 		return found, nil, err
 	}
 	if err := tx.Get(ctx, &found.id, sqlMeta, "id"); err != nil {
+		return found, nil, err
+	}
+	if err := tx.open(ctx, tx.bounds); err != nil {
 		return found, nil, err
 	}
 	settled, err = db.cfg.Settle(ctx, tx, found.id)

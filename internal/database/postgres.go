@@ -10,20 +10,20 @@ import (
 
 func postgres() *Dialect {
 	set := func(name, to string) string { return "set_config('" + name + "', '" + to + "', true)" }
+	bounds := func(statement, lock, idle string) string {
+		return set("statement_timeout", statement) + " || " + set("lock_timeout", lock) + " || " + set("idle_in_transaction_session_timeout", idle) +
+			` || set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)`
+	}
 	return &Dialect{
 		Name:      "postgres",
 		bind:      sqlx.DOLLAR,
 		behaviour: behaviour{isolation: sql.LevelReadCommitted, snapshot: sql.LevelRepeatableRead, sessions: true},
 		statements: statements{
-			// One statement without parameters: one round trip.
-			begin: `SET LOCAL statement_timeout = '10s'; SET LOCAL lock_timeout = '5s';
-SET LOCAL idle_in_transaction_session_timeout = '15s';
-SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'`,
+			bounds:        bounds("10s", "5s", "15s"),
+			quickBounds:   bounds("2s", "200ms", "5s"),
 			migrationLock: `SELECT pg_advisory_xact_lock(7527284621038457714)`,
 			describe:      `SELECT 'PostgreSQL ' || current_setting('server_version') || ': ' || current_database()`,
 			LockLease:     ` FOR UPDATE SKIP LOCKED`,
-			PrepareTake: set("lock_timeout", "200ms") + " || " + set("statement_timeout", "2s") + " || " + set("idle_in_transaction_session_timeout", "5s") +
-				` || set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)`,
 		},
 		expressions: expressions{
 			Strpos: "strpos",
@@ -42,7 +42,7 @@ SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synch
 			texts:   arrayOfTexts,
 		},
 		catalog: catalog{
-			server:      `SELECT current_setting('server_encoding') AS encoding, COALESCE(current_schema(), '') AS schema`,
+			server:      `SELECT %s AS bounded, current_setting('server_encoding') AS encoding, COALESCE(current_schema(), '') AS schema`,
 			relations:   postgresRelations,
 			differences: postgresDifferences,
 			schemas:     2,

@@ -17,12 +17,12 @@ func sqlite() *Dialect {
 		bind:      sqlx.QUESTION,
 		behaviour: behaviour{oneWriter: true, rowByRow: true},
 		statements: statements{
-			begin:         "", // busy_timeout, and synchronous=FULL, are in the DSN
+			bounds:        `''`, // busy_timeout, and synchronous=FULL, are in the DSN
+			quickBounds:   `''`,
 			migrationLock: `SELECT 1`,
 			describe:      `SELECT 'SQLite ' || sqlite_version() || ': ' || file FROM pragma_database_list WHERE name = 'main'`,
 			pathOf:        `SELECT file FROM pragma_database_list WHERE name = 'main'`,
 			LockLease:     "", // BEGIN IMMEDIATE has locked already
-			PrepareTake:   `''`,
 		},
 		expressions: expressions{
 			Strpos: "instr",
@@ -42,7 +42,7 @@ func sqlite() *Dialect {
 			texts:   func(t []string) string { return jsonOf(t) },
 		},
 		catalog: catalog{
-			server:      `SELECT 'UTF8' AS encoding, substr(sqlite_version(), 1, 0) AS schema`,
+			server:      `SELECT %s AS bounded, 'UTF8' AS encoding, substr(sqlite_version(), 1, 0) AS schema`,
 			mistaken:    "the database is not SQLite",
 			relations:   sqliteRelations,
 			differences: sqliteDifferences,

@@ -2,6 +2,7 @@ package database
 
 import (
 	"context"
+	"fmt"
 	"strings"
 
 	"github.com/jmoiron/sqlx"
@@ -12,16 +13,34 @@ import (
 type Tx struct {
 	tx *sqlx.Tx
 	*Dialect
+	Opening // of one that writes
 }
 
-// Begin bounds a writing transaction on the server, and makes its COMMIT durable.
-func (t *Tx) Begin(ctx context.Context) error {
-	if t.begin == "" {
-		return nil
+// Opening is what a writing transaction knows from the statement that it begins with. That
+// also bounds it on the server, and makes its COMMIT durable.
+type Opening struct {
+	Now    int64  // the database's time, Unix milliseconds
+	Floor  int    // the least version of the tables that may write to them
+	Rules  string // which rules of the zone are in force
+	Pruned string // as of when history was removed last
+}
+
+const sqlOpening = `SELECT %s AS bounded, %s AS now, CAST(COALESCE((SELECT value FROM usage_meta WHERE name = 'floor'), '0') AS INTEGER) AS floor,
+COALESCE((SELECT value FROM usage_meta WHERE name = 'rules'), '') AS rules, COALESCE((SELECT value FROM usage_meta WHERE name = 'pruned'), '') AS pruned`
+
+// open is the first statement of a writing transaction. bounds are those of the server.
+func (t *Tx) open(ctx context.Context, bounds string) error {
+	var row struct {
+		Bounded string
+		Opening
 	}
-	_, err := t.tx.ExecContext(ctx, t.begin)
+	err := t.Get(ctx, &row, fmt.Sprintf(sqlOpening, bounds, t.Clock()))
+	t.Opening = row.Opening
 	return err
 }
+
+// Begin does nothing.
+func (t *Tx) Begin(context.Context) error { return nil }
 
 // Get reads one row; sql.ErrNoRows when there is none.
 func (t *Tx) Get(ctx context.Context, dest any, query string, args ...any) error {
