@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sort"
@@ -157,15 +158,14 @@ func (h *handler) readSeries(ctx context.Context, q store.Query, step store.Step
 		add(name)
 	}
 	if q.Step != store.Hour && onlyQuotas(q) {
-		hourly, err := h.hourlyQuotas(ctx, q)
+		others, err := h.otherQuotas(ctx, q)
 		if err != nil {
 			return series{}, err
 		}
-		for _, c := range hourly {
-			if i := sort.Search(len(a.Starts), func(i int) bool { return a.Starts[i].After(c.Start) }); i > 0 {
-				c.Start = a.Starts[i-1]
-				counts = append(counts, c)
-			}
+		for _, c := range others { // a month may begin before the range does
+			i := sort.Search(len(a.Starts), func(i int) bool { return a.Starts[i].After(c.Start) })
+			c.Start = a.Starts[max(i-1, 0)]
+			counts = append(counts, c)
 		}
 	}
 	for _, c := range counts {
@@ -199,6 +199,35 @@ func (h *handler) readSeries(ctx context.Context, q store.Query, step store.Step
 func onlyQuotas(q store.Query) bool {
 	other := func(name string) bool { return !strings.HasPrefix(name, "quota.") }
 	return !other(q.Prefix) || len(q.Names) > 0 && !slices.ContainsFunc(q.Names, other)
+}
+
+// otherQuotas are those that q selects by day or month, and that are not in these.
+func (h *handler) otherQuotas(ctx context.Context, q store.Query) ([]store.Count, error) {
+	hourly, err := h.hourlyQuotas(ctx, q)
+	if err != nil || q.Step == store.Month {
+		return hourly, err
+	}
+	monthly, err := h.monthlyQuotas(ctx, q)
+	return append(hourly, monthly...), err
+}
+
+// monthlyQuotas are the months of what q selects: quotas by the month have no days. Those
+// that have some are by the day, and not among them.
+func (h *handler) monthlyQuotas(ctx context.Context, q store.Query) ([]store.Count, error) {
+	q.Step = store.Month
+	counts, err := h.store.History(ctx, q)
+	if err != nil || len(counts) == 0 {
+		return nil, err
+	}
+	daily := map[string]bool{}
+	for _, c := range counts {
+		daily[c.Name] = false
+	}
+	days, err := h.store.History(ctx, store.Query{Names: slices.Collect(maps.Keys(daily)), From: counts[0].Start, Step: store.Day})
+	for _, c := range days {
+		daily[c.Name] = true
+	}
+	return slices.DeleteFunc(counts, func(c store.Count) bool { return daily[c.Name] }), err
 }
 
 // hourlyQuotas are the hours of what q selects: quotas by the hour have no days of their

@@ -505,10 +505,10 @@ func TestSeriesLabels(t *testing.T) {
 }
 
 // Quotas are kept in the step of their window, and are in every range: of those by the
-// hour a day is the sum, however few are asked for.
+// hour a day is the sum, however few are asked for, and those by the month are in one day.
 func TestQuotasAreInEverySeries(t *testing.T) {
 	st := filled(t, map[string]int64{"quota.42.refused": 3})
-	for name, step := range map[string]store.Step{"quota.42.daily": store.Day, "quota.42.hourly": store.Hour} {
+	for name, step := range map[string]store.Step{"quota.42.daily": store.Day, "quota.42.hourly": store.Hour, "quota.42.monthly": store.Month} {
 		for range 2 {
 			if _, _, ok, err := st.Take(t.Context(), name, 5, 100, step); err != nil || !ok {
 				t.Fatal(ok, err)
@@ -516,7 +516,7 @@ func TestQuotasAreInEverySeries(t *testing.T) {
 		}
 	}
 	h := open(st)
-	for _, query := range []string{"prefix=quota.", "prefix=quota.42.&limit=3", "name=quota.42.daily&name=quota.42.hourly&name=quota.42.refused"} {
+	for _, query := range []string{"prefix=quota.", "prefix=quota.42.&limit=4", "name=quota.42.daily&name=quota.42.hourly&name=quota.42.monthly&name=quota.42.refused"} {
 		for _, r := range []string{"today", "24h", "7d", "30d", "90d", "13mo", "7d&step=month"} {
 			var a series
 			if err := json.Unmarshal(get(h, "/usage/api/series?"+query+"&range="+r).Body.Bytes(), &a); err != nil {
@@ -528,9 +528,45 @@ func TestQuotasAreInEverySeries(t *testing.T) {
 					got[s.Name] += n
 				}
 			}
-			if want := map[string]int64{"quota.42.daily": 10, "quota.42.hourly": 10, "quota.42.refused": 3}; !maps.Equal(got, want) {
+			if want := map[string]int64{"quota.42.daily": 10, "quota.42.hourly": 10, "quota.42.monthly": 10, "quota.42.refused": 3}; !maps.Equal(got, want) {
 				t.Errorf("%s in %s: %v", query, r, got)
 			}
 		}
+	}
+}
+
+// A quota by the month is in the day on which the month begins, or in the first day of
+// the range; one by the day whose days are outside of the range is in none of it.
+func TestMonthsOfQuotasAmongDays(t *testing.T) {
+	january, february := at("2025-01-01T00:00:00Z"), at("2025-02-01T00:00:00Z")
+	all := map[store.Step][]store.Count{
+		store.Day: {{Name: "quota.1.daily", Start: at("2025-01-20T00:00:00Z"), N: 3}, {Name: "quota.2.daily", Start: at("2025-01-31T00:00:00Z"), N: 4}},
+		store.Month: {
+			{Name: "quota.1.daily", Start: january, N: 3}, {Name: "quota.2.daily", Start: january, N: 4}, {Name: "quota.3.monthly", Start: january, N: 5},
+			{Name: "quota.3.monthly", Start: february, N: 6}, {Name: "quota.4.monthly", Start: february, N: 7},
+		},
+	}
+	h := open(&answering{history: func(q store.Query) (counts []store.Count, err error) {
+		from := q.From
+		if q.Step == store.Month { // which is widened to whole ones
+			from = from.AddDate(0, 0, 1-from.Day())
+		}
+		for _, c := range all[q.Step] {
+			if !c.Start.Before(from) && (q.To.IsZero() || c.Start.Before(q.To)) && (len(q.Names) == 0 || slices.Contains(q.Names, c.Name)) {
+				counts = append(counts, c)
+			}
+		}
+		return counts, nil
+	}})
+	var a series
+	if err := json.Unmarshal(get(h, "/usage/api/series?prefix=quota.&step=day&from=2025-01-30&to=2025-02-02").Body.Bytes(), &a); err != nil {
+		t.Fatal(err)
+	}
+	got := ""
+	for _, s := range a.Series {
+		got += fmt.Sprintln(s.Name, *s.Total, s.N)
+	}
+	if want := "quota.3.monthly 11 [5 0 6 0]\nquota.4.monthly 7 [0 0 7 0]\nquota.2.daily 4 [0 4 0 0]\n"; len(a.Starts) != 4 || !a.Starts[2].Equal(february) || got != want {
+		t.Errorf("in %v:\n%swant\n%s", a.Starts, got, want)
 	}
 }

@@ -69,7 +69,7 @@ func TestQuotasAreInEveryRange(t *testing.T) {
 	t.Parallel()
 	s := serve(t)
 	s.add(map[string]int64{"api.GET /a.requests": 7, "quota.42.refused": 3, "mail.sent": 1})
-	for name, step := range map[string]store.Step{"quota.42.daily": store.Day, "quota.42.hourly": store.Hour} {
+	for name, step := range map[string]store.Step{"quota.42.daily": store.Day, "quota.42.hourly": store.Hour, "quota.42.monthly": store.Month} {
 		if _, _, ok, err := s.store.Take(t.Context(), name, 5, 10, step); err != nil || !ok {
 			t.Fatal(ok, err)
 		}
@@ -79,7 +79,7 @@ func TestQuotasAreInEveryRange(t *testing.T) {
 	for _, r := range []string{"today", "24h", "7d", "30d", "90d", "13mo"} {
 		p.show(s.url + "?range=" + r)
 		got := fmt.Sprint(p.rows("quotas"), p.column("quotas", "n"))
-		if want := "[quota.42.daily quota.42.hourly quota.42.refused] [5 5 3]"; got != want {
+		if want := "[quota.42.daily quota.42.hourly quota.42.monthly quota.42.refused] [5 5 5 3]"; got != want {
 			t.Errorf("%s has the quotas %s, want %s", r, got, want)
 		}
 		if other := p.rows("other"); fmt.Sprint(other) != "[mail.sent]" {
