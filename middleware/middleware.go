@@ -88,6 +88,11 @@ import (
 )
 
 // Recorder counts: a *store.Store, or whatever a test wants.
+//
+// One that has Counter(name string) func(n int64), too, as a Store does, is asked for it
+// once for each counter of a route, and what that returns counts in place of Add. So a
+// type that embeds a Store to do something about its Add has to have a Counter of its
+// own: the Store's passes that Add by.
 type Recorder interface {
 	Add(name string, n int64)
 }

@@ -983,6 +983,7 @@ func TestRecorderInTroubleChangesNothing(t *testing.T) {
 		"nil":         nil,
 		"nil pointer": (*counts)(nil),
 		"panics":      recorderFunc(func(string, int64) { panic("recorder") }),
+		"embeds none": louder{},
 	} {
 		if got := exchange(t, "HTTP/1.1", New(rec, Config{})(http.HandlerFunc(hello)), "GET /x", nil); !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: answers     %+v\nwithout it: %+v", name, got, want)
@@ -1077,13 +1078,19 @@ func (c *counting) Counter(name string) func(int64) {
 	return func(n int64) { c.tally["Counter "+name] += n }
 }
 
-// louder has the counters of another one, and does something about Add.
-type louder struct{ *counting }
+// louder embeds another one, and does something about its Add; loudest about both.
+type (
+	louder  struct{ *counting }
+	loudest struct{ louder }
+)
 
 func (l louder) Add(name string, n int64) { l.counting.Add(name, 10*n) }
+func (l loudest) Counter(name string) func(int64) {
+	return func(n int64) { l.Add(name, n) }
+}
 
-// The counts of a route are kept, where the Recorder has that, unless it is around
-// one that has: its own Add is asked, then.
+// The counters of a route are kept, where the Recorder has that: also one that it has
+// from what it embeds, which passes by an Add of its own.
 func TestRecorderWithCounters(t *testing.T) {
 	for _, tt := range []struct {
 		rec  func(*counting) Recorder
@@ -1092,8 +1099,10 @@ func TestRecorderWithCounters(t *testing.T) {
 		{func(c *counting) Recorder { return c }, tally{
 			"Counter api.GET /x.requests": 1, "Counter api.GET /x.status_2xx": 1, "Counter api.GET /x.latency_5ms": 1, "Add user.42.requests": 1}},
 		{func(c *counting) Recorder { return louder{c} }, tally{
-			"Add api.GET /x.requests": 10, "Add api.GET /x.status_2xx": 10, "Add api.GET /x.latency_5ms": 10, "Add user.42.requests": 10}},
+			"Counter api.GET /x.requests": 1, "Counter api.GET /x.status_2xx": 1, "Counter api.GET /x.latency_5ms": 1, "Add user.42.requests": 10}},
 		{func(c *counting) Recorder { return &louder{c} }, tally{
+			"Counter api.GET /x.requests": 1, "Counter api.GET /x.status_2xx": 1, "Counter api.GET /x.latency_5ms": 1, "Add user.42.requests": 10}},
+		{func(c *counting) Recorder { return loudest{louder{c}} }, tally{
 			"Add api.GET /x.requests": 10, "Add api.GET /x.status_2xx": 10, "Add api.GET /x.latency_5ms": 10, "Add user.42.requests": 10}},
 	} {
 		c := &counting{tally{}}

@@ -3,7 +3,6 @@ package middleware
 import (
 	"maps"
 	"net/http"
-	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -11,39 +10,16 @@ import (
 	"github.com/usagekit/usagekit/internal/naming"
 )
 
-// resolver is what a Recorder may have beside Add, and a *store.Store has: Add for
-// one name, which keeps where its counter is.
-type resolver interface {
-	Counter(name string) func(n int64)
-}
-
-// counterOf returns how to get Add for one name of rec. A type that embeds one with
-// such counters, to do something about Add, is asked by Add.
+// counterOf returns how to get Add for one name of rec.
 func counterOf(rec Recorder) func(name string) func(n int64) {
-	if r, ok := rec.(resolver); ok && !embedsResolver(reflect.TypeOf(rec)) {
+	if r, ok := rec.(interface {
+		Counter(name string) func(n int64)
+	}); ok {
 		return r.Counter
 	}
 	return func(name string) func(n int64) {
 		return func(n int64) { rec.Add(name, n) }
 	}
-}
-
-// embedsResolver tells whether t, or what it points to, is a struct that has Counter
-// from a field, perhaps.
-func embedsResolver(t reflect.Type) bool {
-	resolves := reflect.TypeFor[resolver]()
-	if t.Kind() == reflect.Pointer {
-		t = t.Elem()
-	}
-	if t.Kind() != reflect.Struct {
-		return false
-	}
-	for f := range t.Fields() {
-		if f.Anonymous && (f.Type.Implements(resolves) || reflect.PointerTo(f.Type).Implements(resolves)) {
-			return true
-		}
-	}
-	return false
 }
 
 // route is what the requests of one route count under.
