@@ -1,3 +1,3 @@
-// Package rooms holds tests of the house itself: who may import whom, and what the
-// page's scripts repeat of internal/naming.
+// Package rooms holds tests of the house itself: who may import whom, what the public
+// packages export, and what the page's scripts repeat of internal/naming.
 package rooms
