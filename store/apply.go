@@ -10,6 +10,7 @@ import (
 
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/crossing"
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
@@ -204,9 +205,9 @@ func (s *Store) apply(ctx context.Context, tx *database.Tx, sums *sums) (crossin
 		return 0, err
 	}
 	totals, history, users := sums.rows()
-	var crossed []Crossing
-	cross := func(r row, after int64) { crossed = s.crossings(crossed, r, after) }
-	watched := func(r row) bool { return s.watched(r.bucket) }
+	var crossed []crossing.Crossing
+	cross := func(r row, after int64) { crossed = s.watch.Crossed(crossed, r.Step, r.Bucket, r.Key, r.n, after) }
+	watched := func(r row) bool { return s.watch.Of(r.Step, r.Key) }
 	if err := s.addRows(ctx, tx, sqlAddTotals, totals, watched, cross); err != nil {
 		return 0, err
 	}
@@ -236,7 +237,7 @@ func (s *Store) apply(ctx context.Context, tx *database.Tx, sums *sums) (crossin
 	if err := s.addRows(ctx, tx, sqlAddHistory, derived, watched, cross); err != nil {
 		return 0, err
 	}
-	return s.recordCrossings(ctx, tx, crossed, sums.now)
+	return s.watch.Record(ctx, tx, crossed, sums.now)
 }
 
 // chunk is how many rows one upsert takes: a twentieth of a second of a small

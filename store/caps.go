@@ -209,6 +209,6 @@ func (s *Store) applied(sums *sums, crossings int) {
 		s.subjects.Store(sums.subjects)
 	}
 	if crossings > 0 {
-		signal(s.crossed)
+		s.notifier.Look()
 	}
 }

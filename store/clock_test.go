@@ -412,31 +412,6 @@ func TestCompleteThroughIsNotInTheFuture(t *testing.T) {
 	})
 }
 
-// A word that is claimed for longer than anybody claims one is told; one that is not,
-// and one that is to be told again later, are left.
-func TestAClaimOfTheFutureIsNone(t *testing.T) {
-	onEach(t, func(t *testing.T, db *sqlx.DB) {
-		ctx := dbtest.Context(t)
-		var told []string
-		s, err := open(ctx, db, Config{Notify: func(_ context.Context, c Crossing) error {
-			told = append(told, c.Name)
-			return nil
-		}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.cancel()
-		at := time.Now().Add(ahead).UnixMilli() // one, so that they are told in the order of their names
-		for name, claimed := range map[string]time.Duration{"a.hours": ahead, "b.minutes": 10 * time.Minute, "c.claimed": 50 * time.Second, "d.later": maxNotifyWait, "e.free": 0} {
-			db.MustExec(db.Rebind(`INSERT INTO usage_meta VALUES (?, ?)`), fmt.Sprintf("notify/%013d/0/0/5/%s", at, name), fmt.Sprintf("%d 1 5", time.Now().Add(claimed).UnixMilli()))
-		}
-		s.notifyPending()
-		if got := strings.Join(told, " "); got != "a.hours b.minutes e.free" {
-			t.Errorf("told of %s", got)
-		}
-	})
-}
-
 // All writers are asked for again, although the clock has gone back since they were.
 func TestSweepWhenTheClockWentBack(t *testing.T) {
 	onEach(t, func(t *testing.T, db *sqlx.DB) {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Config configures a Store. The zero Config is ready to use.
@@ -82,10 +83,19 @@ type Config struct {
 	// decides. Each crossing is recorded once, with the counts that made it.
 	Thresholds []Threshold
 
-	// Notify is told of every crossing, at least once: again after an error, a panic or
-	// 10 s, and after the process that was telling it is gone. It is called outside of
-	// any transaction, one at a time. nil: a line in the log, with the counter's name.
-	Notify func(context.Context, Crossing) error
+	// Notify has the receivers of crossings, each under a name of its own, such as "mail".
+	// Each is told of every crossing, at least once: again after an error, a panic or 10 s,
+	// and after the process that was telling it is gone; whatever becomes of the others. It
+	// is called outside of any transaction, for one crossing at a time. nil or empty: a line
+	// in the log, with the counter's name.
+	//
+	// What is still to be told is kept in the database, by the names of the receivers of the
+	// instance that folds: one that lacks a receiver leaves it to those that have it. So a
+	// name stays when its function changes. What is for a receiver that no instance has had
+	// for a week is dropped, with a line in the log. What an earlier release, or an instance
+	// without receivers, has left to be told goes to all receivers of the instance that
+	// finds it.
+	Notify map[string]func(context.Context, Crossing) error
 }
 
 func (c Config) check() error {
@@ -96,8 +106,16 @@ func (c Config) check() error {
 		return fmt.Errorf("store: Config.MaxNames is %d: want a positive number, or 0 for 100,000", c.MaxNames)
 	}
 	for i, t := range c.Thresholds {
-		if wrong := t.check(); wrong != "" {
+		if wrong := t.watched().Check(); wrong != "" {
 			return fmt.Errorf("store: Config.Thresholds[%d].%s", i, wrong)
+		}
+	}
+	for name, notify := range c.Notify {
+		if name == "" || len(name) > 64 || !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
+			return fmt.Errorf("store: Config.Notify[%q]: want a name for the receiver, valid UTF-8 of 1 … 64 bytes", name)
+		}
+		if notify == nil {
+			return fmt.Errorf("store: Config.Notify[%q] is nil: want a function, or no such receiver", name)
 		}
 	}
 	for group, n := range c.Caps {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/crossing"
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
@@ -22,7 +23,6 @@ const (
 	sqlInbox     = `SELECT writer, seq, opened, payload FROM usage_inbox WHERE (writer, seq) > (?, ?) ORDER BY writer, seq LIMIT ?`
 	sqlRewrite   = `UPDATE usage_inbox SET payload = ? WHERE writer = ? AND seq = ?`
 	sqlBad       = `SELECT name, value FROM usage_meta WHERE name > ? AND name < 'bad0' ORDER BY name LIMIT 1`
-	sqlRecords   = `SELECT name FROM usage_meta WHERE name > ? AND name < ? ORDER BY name LIMIT ?`
 )
 
 // Erase removes what the database holds under the id of a user: every row of
@@ -40,7 +40,7 @@ const (
 // reach: in PostgreSQL's dead rows, until VACUUM, and in its log and backups; with no
 // count, in the live file of a spool, until two more batches with counts were sealed;
 // in a dashboard that gets no answer, which shows its last ones for an hour; and in the
-// application's log, where a Threshold on users and no Config.Notify put it.
+// application's log, where a Threshold on users and an empty Config.Notify put it.
 func (s *Store) Erase(ctx context.Context, user string) error {
 	if user == "" {
 		return errors.New("store: Erase: the user is \"\": want the id that requests were counted under")
@@ -209,37 +209,18 @@ func (s *Store) eraseSpan(ctx context.Context, tx *database.Tx, sp span, user st
 // eraseRecords removes a user's crossings. They are found by looking at everybody's, of
 // which there may be a million: in pages, while folds go on.
 func (s *Store) eraseRecords(ctx context.Context, user string) error {
-	for _, kind := range []string{"crossing", "notify"} {
-		for last, more := kind+"/", true; more; {
-			names, err := database.Again(ctx, s.run, s.db, func(ctx context.Context, tx *database.Tx) ([]string, error) {
-				if err := tx.Begin(ctx); err != nil {
-					return nil, err
-				}
-				var names []string
-				if err := tx.Select(ctx, &names, sqlRecords, last, kind+"0", chunk); err != nil {
-					return nil, err
-				}
-				return names, s.deleteMeta(ctx, tx, slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !s.recordOf(name, user) }))
-			})
-			if err != nil {
-				return err
+	for after := ""; ; {
+		next, err := database.Again(ctx, s.run, s.db, func(ctx context.Context, tx *database.Tx) (string, error) {
+			if err := tx.Begin(ctx); err != nil {
+				return "", err
 			}
-			if more = len(names) == chunk; more {
-				last = names[len(names)-1]
-			}
+			return crossing.Erase(ctx, tx, after, func(name string) bool { return isOf(name, user) })
+		})
+		if err != nil || next == "" {
+			return err
 		}
+		after = next
 	}
-	return nil
-}
-
-// recordOf tells whether a name in usage_meta is that of a user's crossing.
-func (s *Store) recordOf(name, user string) bool {
-	kind, key, _ := strings.Cut(name, "/")
-	if kind == "notify" {
-		_, key, _ = strings.Cut(key, "/")
-	}
-	c, err := s.parseCrossing(key)
-	return err == nil && isOf(c.Name, user)
 }
 
 // eraseBad takes a user out of the batches that were set aside, one after the other.
@@ -261,7 +242,8 @@ func (s *Store) eraseBad(ctx context.Context, user string) error {
 			}
 			switch {
 			case err != nil:
-				return b.Name, s.deleteMeta(ctx, tx, []string{b.Name})
+				_, err = tx.Exec(ctx, `DELETE FROM usage_meta WHERE name = ?`, b.Name)
+				return b.Name, err
 			case changed:
 				_, err = tx.Exec(ctx, sqlSetMeta, b.Name, base64.StdEncoding.EncodeToString(payload))
 			}

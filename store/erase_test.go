@@ -18,6 +18,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/crossing"
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/internal/naming"
@@ -44,7 +45,7 @@ func TestEraseBesideManyCrossingsKeepsNoFoldWaiting(t *testing.T) {
 			}
 			tx.MustExec(tx.Rebind(`INSERT INTO usage_meta (name, value) VALUES `+strings.Join(values, ", ")), args...)
 		}
-		for _, name := range []string{"crossing/0/0/1/user.me.requests", "crossing/2/86400/7/user.me.requests", "notify/0000000000001/0/0/1/user.me.requests"} {
+		for _, name := range []string{"crossing/0/0/1/user.me.requests", "crossing/2/86400/7/user.me.requests", "notify/0000000000001/0/0/1/user.me.requests", "tell/mail/0000000000001/0/0/1/user.me.requests"} {
 			tx.MustExec(tx.Rebind(`INSERT INTO usage_meta (name, value) VALUES (?, '0 0 1')`), name)
 		}
 		b := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "user.me.requests", N: 1}}}
@@ -218,7 +219,7 @@ func TestErasedIDsLeaveTheFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "usage.db")
 	db, err := sqlite.Open(path)
 	s := unstarted(t, db, err)
-	s.thresholds = []Threshold{{Prefix: "user.", Measure: "requests", Value: 1}}
+	s.watch.Thresholds = []crossing.Threshold{{Prefix: "user.", Measure: "requests", Value: 1}}
 	const id = "zebra@example.com"
 	for i := range 100 { // pages of them, that are split and merged
 		s.Inc(fmt.Sprintf("user.%d.requests", i))

@@ -185,9 +185,11 @@ func ExampleConfig_thresholds() {
 	told := make(chan store.Crossing, 1)
 	_, usage, done := exampleStoreOf(store.Config{
 		Thresholds: []store.Threshold{{Prefix: "llm.", Measure: "tokens", Step: store.Day, Value: 1_000_000}},
-		Notify: func(ctx context.Context, c store.Crossing) error {
-			told <- c // send a mail; an error would have it called again
-			return nil
+		Notify: map[string]func(context.Context, store.Crossing) error{
+			"mail": func(ctx context.Context, c store.Crossing) error {
+				told <- c // send one; an error would have it called again
+				return nil
+			},
 		},
 	})
 	defer done()

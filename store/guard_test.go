@@ -484,7 +484,12 @@ func TestALongReadDelaysNoFold(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	s, err := New(ctx, db, Config{Interval: time.Hour})
+	told := make(chan Crossing, 3)
+	s, err := New(ctx, db, Config{
+		Interval:   time.Hour,
+		Thresholds: []Threshold{{Prefix: "feature.", Value: 1}, {Prefix: "feature.", Value: 2}, {Prefix: "feature.", Value: 3}},
+		Notify:     map[string]func(context.Context, Crossing) error{"test": func(_ context.Context, c Crossing) error { told <- c; return nil }},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -497,7 +502,7 @@ func TestALongReadDelaysNoFold(t *testing.T) {
 		}
 		for name, look := range map[string]func(context.Context) error{
 			"look": func(ctx context.Context) error { _, err := s.look(ctx); return err },
-			"tell": func(context.Context) error { s.notifyPending(); return nil },
+			"tell": func(context.Context) error { <-told; return nil },
 		} {
 			ended := make(chan error, 1)
 			go func() { ended <- look(ctx) }()

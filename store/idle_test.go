@@ -125,7 +125,7 @@ func (v *idleService) left(name string, payload []byte) {
 // next count, in whatever instance, is folded within an Interval and a moment.
 func TestAnIdleServiceAsksNothing(t *testing.T) {
 	idle(t, func(t *testing.T, v *idleService) {
-		notify := func(context.Context, Crossing) error { return nil }
+		notify := map[string]func(context.Context, Crossing) error{"a": func(context.Context, Crossing) error { return nil }, "b": func(context.Context, Crossing) error { return nil }}
 		a := v.instance(Config{Notify: notify, Thresholds: []Threshold{{Prefix: "feature.", Value: 2}}})
 		b := v.instance(Config{Notify: notify})
 		v.silence("a start")
@@ -257,12 +257,12 @@ func TestABatchOfALaterReleaseKeepsNobodyAwake(t *testing.T) {
 func TestWordIsSentAlthoughNobodyCounts(t *testing.T) {
 	idle(t, func(t *testing.T, v *idleService) {
 		var tries atomic.Int64
-		a := v.instance(Config{Thresholds: []Threshold{{Prefix: "feature.", Value: 1}}, Notify: func(context.Context, Crossing) error {
+		a := v.instance(Config{Thresholds: []Threshold{{Prefix: "feature.", Value: 1}}, Notify: map[string]func(context.Context, Crossing) error{"mail": func(context.Context, Crossing) error {
 			if tries.Add(1) < 8 { // four minutes
 				return errors.New("not now")
 			}
 			return nil
-		}})
+		}}})
 		a.Inc("feature.a.used")
 		time.Sleep(20 * time.Minute)
 		if n := tries.Load(); n != 8 {
@@ -371,8 +371,12 @@ func TestIdleInstancesOnPostgreSQL(t *testing.T) {
 		s := all[i%2]
 		s.Inc("feature.a.used")
 		until("the count", func() bool { n, err := all[1-i%2].Get(ctx, "feature.a.used"); return err == nil && n == i+1 })
+		last, since := asked.Load(), time.Now()
 		until("sleep", func() bool {
-			return all[0].asleep.Load() && all[1].asleep.Load() && len(all[0].crossed)+len(all[1].crossed) == 0 && pools[0].Stats().OpenConnections+pools[1].Stats().OpenConnections == 0
+			if n := asked.Load(); n != last {
+				last, since = n, time.Now()
+			}
+			return all[0].asleep.Load() && all[1].asleep.Load() && time.Since(since) > 50*time.Millisecond && pools[0].Stats().OpenConnections+pools[1].Stats().OpenConnections == 0
 		})
 		before := asked.Load()
 		time.Sleep(300 * time.Millisecond)

@@ -69,7 +69,7 @@ func (s *Store) foldLoop() {
 		timer.Stop()
 		if s.asleep.CompareAndSwap(true, false) {
 			s.idling = 0
-			signal(s.crossed) // what others have left of that, too
+			s.notifier.Sleep(false) // what others have left of that, too
 		}
 	}
 }
@@ -83,7 +83,7 @@ func (s *Store) fallAsleep() bool {
 		s.asleep.Store(false)
 		return false
 	}
-	signal(s.crossed) // for the last time
+	s.notifier.Sleep(true)
 	return true
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/crossing"
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
@@ -21,8 +22,7 @@ const (
 ON CONFLICT (step, bucket, key) DO UPDATE SET value = h.value + excluded.value WHERE h.value + excluded.value <= ? RETURNING value`
 	sqlTaken = `SELECT value FROM usage_history WHERE step = ? AND bucket = ? AND key = ?`
 
-	sqlReset     = `UPDATE usage_metrics SET value = 0 WHERE key = ?`
-	sqlForgetAll = `SELECT name FROM usage_meta WHERE name >= 'crossing/0/' AND name < 'crossing/00'`
+	sqlReset = `UPDATE usage_metrics SET value = 0 WHERE key = ?`
 )
 
 // AddNow counts n, 1 … 2^53−1, under name, in the database when it returns, and
@@ -109,29 +109,10 @@ func (s *Store) Reset(ctx context.Context, names ...string) error {
 				return none, err
 			}
 		}
-		var records []string
-		if err := tx.Select(ctx, &records, sqlForgetAll); err != nil {
-			return none, err
-		}
-		records = slices.DeleteFunc(records, func(record string) bool {
-			c, err := s.parseCrossing(strings.TrimPrefix(record, "crossing/"))
-			return err != nil || !slices.Contains(names, c.Name)
-		})
-		return none, s.deleteMeta(ctx, tx, records)
+		return none, crossing.Reset(ctx, tx, names)
 	})
 	if err != nil {
 		return fmt.Errorf("store: Reset: %w", err)
-	}
-	return nil
-}
-
-// deleteMeta removes rows of usage_meta.
-func (s *Store) deleteMeta(ctx context.Context, tx *database.Tx, names []string) error {
-	for names := range slices.Chunk(names, chunk) {
-		in, list := s.db.OneOfTexts("name", names)
-		if _, err := tx.Exec(ctx, "DELETE FROM usage_meta WHERE "+in, list); err != nil {
-			return err
-		}
 	}
 	return nil
 }

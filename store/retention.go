@@ -11,6 +11,7 @@ import (
 
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/crossing"
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
@@ -54,9 +55,8 @@ const (
 	sqlPruneEnd = `SELECT COALESCE((SELECT key FROM usage_history WHERE step = ? AND bucket = ? AND key >= ?%s ORDER BY key LIMIT 1 OFFSET ?), '')`
 	sqlPrune    = `DELETE FROM usage_history WHERE step = ? AND bucket = ? AND key >= ?%s`
 
-	sqlOldCrossings = `SELECT name FROM usage_meta WHERE name > ? AND name < 'crossing0' ORDER BY name LIMIT ?`
-	sqlSeenAhead    = `UPDATE usage_writers SET seen = ? WHERE seen > ?` // a clock was wrong: they would stay for ever
-	sqlOldWriters   = `DELETE FROM usage_writers WHERE seen < ? AND NOT EXISTS (SELECT 1 FROM usage_inbox i WHERE i.writer = usage_writers.writer)`
+	sqlSeenAhead  = `UPDATE usage_writers SET seen = ? WHERE seen > ?` // a clock was wrong: they would stay for ever
+	sqlOldWriters = `DELETE FROM usage_writers WHERE seen < ? AND NOT EXISTS (SELECT 1 FROM usage_inbox i WHERE i.writer = usage_writers.writer)`
 )
 
 func (s *Store) horizon(now time.Time) calendar.Horizon {
@@ -323,32 +323,24 @@ func (s *Store) pruneBucket(ctx context.Context, p *pruned, bucket int64) error 
 
 // pruneMeta forgets crossings of buckets that are gone, and writers that are.
 func (s *Store) pruneMeta(ctx context.Context, now time.Time, h calendar.Horizon) error {
-	for last := "crossing/1"; ; { // those of all time stay
-		var names, old []string
+	gone := func(c crossing.Crossing) bool {
+		return c.Start.Unix() < max(h.Of(c.Step, naming.Personal(c.Name)), h.Days)
+	}
+	for after, more := "", true; more; more = after != "" {
 		err := s.db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 			if err := tx.Begin(ctx); err != nil {
 				return err
 			}
-			if err := tx.Select(ctx, &names, sqlOldCrossings, last, pruneChunk); err != nil {
-				return err
-			}
-			for _, name := range names {
-				c, err := s.parseCrossing(strings.TrimPrefix(name, "crossing/"))
-				if err == nil && c.Start.Unix() < max(h.Of(calendar.Step(c.Step), naming.Personal(c.Name)), h.Days) {
-					old = append(old, name)
-				}
-			}
-			in, list := s.db.OneOfTexts("name", old)
-			_, err := tx.Exec(ctx, "DELETE FROM usage_meta WHERE "+in, list)
+			next, err := crossing.Prune(ctx, tx, s.calendar(), after, gone)
+			after = next
 			return err
 		})
 		if err != nil {
 			return err
 		}
-		if len(names) < pruneChunk {
-			break
-		}
-		last = names[len(names)-1]
+	}
+	if err := s.notifier.DropUnclaimed(ctx, now); err != nil {
+		return err
 	}
 	return s.db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 		if err := tx.Begin(ctx); err != nil {

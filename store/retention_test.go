@@ -110,6 +110,9 @@ func TestRetention(t *testing.T) {
 		} {
 			db.MustExec(db.Rebind(`INSERT INTO usage_meta VALUES (?, '{}')`), name)
 		}
+		for _, days := range []time.Duration{6, 8} { // of which nobody has told a receiver that this instance lacks
+			db.MustExec(db.Rebind(`INSERT INTO usage_meta VALUES (?, '0 0 5')`), fmt.Sprintf("tell/mail/%013d/0/0/5/user.42.requests", now.Add(-days*day).UnixMilli()))
+		}
 		for writer, ago := range map[string]time.Duration{"gone": 91 * day, "waits": 91 * day, "here": 80 * day} {
 			db.MustExec(db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 1, ?, ?)`), writer, []byte{}, now.Add(-ago).UnixMilli())
 		}
@@ -142,6 +145,7 @@ func TestRetention(t *testing.T) {
 		for query, want := range map[string]int{
 			`SELECT value FROM usage_metrics WHERE key = 'user.42.requests'`:       5,
 			`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'crossing/%'`:         2,
+			`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'tell/%'`:             1,
 			`SELECT COUNT(*) FROM usage_writers WHERE writer IN ('gone')`:          0,
 			`SELECT COUNT(*) FROM usage_writers WHERE writer IN ('waits', 'here')`: 2,
 		} {

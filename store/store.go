@@ -132,13 +132,14 @@
 // ErrUnavailable; Each reads whatever there is, in pages of which that is true.
 //
 // Read store.go and config.go, start.go, then send.go (the flush), fold.go, poison.go and
-// apply.go (into the tables), caps.go, room.go and thresholds.go (which apply asks), lease.go
+// apply.go (into the tables), caps.go and room.go (which apply asks), thresholds.go, lease.go
 // (who folds), rules.go (which rules of the zone are in force), retention.go, query.go,
 // read.go, span.go and each.go, and what goes to the database at once: now.go, erase.go;
 // shutdown.go and log.go for the end. Beside this package stand
 // internal/naming (the grammar of names), internal/calendar (where buckets begin),
-// internal/counter (live counts and the spool) and internal/database (the only way to the
-// database: connections, the tables, SQL, and what an error means).
+// internal/counter (live counts and the spool), internal/crossing (thresholds: what they
+// watch, and who is told) and internal/database (the only way to the database:
+// connections, the tables, SQL, and what an error means).
 package store
 
 import (
@@ -148,7 +149,6 @@ import (
 	"log/slog"
 	"maps"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -158,6 +158,7 @@ import (
 
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
+	"github.com/usagekit/usagekit/internal/crossing"
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
@@ -218,16 +219,12 @@ type Store struct {
 	wake   chan struct{} // a batch waits to be sent
 	kick   chan struct{} // a batch waits to be folded
 
-	retention  Retention
-	caps       map[string]int
-	subjects   atomic.Pointer[subjects]
-	thresholds []Threshold
-	notifier   func(context.Context, Crossing) error
-	notifies   bool          // something may have to be told
-	crossed    chan struct{} // something may be told
-	telling    chan struct{} // has a token while notifier runs
-	untold     bool          // it failed last; of notifyLoop
-	folds      chan struct{} // something was folded here, or counted at once
+	retention Retention
+	caps      map[string]int
+	subjects  atomic.Pointer[subjects]
+	watch     crossing.Watch
+	notifier  *crossing.Notifier
+	folds     chan struct{} // something was folded here, or counted at once
 
 	derivedOnce   sync.Once
 	oddOnce       sync.Once    // of tokens
@@ -281,9 +278,7 @@ func New(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
 // begin has what goes on in the background begin.
 func (s *Store) begin() {
 	loops := []func(){s.sealLoop, s.sendLoop, s.foldLoop, s.pruneLoop}
-	if s.notifies {
-		loops = append(loops, s.notifyLoop)
-	}
+	loops = append(loops, s.notifier.Loops()...)
 	loops = append(loops, func() {
 		s.db.Watch(s.run, s.interval, func(err error) { s.report(&s.fileErr, err) })
 	})
@@ -331,16 +326,13 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 		log: cfg.Logger, interval: cfg.Interval,
 		writer: database.NewID(),
 		wake:   make(chan struct{}, 1), kick: make(chan struct{}, 1), foldNames: manyFoldNames, folds: make(chan struct{}, 1), quiet: quietAfter, began: time.Now(),
-		changed: make(chan struct{}), stopped: make(chan struct{}), crossed: make(chan struct{}, 1), telling: make(chan struct{}, 1),
-		retention: cfg.Retention.defaults(), caps: maps.Clone(cfg.Caps), thresholds: slices.Clone(cfg.Thresholds), notifier: cfg.Notify, notifies: len(cfg.Thresholds) > 0 || cfg.Notify != nil,
+		changed: make(chan struct{}), stopped: make(chan struct{}),
+		retention: cfg.Retention.defaults(), caps: maps.Clone(cfg.Caps),
 	}
 	if s.caps == nil {
 		s.caps = defaultCaps()
 	}
 	maps.DeleteFunc(s.caps, func(_ string, n int) bool { return n == 0 })
-	if s.notifier == nil {
-		s.notifier = s.logCrossing
-	}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
@@ -365,6 +357,8 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 		s.spool, s.spoolDir = counter.NewSpool(disk, s.writer, s.spoolReport), cfg.Spool
 	}
 	s.run, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	s.notifier = crossing.NewNotifier(s.run, s.db, s.log, s.calendar, cfg.receivers(), len(cfg.Thresholds) > 0)
+	s.watch = crossing.Watch{Thresholds: cfg.watched(), Receivers: s.notifier.Receivers()}
 	if !cfg.StartOffline {
 		if err := s.start(ctx, false); err != nil {
 			return nil, fmt.Errorf("store: New: %w%s", err, database.Advice(err))

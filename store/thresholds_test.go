@@ -30,7 +30,7 @@ func TestNotify(t *testing.T) {
 		}
 		s, err := store.New(t.Context(), db, store.Config{
 			Interval: 10 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
-			Thresholds: []store.Threshold{{Prefix: "feature.", Measure: "used", Value: 3}}, Notify: notify,
+			Thresholds: []store.Threshold{{Prefix: "feature.", Measure: "used", Value: 3}}, Notify: map[string]func(context.Context, store.Crossing) error{"mail": notify},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -58,7 +58,7 @@ func TestNotify(t *testing.T) {
 		t.Helper()
 		for until := time.Now().Add(dbtest.Limit); time.Now().Before(until); {
 			var n int
-			if err := db.Get(&n, `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'notify/%'`); err != nil {
+			if err := db.Get(&n, `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'notify/%' OR name LIKE 'tell/%'`); err != nil {
 				t.Fatal(err)
 			}
 			if n == 0 {
@@ -137,6 +137,33 @@ func TestNotify(t *testing.T) {
 			t.Error("the one that would work is not told")
 		}
 	})
+	t.Run("AnotherInstanceHasTheReceiver", func(t *testing.T) { // and tells what this one leaves to it
+		var mailed, paged atomic.Int64
+		notify := func(told *atomic.Int64) func(context.Context, store.Crossing) error {
+			return func(_ context.Context, c store.Crossing) error { told.Add(c.N); return nil }
+		}
+		s, db := open(t, notify(&mailed))
+		other, err := store.New(t.Context(), db, store.Config{
+			Interval: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler),
+			Thresholds: []store.Threshold{{Prefix: "feature.", Measure: "used", Value: 3}},
+			Notify:     map[string]func(context.Context, store.Crossing) error{"pager": notify(&paged)},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		db.MustExec(`INSERT INTO usage_meta VALUES ('tell/pager/0000000000001/0/0/3/feature.b.used', '0 0 7')`)
+		if _, err := other.AddNow(t.Context(), "feature.c.used", 4); err != nil { // it is awake, and looks
+			t.Fatal(err)
+		}
+		count(t, s, "feature.a.used")
+		settled(t, db)
+		if err := other.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if mail, page := mailed.Load(), paged.Load(); page < 11 || mail+page != 16 {
+			t.Errorf("the two were told of %d and %d, want 16 in all, 11 of them by the one that has its receiver", mail, page)
+		}
+	})
 	t.Run("Goexit", func(t *testing.T) { // as t.FailNow does
 		var calls atomic.Int64
 		s, db := open(t, func(context.Context, store.Crossing) error {
@@ -185,6 +212,9 @@ func TestThresholdConfig(t *testing.T) {
 		"Hourly is":       {Retention: store.Retention{Hourly: -1}},
 		`Caps["a.b"]`:     {Caps: map[string]int{"a.b": 1}},
 		`Caps["api"]`:     {Caps: map[string]int{"api": -1}},
+		`Notify[""]`:      {Notify: map[string]func(context.Context, store.Crossing) error{"": func(context.Context, store.Crossing) error { return nil }}},
+		`Notify["\xff"]`:  {Notify: map[string]func(context.Context, store.Crossing) error{"\xff": func(context.Context, store.Crossing) error { return nil }}},
+		"mail\"] is nil":  {Notify: map[string]func(context.Context, store.Crossing) error{"mail": nil}},
 	} {
 		if s, err := store.New(t.Context(), db, cfg); err == nil || !strings.Contains(err.Error(), want) {
 			if err == nil {

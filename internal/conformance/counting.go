@@ -139,10 +139,10 @@ func sumsOfRoutes(t *testing.T, b *bench) {
 	cfg.Caps = map[string]int{"api": 2} // two routes; what is derived takes no place
 	cfg.Thresholds = []store.Threshold{{Prefix: "api.requests.status_5xx", Step: store.Hour, Value: 3}}
 	told := make(chan store.Crossing, 10)
-	cfg.Notify = func(_ context.Context, c store.Crossing) error {
+	cfg.Notify = map[string]func(context.Context, store.Crossing) error{"test": func(_ context.Context, c store.Crossing) error {
 		told <- c
 		return nil
-	}
+	}}
 	s := b.store(cfg)
 	want := map[string]int64{}
 	for i, m := range append(statusAndLatency(), "requests") {

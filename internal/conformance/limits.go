@@ -181,7 +181,7 @@ func thresholds(t *testing.T, b *bench) {
 		{Prefix: "user.active.", Measure: "monthly", Step: store.Month, Value: 2},
 		{Prefix: "api.requests.total", Step: store.Hour, Value: 5},
 	}
-	cfg.Notify = func(ctx context.Context, c store.Crossing) error {
+	mail := func(ctx context.Context, c store.Crossing) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if _, ok := ctx.Deadline(); !ok {
@@ -199,6 +199,14 @@ func thresholds(t *testing.T, b *bench) {
 		told[fmt.Sprintf("%s %v %d", c.Name, c.Step, c.Value)]++
 		return nil
 	}
+	paged := map[string]int{} // by another receiver, which never fails
+	page := func(_ context.Context, c store.Crossing) error {
+		mu.Lock()
+		defer mu.Unlock()
+		paged[fmt.Sprintf("%s %v %d", c.Name, c.Step, c.Value)]++
+		return nil
+	}
+	cfg.Notify = map[string]func(context.Context, store.Crossing) error{"mail": mail, "page": page}
 	s := b.store(cfg)
 	s.Add("feature.a.used", 99)
 	s.Add("user.1.requests", 2)
@@ -226,10 +234,12 @@ func thresholds(t *testing.T, b *bench) {
 	if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'crossing/%'`); n != int64(len(want)) {
 		t.Errorf("%d crossings recorded, want %d", n, len(want))
 	}
-	b.until(func() bool { return b.number(`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'notify/%'`) == 0 })
+	b.until(func() bool {
+		return b.number(`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'notify/%' OR name LIKE 'tell/%'`) == 0
+	})
 	mu.Lock()
-	if !maps.Equal(told, want) {
-		t.Errorf("told %v\nwant %v", told, want)
+	if !maps.Equal(told, want) || !maps.Equal(paged, want) {
+		t.Errorf("told %v and %v\nwant %v", told, paged, want)
 	}
 	mu.Unlock()
 

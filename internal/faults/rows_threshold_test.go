@@ -71,14 +71,14 @@ func runRacer(args []string) error {
 	defer db.Close()
 	usage, err := store.New(ctx, db, store.Config{
 		Spool: spool, Interval: 20*time.Millisecond + rand.N(30*time.Millisecond), Thresholds: raceThresholds(),
-		Notify: func(ctx context.Context, c store.Crossing) error {
+		Notify: receiver(func(ctx context.Context, c store.Crossing) error {
 			time.Sleep(rand.N(20 * time.Millisecond)) // here and below it may be killed
 			if rand.N(5) == 0 {
 				return errors.New("nobody listens")
 			}
 			defer time.Sleep(rand.N(20 * time.Millisecond))
 			return tell(told, c)
-		},
+		}),
 	})
 	if err != nil {
 		return err
@@ -108,6 +108,11 @@ func runRacer(args []string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), hangs)
 	defer cancel()
 	return usage.Shutdown(ctx)
+}
+
+// receiver is the one of all processes.
+func receiver(f func(context.Context, store.Crossing) error) map[string]func(context.Context, store.Crossing) error {
+	return map[string]func(context.Context, store.Crossing) error{"file": f}
 }
 
 func pause(ctx context.Context, d time.Duration) bool {
@@ -346,18 +351,18 @@ func (r *race) drainRacers() {
 // tellTheRest has another process tell what the dead ones have left.
 func (r *race) tellTheRest() {
 	r.Helper()
-	const pending = `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'notify/%'`
+	const pending = `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'tell/%'`
 	r.Logf("%d told, %d left by who told them last", len(r.lines()), r.one(pending))
 	if !r.full {
 		// A claim lasts a minute: here it runs out at once. The long form waits.
-		_, err := r.db.ExecContext(r.ctx, `UPDATE usage_meta SET value = '0 1 ' || split_part(value, ' ', 3) WHERE name LIKE 'notify/%'`)
+		_, err := r.db.ExecContext(r.ctx, `UPDATE usage_meta SET value = '0 1 ' || split_part(value, ' ', 3) WHERE name LIKE 'tell/%'`)
 		r.must(err)
 	}
 	db := must1(postgres.Open(r.url))(r.trial)
 	defer db.Close()
 	fresh := must1(store.New(r.ctx, db, store.Config{
 		Thresholds: raceThresholds(),
-		Notify:     func(_ context.Context, c store.Crossing) error { return tell(r.told, c) },
+		Notify:     receiver(func(_ context.Context, c store.Crossing) error { return tell(r.told, c) }),
 	}))(r.trial)
 	r.must(fresh.Flush(r.ctx))
 	took := r.eventually(hangs, func() string {
@@ -457,14 +462,14 @@ func notified(t *testing.T, f func(ctx context.Context, call int) error) (usage 
 		Interval:   10 * time.Millisecond,
 		Logger:     slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Thresholds: []store.Threshold{{Prefix: "feature.race.", Measure: "used", Value: 3}},
-		Notify: func(ctx context.Context, c store.Crossing) error {
+		Notify: receiver(func(ctx context.Context, c store.Crossing) error {
 			if c.Name != raced || c.Step != 0 || c.Value != 3 || c.N != 5 {
 				t.Errorf("told of %+v", c)
 			}
 			n := <-calls
 			calls <- n + 1
 			return f(ctx, n)
-		},
+		}),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -475,7 +480,7 @@ func notified(t *testing.T, f func(ctx context.Context, call int) error) (usage 
 	}
 	return usage, func() (n int) {
 		t.Helper()
-		if err := db.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'notify/%'`); err != nil {
+		if err := db.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'tell/%'`); err != nil {
 			t.Fatal(err)
 		}
 		return n
