@@ -62,7 +62,7 @@ type dated struct{ quarter, n int64 } // Unix ms
 
 // newSums returns none yet, to be written at the database's time now.
 func (s *Store) newSums(now time.Time, pruned removal) *sums {
-	sure := pruned.before(now)
+	sure := pruned.Before(now)
 	h := s.horizon(sure)
 	if time.Since(now).Abs() > maxSkew { // who knows what is old
 		h = calendar.Unknown()

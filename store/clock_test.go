@@ -13,6 +13,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/dbtest"
@@ -93,7 +94,7 @@ func TestRetentionWhenTheClockJumps(t *testing.T) {
 		was := s.count(t, allHistory)
 		for _, jump := range []time.Duration{40 * 24 * time.Hour, 73 * 365 * 24 * time.Hour} {
 			time.Sleep(jump)
-			s.asked.at = s.asked.at.Add(jump) // its own clock does not jump
+			s.clock.Asked.At = s.clock.Asked.At.Add(jump) // its own clock does not jump
 			for _, again := range []*Store{s, restart(cfg)} {
 				for range 3 {
 					if err := prune(again); err == nil || !strings.Contains(err.Error(), "nothing is removed") {
@@ -135,14 +136,14 @@ func TestRetentionWhenTheClockIsRightAgain(t *testing.T) {
 			name, record string
 			known        int64 // afterwards
 		}{
-			{"it was ahead, and not believed", removal{now, now + 70*365*day, now + 70*365*day, 0}.String(), now},
-			{"it was behind", removal{now, now - 20*365*day, now - 20*365*day, 0}.String(), now},
-			{"it is behind what was believed", removal{last: now + 70*365*day}.String(), now + 70*365*day},
-			{"and has been for a week", removal{now + 70*365*day, now - 7*day, now - day, 0}.String(), now},
+			{"it was ahead, and not believed", removal{Last: now, Doubted: now + 70*365*day, Seen: now + 70*365*day, Gaps: 0}.String(), now},
+			{"it was behind", removal{Last: now, Doubted: now - 20*365*day, Seen: now - 20*365*day, Gaps: 0}.String(), now},
+			{"it is behind what was believed", removal{Last: now + 70*365*day}.String(), now + 70*365*day},
+			{"and has been for a week", removal{Last: now + 70*365*day, Doubted: now - 7*day, Seen: now - day, Gaps: 0}.String(), now},
 			{"the record is damaged", "x", now},
 		} {
 			s.exec(t, `UPDATE usage_meta SET value = ? WHERE name = 'pruned'`, c.record)
-			s.asked = asked{} // as of a process that has just begun
+			s.clock.Asked = clock.Asked{} // as of a process that has just begun
 			if err := s.prune(t.Context(), s.prunings()); err != nil && c.record != "x" {
 				t.Errorf("%s: %v", c.name, err)
 			}
@@ -154,9 +155,9 @@ func TestRetentionWhenTheClockIsRightAgain(t *testing.T) {
 				t.Fatalf("%s: %d rows of %d are left", c.name, n, was)
 			}
 		}
-		s.exec(t, `UPDATE usage_meta SET value = ? WHERE name = 'pruned'`, removal{now, now + 50*day, now + 50*day, 0}.String())
+		s.exec(t, `UPDATE usage_meta SET value = ? WHERE name = 'pruned'`, removal{Last: now, Doubted: now + 50*day, Seen: now + 50*day, Gaps: 0}.String())
 		time.Sleep(60 * 24 * time.Hour)
-		s.asked = asked{}
+		s.clock.Asked = clock.Asked{}
 		if err := s.prune(t.Context(), s.prunings()); err == nil || s.count(t, allHistory) != was {
 			t.Errorf("a jump to what was taken back before is believed: %v", err)
 		}
@@ -188,7 +189,7 @@ func TestPlacesUnderACapWhenTheClockJumps(t *testing.T) {
 		}
 		time.Sleep(20 * aDay) // ahead: it is the 20th day
 		for i, s := range []*Store{s, restart(cfg)} {
-			s.asked = asked{}
+			s.clock.Asked = clock.Asked{}
 			_ = s.prune(t.Context(), parts)
 			count(s, "feature.new.used", int64(i+1)) // is (other)
 		}
@@ -227,7 +228,7 @@ func TestWritersWhenTheClockIsBehind(t *testing.T) {
 		time.Sleep(200 * 24 * time.Hour)
 		s := restart(Config{})
 		now := time.Now()
-		s.exec(t, `UPDATE usage_meta SET value = ? WHERE name = 'pruned'`, removal{last: now.UnixMilli()}.String())
+		s.exec(t, `UPDATE usage_meta SET value = ? WHERE name = 'pruned'`, removal{Last: now.UnixMilli()}.String())
 		batch := counter.Batch{Opened: now.UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 2}}}
 		for _, w := range []string{"folds", "sends"} {
 			s.exec(t, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 1)`, w, []byte{})
@@ -292,47 +293,6 @@ func TestWritersOfTheFuture(t *testing.T) {
 			t.Errorf("%d are of the future, and would never be forgotten", n)
 		}
 	})
-}
-
-// A clock is believed when it goes on as time does: with what was written before, and
-// within a process with a clock that does not jump.
-func TestRemovalAt(t *testing.T) {
-	const hour, day, now = 3_600_000, 24 * 3_600_000, 1_800_000_000_000
-	const steady, jumped = 1, 2
-	for _, c := range []struct {
-		name string
-		r    removal
-		as   int
-		want removal
-	}{
-		{"an hour later", removal{last: now - hour}, 0, removal{last: now}},
-		{"after a weekend", removal{last: now - 2*day}, 0, removal{last: now}},
-		{"a little back", removal{last: now + hour}, 0, removal{last: now}},
-		{"as it was before it was doubted", removal{now - hour, now + 900*day, now + 900*day, 2}, 0, removal{last: now}},
-		{"after a week", removal{last: now - 7*day}, 0, removal{now - 7*day, now, now, 0}},
-		{"after a week that somebody saw", removal{last: now - 7*day}, steady, removal{last: now}},
-		{"which others doubt", removal{now - 90*day, now - hour, now - hour, 0}, steady, removal{last: now}},
-		{"doubted for six days", removal{now - 90*day, now - 6*day, now - hour, 0}, 0, removal{now - 90*day, now - 6*day, now, 0}},
-		{"doubted for a week", removal{now - 90*day, now - 7*day, now - hour, 0}, 0, removal{last: now}},
-		{"which nobody saw", removal{now - 90*day, now - 30*day, now - 30*day, 0}, 0, removal{now - 90*day, now, now, 1}},
-		{"twice", removal{now - 90*day, now - 30*day, now - 30*day, 1}, 0, removal{now - 90*day, now, now, 2}},
-		{"three times", removal{now - 90*day, now - 30*day, now - 30*day, 2}, 0, removal{last: now}},
-		{"seen for days after the second", removal{now - 90*day, now - 6*day, now - hour, 2}, 0, removal{now - 90*day, now - 6*day, now, 2}},
-		{"which was seen once a week", removal{now - 90*day, now - 8*day, now - 8*day, 0}, 0, removal{last: now}},
-		{"and jumped again", removal{now - 90*day, now - 7*day, now - hour, 0}, jumped, removal{now - 90*day, now, now, 1}},
-		{"and went back", removal{now - 90*day, now - 7*day, now + hour, 2}, 0, removal{now - 90*day, now, now, 0}},
-		{"behind, after it was ahead", removal{now + 90*day, now - 900*day, now - 900*day, 0}, 0, removal{now + 90*day, now, now, 1}},
-		{"never", removal{}, 0, removal{0, now, now, 0}},
-	} {
-		if got := c.r.at(now, c.as == steady, c.as == jumped); got != c.want {
-			t.Errorf("%s: %v, want %v", c.name, got, c.want)
-		}
-	}
-	for text, want := range map[string]removal{"1 2 3": {1, 2, 3, 0}, "1 2 3 4": {1, 2, 3, 4}, "1 2": {}, "x": {}, "": {}} {
-		if got := parseRemoval(text); got != want {
-			t.Errorf("%q is %v, want %v", text, got, want)
-		}
-	}
 }
 
 // ahead is by how much a clock was that is right again.

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"github.com/usagekit/usagekit/internal/clock"
 	"log/slog"
 	"strings"
 	"time"
@@ -127,8 +128,8 @@ func (c Config) check() error {
 		field string
 		d     time.Duration
 	}{{"Hourly", c.Retention.Hourly}, {"Daily", c.Retention.Daily}, {"UserDaily", c.Retention.UserDaily}} {
-		if r.d > 0 && r.d < minRetention {
-			return fmt.Errorf("store: Config.Retention.%s is %v: want %v at least, 0 for the default, or a negative one for ever", r.field, r.d, minRetention)
+		if r.d > 0 && r.d < clock.MinKept {
+			return fmt.Errorf("store: Config.Retention.%s is %v: want %v at least, 0 for the default, or a negative one for ever", r.field, r.d, clock.MinKept)
 		}
 	}
 	if r := c.Retention.defaults(); r.Daily > 0 && (r.Hourly < 0 || r.Hourly > r.Daily) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/crossing"
 	"github.com/usagekit/usagekit/internal/database"
@@ -156,14 +157,14 @@ func (s *Store) eraseRows(ctx context.Context, tx *database.Tx, user string) err
 	spans := []span{{}} // totals, and all of history
 	var segments []segment
 	for _, step := range []calendar.Step{calendar.Hour, calendar.Day, calendar.Month} {
-		segments = append(segments, segment{step, time.Unix(calendar.Forever, 0), time.Unix(calendar.Endless, 0)})
+		segments = append(segments, clock.Between(step, time.Unix(calendar.Forever, 0), time.Unix(calendar.Endless, 0)))
 	}
 	stored, err := s.stored(ctx, tx, segments)
 	if err != nil {
 		return err
 	}
 	for i, buckets := range stored {
-		spans = append(spans, span{step: segments[i].step, buckets: buckets})
+		spans = append(spans, span{step: segments[i].Step, buckets: buckets})
 	}
 	for _, group := range []string{"quota", "user"} {
 		for _, subject := range subjectsOf(user) {

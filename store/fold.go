@@ -493,7 +493,7 @@ func (s *Store) advance(ctx context.Context, tx *database.Tx, m *merging) error 
 	rows, args := s.db.Values(database.Column{Name: "writer", Texts: writers}, database.Column{Name: "guard", Numbers: was},
 		database.Column{Name: "seq", Numbers: seqs}, database.Column{Name: "sum", Texts: sums})
 	query := strings.Replace(strings.Replace(sqlAdvance, "%s", s.db.Unhex("v.sum"), 1), "%s", rows, 1)
-	n, err := tx.Exec(ctx, query, append([]any{m.pruned.since(m.now)}, args...)...)
+	n, err := tx.Exec(ctx, query, append([]any{m.pruned.Since(m.now)}, args...)...)
 	if err != nil {
 		return err
 	}

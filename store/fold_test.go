@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/store/sqlite"
@@ -30,7 +31,7 @@ func BenchmarkMerge(b *testing.B) {
 		payloads[i] = batch.Encode()
 		size += len(payloads[i])
 	}
-	s := &Store{own: time.UTC, retention: Retention{}.defaults()}
+	s := &Store{clock: clock.New(nil, Retention{}.kept())}
 	b.ReportMetric(float64(size)/float64(len(payloads)), "B/batch")
 	b.ReportAllocs()
 	for b.Loop() {

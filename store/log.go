@@ -14,9 +14,9 @@ func (s *Store) logStart(database string) {
 	if spool == "" {
 		spool = "none: counts are in memory until they are delivered"
 	}
-	r := s.retention
+	kept := s.clock.Kept()
 	s.log.Info("usagekit: counting", "version", version(), "database", database, "zone", s.calendar().Zone().String(), "spool", spool,
-		slog.Group("kept", "hours", keptFor(r.Hourly), "days", keptFor(r.Daily), "users", keptFor(r.UserDaily)))
+		slog.Group("kept", "hours", keptFor(kept.Hours), "days", keptFor(kept.Days), "users", keptFor(kept.Users)))
 }
 
 // logStop says what became of the last counts, after a Shutdown that returned err.

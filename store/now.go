@@ -47,8 +47,8 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 		total     int64
 	}
 	err = s.db.Direct(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
-		if s.clash != nil {
-			return s.clash
+		if err := s.clock.Clash(); err != nil {
+			return err
 		}
 		now, pruned, err := s.now(ctx, tx)
 		if err != nil {
@@ -74,10 +74,13 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 	return done.total, nil
 }
 
-// now is the database's time, and as of when history was removed last, of a transaction that
-// writes.
-func (s *Store) now(ctx context.Context, tx *database.Tx) (time.Time, removal, error) {
-	return time.UnixMilli(tx.Now), parseRemoval(tx.Pruned), s.follow(ctx, tx, tx.Rules)
+// counted is for what counts without a batch: whoever counts is there, and has what is
+// too old removed.
+func (s *Store) counted() {
+	signal(s.folds)
+	if s.clock.Due() {
+		signal(s.wake)
+	}
 }
 
 // Reset sets totals to 0, after a Flush; their history stays, and what other
@@ -156,8 +159,8 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, step Step
 		ok    bool
 	}
 	err = s.db.Quick(ctx, func(ctx context.Context, tx *database.Tx) error {
-		if s.clash != nil {
-			return s.clash
+		if err := s.clock.Clash(); err != nil {
+			return err
 		}
 		asked := time.Now()
 		now, _, err := s.now(ctx, tx)

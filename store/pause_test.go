@@ -41,7 +41,7 @@ func TestQuietServicesForget(t *testing.T) {
 		// Set right by some hours, which is little, it was believed; and so is what follows.
 		s := all[1]
 		time.Sleep(3 * time.Hour)
-		s.asked.at = s.asked.at.Add(3 * time.Hour)
+		s.clock.Asked.At = s.clock.Asked.At.Add(3 * time.Hour)
 		for _, quiet := range []time.Duration{time.Hour, 62 * time.Hour} {
 			time.Sleep(quiet)
 			if err := s.prune(t.Context(), parts[1]); err != nil {
@@ -96,7 +96,7 @@ func TestServicesThatStartNowAndThenForget(t *testing.T) {
 
 // lookedAt has the clock looked at.
 func (s *Store) lookedAt(t *testing.T) error {
-	_, err := s.lookAtClock(t.Context())
+	_, err := s.clock.Believe(t.Context(), s.db)
 	return err
 }
 
@@ -108,7 +108,7 @@ func TestMachinesThatAreSuspendedForget(t *testing.T) {
 		parts := s.prunings()
 		suspend := func(d time.Duration) {
 			time.Sleep(d)
-			s.asked.at = s.asked.at.Add(d)
+			s.clock.Asked.At = s.clock.Asked.At.Add(d)
 		}
 		for _, c := range []struct {
 			name                 string

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
@@ -109,7 +110,7 @@ func (s *Store) Get(ctx context.Context, name string) (int64, error) {
 // current reads the counters that are what their current bucket is.
 func (s *Store) current(ctx context.Context, tx *database.Tx, now time.Time) (map[string]int64, error) {
 	current := map[string]int64{naming.RequestsToday: 0, naming.ActiveDaily: 0, naming.ActiveMonthly: 0}
-	parts := []segment{{calendar.Day, s.calendar().Start(calendar.Day, now), s.calendar().Next(calendar.Day, now)}, {calendar.Month, s.calendar().Start(calendar.Month, now), s.calendar().Next(calendar.Month, now)}}
+	parts := []segment{clock.Between(calendar.Day, s.calendar().Start(calendar.Day, now), s.calendar().Next(calendar.Day, now)), clock.Between(calendar.Month, s.calendar().Start(calendar.Month, now), s.calendar().Next(calendar.Month, now))}
 	stored, err := s.stored(ctx, tx, parts)
 	if err != nil {
 		return nil, err

@@ -2,14 +2,13 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"strings"
 	"time"
 
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/crossing"
 	"github.com/usagekit/usagekit/internal/database"
@@ -35,18 +34,10 @@ type Retention struct {
 	UserDaily time.Duration // days of a user, and of quotas by the day; 0: 90 days, negative: for ever
 }
 
-// minRetention keeps a batch that waited over a weekend.
-const minRetention = 4 * 24 * time.Hour
-
 const (
 	pruneEvery  = time.Hour
 	pruneChunk  = 2_000                            // rows in one transaction
 	pruneShare  = 5                                // the part of the time that they take
-	maxSkew     = time.Hour                        // between the database's clock and ours, beyond which nothing is removed
-	maxGap      = 2 * 24 * time.Hour               // between two removals, beyond which the clock is doubted, unless somebody saw it go on
-	doubtTime   = 7 * 24 * time.Hour               // after which it is believed
-	doubtGap    = doubtTime + 24*time.Hour         // between two looks at it meanwhile;
-	doubtGaps   = 3                                // longer ones, after which it is believed as well
 	writersKept = counter.MaxAge + 30*24*time.Hour // from when it was seen last, a writer is remembered
 )
 
@@ -58,10 +49,6 @@ const (
 	sqlSeenAhead  = `UPDATE usage_writers SET seen = ? WHERE seen > ?` // a clock was wrong: they would stay for ever
 	sqlOldWriters = `DELETE FROM usage_writers WHERE seen < ? AND NOT EXISTS (SELECT 1 FROM usage_inbox i WHERE i.writer = usage_writers.writer)`
 )
-
-func (s *Store) horizon(now time.Time) calendar.Horizon {
-	return s.calendar().Horizon(now, s.retention.Hourly, s.retention.Daily, s.retention.UserDaily)
-}
 
 // defaults fills in what is 0.
 func (r Retention) defaults() Retention {
@@ -75,6 +62,12 @@ func (r Retention) defaults() Retention {
 		}
 	}
 	return r
+}
+
+// kept is r as the clock has it.
+func (r Retention) kept() clock.Kept {
+	r = r.defaults()
+	return clock.Kept{Hours: r.Hourly, Days: r.Daily, Users: r.UserDaily}
 }
 
 // pruned is a part of history, and how far it was removed.
@@ -140,123 +133,10 @@ func (s *Store) pruneLoop() {
 	}
 }
 
-// removal is as of when history was removed last; and of a clock that is far from it,
-// from what time on it has said so, and until, and how often it had gone on before that
-// without being looked at. Unix milliseconds; 0: never, none.
-//
-// It stands in usage_meta. A clock that jumps takes what is stored along only where
-// that was written after the jump: this is what was written before.
-type removal struct{ last, doubted, seen, gaps int64 }
-
-// parseRemoval returns none of what cannot be read, which doubts every clock. A release
-// of before writes no gaps.
-func parseRemoval(text string) (r removal) {
-	if n, _ := fmt.Sscan(text, &r.last, &r.doubted, &r.seen, &r.gaps); n < 3 {
-		return removal{}
-	}
-	return r
-}
-
-func (r removal) String() string {
-	return fmt.Sprintf("%d %d %d %d", r.last, r.doubted, r.seen, r.gaps)
-}
-
-// at returns what r becomes when a clock says now. steady tells that somebody has seen
-// it go on until then as time did, jumped that it has not.
-func (r removal) at(now int64, steady, jumped bool) removal {
-	near := func(a, b int64, gap time.Duration) bool { return max(a-b, b-a) <= gap.Milliseconds() }
-	switch {
-	case steady, near(r.last, now, maxGap):
-		return removal{last: now}
-	case r.doubted == 0 || now < r.seen:
-		return removal{r.last, now, now, 0}
-	case jumped || !near(r.seen, now, doubtGap):
-		if r.gaps+1 >= doubtGaps {
-			return removal{last: now}
-		}
-		return removal{r.last, now, now, r.gaps + 1}
-	case now-r.doubted >= doubtTime.Milliseconds():
-		return removal{last: now}
-	}
-	return removal{r.last, r.doubted, now, r.gaps}
-}
-
-// before is the earlier of now and of when history was removed last: what is too old by
-// that is gone, and must not come back; what is not may be there still.
-func (r removal) before(now time.Time) time.Time { return time.UnixMilli(min(now.UnixMilli(), r.last)) }
-
-// since is the later of both: what must be kept for some time is kept from then on.
-func (r removal) since(now int64) int64 { return max(now, r.last) }
-
-// asked is what the database's clock said, when that was by ours, which does not jump,
-// and since when, by the former, both have gone on alike; the zero time where it was
-// believed then. Since the start, and of pruneLoop.
-type asked struct{ said, at, since time.Time }
-
-// next returns what comes of it when the clock says now, and by how much it has jumped.
-func (was asked) next(now time.Time) (asked, time.Duration) {
-	is := asked{now, time.Now(), was.since}
-	jump := now.Sub(was.said) - is.at.Sub(was.at)
-	if was == (asked{}) {
-		is.since, jump = now, 0
-	} else if jump.Abs() > maxSkew {
-		is.since = now
-	}
-	return is, jump
-}
-
-// steady tells whether it went on for so long that it is right.
-func (a asked) steady() bool { return a.since.IsZero() || a.said.Sub(a.since) >= doubtTime }
-
-// lookAtClock asks the database's, and notes that as a removal that is about to be made,
-// unless the clock is doubted.
-func (s *Store) lookAtClock(ctx context.Context) (time.Time, error) {
-	var done struct { // by an attempt that may outlast this call
-		asked asked
-		r     removal
-	}
-	was := s.asked
-	err := s.db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
-		if err := tx.Begin(ctx); err != nil {
-			return err
-		}
-		var ms int64
-		var pruned string
-		if err := tx.Get(ctx, &ms, "SELECT "+s.db.Clock()); err != nil {
-			return err
-		}
-		if err := tx.Get(ctx, &pruned, sqlMeta, "pruned"); err != nil && !errors.Is(err, sql.ErrNoRows) {
-			return err
-		}
-		now := time.UnixMilli(ms)
-		if skew := time.Since(now); skew.Abs() > maxSkew {
-			return database.Fault("the database's clock differs from this host's by " + skew.Round(time.Second).String() + ": nothing is removed until one of them is set right")
-		}
-		is, jump := was.next(now)
-		r := parseRemoval(pruned).at(ms, is.steady(), jump.Abs() > maxGap) // less is what a suspended host makes
-		_, err := tx.Exec(ctx, sqlSetMeta, "pruned", r.String())
-		if r.doubted == 0 {
-			is.since = time.Time{}
-		}
-		done.asked, done.r = is, r
-		return err
-	})
-	if err != nil {
-		return time.Time{}, err
-	}
-	s.asked = done.asked
-	now := s.asked.said
-	if last := time.UnixMilli(done.r.last); last.Before(now) && done.r.doubted != 0 {
-		return time.Time{}, database.Fault(fmt.Sprintf("the clocks say %s, and history was removed last as of %s, so there was a long pause, or they are wrong: nothing is removed until they have said so for %d days; set them right if they are wrong",
-			now.UTC().Format(time.DateTime), last.UTC().Format(time.DateTime), doubtTime/(24*time.Hour)))
-	}
-	return now, nil
-}
-
 // prune removes what is too old, in short transactions with pauses between them, by
 // the database's clock.
 func (s *Store) prune(ctx context.Context, parts []*pruned) error {
-	now, err := s.lookAtClock(ctx)
+	now, err := s.clock.Believe(ctx, s.db)
 	if err != nil {
 		return err
 	}
@@ -352,6 +232,6 @@ func (s *Store) pruneMeta(ctx context.Context, now time.Time, h calendar.Horizon
 		if _, err := tx.Exec(ctx, sqlOldWriters, now.Add(-writersKept).UnixMilli()); err != nil {
 			return err
 		}
-		return s.keepRules(ctx, tx, now.UnixMilli())
+		return s.clock.Keep(ctx, tx)
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/store/sqlite"
 )
@@ -45,7 +46,7 @@ func (r *roomOf) look(off time.Duration) (gone int) {
 	r.Helper()
 	before := len(r.next.known)
 	err := r.s.db.Glance(r.Context(), func(ctx context.Context, tx *database.Tx) error {
-		sums := r.s.newSums(time.Now().Add(off), removal{last: time.Now().UnixMilli()})
+		sums := r.s.newSums(time.Now().Add(off), removal{Last: time.Now().UnixMilli()})
 		sums.horizon = r.s.horizon(time.Now())
 		return r.s.makeRoom(ctx, tx, sums, r.next, "feature")
 	})
@@ -79,7 +80,7 @@ func TestIdleSubjectsHaveWitnesses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newRoom(t, 3)
 			if c.daily > 0 {
-				r.s.retention.Daily = c.daily
+				r.s.clock = clock.New(nil, Retention{Daily: c.daily}.kept())
 			}
 			for _, ago := range c.days {
 				r.counted("user.registrations", ago)
@@ -161,7 +162,7 @@ func TestIdleSubjectsAreLookedForOnceInAFold(t *testing.T) {
 	var round lookup
 	err := r.s.db.Write(t.Context(), database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 		now := time.Now()
-		sums := r.s.newSums(now, removal{last: now.UnixMilli()})
+		sums := r.s.newSums(now, removal{Last: now.UnixMilli()})
 		for i := range 3 {
 			sums.add(now.UnixMilli(), fmt.Sprintf("feature.new%d.used", i), 1)
 		}

@@ -160,7 +160,7 @@ func (s *Store) sendLoop() {
 				return
 			}
 		case !waits:
-			s.noteRules()
+			s.clock.Note(s.run, s.db)
 			select {
 			case <-s.wake:
 			case <-s.run.Done():
@@ -239,7 +239,7 @@ func (s *Store) send(ctx context.Context, tx *database.Tx, writer string, b seal
 }
 
 // seenNow is when a writer that is seen now was seen.
-func seenNow(tx *database.Tx) int64 { return parseRemoval(tx.Pruned).since(tx.Now) }
+func seenNow(tx *database.Tx) int64 { return parseRemoval(tx.Pruned).Since(tx.Now) }
 
 // register makes the database know a writer, of which it has nothing yet.
 func (s *Store) register(writer string) error {

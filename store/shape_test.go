@@ -15,6 +15,7 @@ import (
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
 
+	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/database"
 )
@@ -51,7 +52,7 @@ func scripted(t *testing.T) (*Store, sqlmock.Sqlmock) {
 		t.Fatal(err)
 	}
 	s := &Store{
-		db: pool, log: slog.New(slog.DiscardHandler), interval: time.Second, own: time.UTC, writer: "w",
+		db: pool, log: slog.New(slog.DiscardHandler), interval: time.Second, clock: clock.New(nil, Retention{}.kept()), writer: "w",
 		live: counter.New(100, func(string, int64) {}, nil),
 		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1), foldNames: manyFoldNames, changed: make(chan struct{}), stopped: make(chan struct{}),
 	}

@@ -3,12 +3,12 @@ package store
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
@@ -167,7 +167,7 @@ func (s *Store) fineSpans(ctx context.Context, tx *database.Tx, q *Query, parts 
 		if !q.To.IsZero() {
 			to = s.calendar().Ceil(q.step(), q.To)
 		}
-		segments = append(segments, segment{p.fine, from, to})
+		segments = append(segments, clock.Between(p.fine, from, to))
 	}
 	stored, err := s.stored(ctx, tx, segments)
 	var spans []span
@@ -192,12 +192,12 @@ func (p *part) spans(step calendar.Step, buckets []int64) (spans []span) {
 func (s *Store) fewSpans(ctx context.Context, tx *database.Tx, q *Query, parts []*part) ([]span, error) {
 	var segments []segment
 	for _, p := range parts {
-		whole := segment{p.kept, time.Unix(p.since, 0), time.Unix(calendar.Endless, 0)} // and what is beside it
-		if from := s.calendar().Start(p.kept, s.calendar().Start(max(p.kept, q.step()), q.From).Add(-1)); !q.From.IsZero() && from.After(whole.from) {
-			whole.from = from
+		whole := clock.Between(p.kept, time.Unix(p.since, 0), time.Unix(calendar.Endless, 0)) // and what is beside it
+		if from := s.calendar().Start(p.kept, s.calendar().Start(max(p.kept, q.step()), q.From).Add(-1)); !q.From.IsZero() && from.After(whole.From) {
+			whole.From = from
 		}
 		if !q.To.IsZero() {
-			whole.to = s.calendar().Next(p.kept, s.calendar().Ceil(p.kept, s.calendar().Ceil(q.step(), q.To)))
+			whole.To = s.calendar().Next(p.kept, s.calendar().Ceil(p.kept, s.calendar().Ceil(q.step(), q.To)))
 		}
 		segments = append(segments, whole)
 	}
@@ -216,8 +216,8 @@ func (s *Store) fewSpans(ctx context.Context, tx *database.Tx, q *Query, parts [
 		from, _ := slices.BinarySearchFunc(p.coarse, p.first.Unix(), s.byPlace(p.kept))
 		to, _ := slices.BinarySearchFunc(p.coarse, p.end.Unix(), s.byPlace(p.kept))
 		spans = append(spans, p.spans(p.kept, p.coarse[from:max(from, to)])...)
-		for _, edge := range []segment{{p.fine, p.from, p.first}, {p.fine, p.end, p.to}} {
-			if edge.from.Before(edge.to) {
+		for _, edge := range []segment{clock.Between(p.fine, p.from, p.first), clock.Between(p.fine, p.end, p.to)} {
+			if edge.From.Before(edge.To) {
 				edged, segments = append(edged, p), append(segments, edge)
 			}
 		}
@@ -286,56 +286,10 @@ func (s *Store) cut(q *Query, p *part) bool {
 	return true
 }
 
-// segment is a range of buckets of a step, by their places.
-type segment struct {
-	step     calendar.Step
-	from, to time.Time
-}
-
 // byPlace finds where those begin, of stored buckets in order, that belong to places
 // from one on.
 func (s *Store) byPlace(step calendar.Step) func(stored, place int64) int {
 	return func(stored, place int64) int { return cmp.Compare(s.calendar().Place(step, stored), place) }
-}
-
-// From one bucket to the next that there is, each an index probe: what lists the ones
-// that should be there misses those of other rules, and does not end where a clock
-// was in a far year. What reads history begins with this, so it also prepares the
-// transaction: PostgreSQL takes step, bucket and key for independent, expects ten
-// times the rows that there are, and would sooner read the whole table.
-const sqlStored = `WITH RECURSIVE b(part, step, hi, bucket) AS (
-SELECT v.part, v.step, v.hi, (SELECT MIN(h.bucket) FROM usage_history h WHERE h.step = v.step AND h.bucket >= v.lo AND h.bucket < v.hi) FROM %s
-UNION ALL
-SELECT b.part, b.step, b.hi, (SELECT MIN(h.bucket) FROM usage_history h WHERE h.step = b.step AND h.bucket > b.bucket AND h.bucket < b.hi) FROM b WHERE b.bucket IS NOT NULL)
-SELECT -1 AS part, 0 AS bucket, %s AS prepared UNION ALL SELECT part, bucket, '' FROM b WHERE bucket IS NOT NULL ORDER BY 1, 2`
-
-// stored lists the buckets that there are of each segment.
-func (s *Store) stored(ctx context.Context, tx *database.Tx, segments []segment) ([][]int64, error) {
-	if len(segments) == 0 {
-		return nil, nil
-	}
-	half := [...]int64{calendar.Hour: 1800, calendar.Day: 12 * 3600, calendar.Month: 16 * 24 * 3600}
-	parts, steps, lows, highs := database.Column{Name: "part"}, database.Column{Name: "step"}, database.Column{Name: "lo"}, database.Column{Name: "hi"}
-	for i, g := range segments {
-		parts.Numbers, steps.Numbers = append(parts.Numbers, int64(i)), append(steps.Numbers, int64(g.step))
-		lows.Numbers, highs.Numbers = append(lows.Numbers, g.from.Unix()-half[g.step]), append(highs.Numbers, g.to.Unix())
-	}
-	from, args := s.db.Values(parts, steps, lows, highs)
-	var rows []struct {
-		Part     int
-		Bucket   int64
-		Prepared string
-	}
-	if err := tx.Select(ctx, &rows, fmt.Sprintf(sqlStored, from, s.db.SetLocal("enable_seqscan", "off")), args...); err != nil {
-		return nil, err
-	}
-	lists := make([][]int64, len(segments))
-	for _, r := range rows[1:] {
-		if g := segments[r.Part]; s.calendar().Place(g.step, r.Bucket) >= g.from.Unix() && s.calendar().Place(g.step, r.Bucket) < g.to.Unix() {
-			lists[r.Part] = append(lists[r.Part], r.Bucket)
-		}
-	}
-	return lists, nil
 }
 
 // counts is the table of key and n of the names that c selects in spans: one row

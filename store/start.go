@@ -2,12 +2,7 @@ package store
 
 import (
 	"context"
-	"fmt"
-	"strconv"
-	"strings"
-	"time"
 
-	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/database"
 )
 
@@ -35,83 +30,33 @@ func (s *Store) start(ctx context.Context, anyZone bool) error {
 	if err != nil {
 		return err
 	}
-	if s.clash != nil {
+	if clash := s.clock.Clash(); clash != nil {
 		if !anyZone {
-			return s.clash
+			return clash
 		}
-		s.log.Warn("usagekit: counts are kept in the database's zone", "error", s.clash)
+		s.log.Warn("usagekit: counts are kept in the database's zone", "error", clash)
 	}
 	s.logStart(name)
 	return nil
 }
 
-// settle finds the database's zone, set by the first start, and whether its clock is
-// right, as far as can be known.
+// settle is the Store's part of a start: the database's time, and that this one is there.
 func (s *Store) settle(ctx context.Context, tx *database.Tx, id string) (settled func(), err error) {
-	zone := "UTC"
-	if s.zone != nil {
-		zone = s.zone.String()
-	}
-	var meta []struct{ Name, Value string }
-	if err := tx.Select(ctx, &meta, `SELECT name, value FROM usage_meta WHERE name IN ('zone', 'lease', 'pruned', 'folded')`); err != nil {
-		return nil, err
-	}
-	has := map[string]string{}
-	for _, m := range meta {
-		has[m.Name] = m.Value
-	}
-	var now int64
-	if err := tx.Get(ctx, &now, "SELECT "+tx.Clock()); err != nil {
-		return nil, err
-	}
-	last := now // nothing was removed yet; or by a release that did not note it, and folded
-	if folded, err := strconv.ParseInt(has["folded"], 10, 64); err == nil {
-		last = min(now, folded)
-	}
-	for _, m := range [][2]string{{"zone", zone}, {"lease", " 0"}, {"pruned", removal{last: last}.String()}} {
-		if _, ok := has[m[0]]; ok {
-			continue
-		}
-		if _, err := tx.Exec(ctx, sqlNewMeta, m[0], m[1]); err != nil {
-			return nil, err
-		}
-		has[m[0]] = m[1]
-	}
-	loc, err := time.LoadLocation(has["zone"])
+	timed, err := s.clock.Settle(ctx, tx)
 	if err != nil {
-		return nil, database.Fault(fmt.Sprintf("the database's zone: %v: import _ \"time/tzdata\" where the system has no zones", err))
+		return nil, err
 	}
-	if s.zone != nil && s.zone.String() == loc.String() {
-		loc = s.zone // which may have other rules than the system's
-	}
-	first, _ := asked{}.next(time.UnixMilli(now))
-	if parseRemoval(has["pruned"]).at(now, false, false).doubted == 0 {
-		first.since = time.Time{}
-	}
-	if err := s.settleRules(ctx, tx, loc, now); err != nil {
+	if _, err := tx.Exec(ctx, sqlNewMeta, "lease", " 0"); err != nil {
 		return nil, err
 	}
 	// A file or server that cannot be written to shows it now.
-	if _, err := tx.Exec(ctx, strings.Replace(sqlRegister, "?)", tx.Clock()+")", 1), s.writer, []byte{}); err != nil {
+	if _, err := tx.Exec(ctx, sqlRegister, s.writer, []byte{}, tx.Now); err != nil {
 		return nil, err
 	}
 	return func() {
-		s.own, s.asked = loc, first
-		if s.zone != nil && s.zone.String() != loc.String() && !s.same(s.zone, loc) {
-			s.clash = database.Fault(fmt.Sprintf("Config.Location is %s, but this database counts hours and days in %s: leave Config.Location nil, or use a database of its own", s.zone, loc))
-		}
+		timed()
 		s.spool.SetDatabase(id)
 	}, nil
-}
-
-// same tells whether two zones are one for what is kept, and for a year to come.
-func (s *Store) same(a, b *time.Location) bool {
-	now := time.Now()
-	var from time.Time
-	if d := s.retention.Daily; d > 0 {
-		from = now.Add(-d)
-	}
-	return calendar.Same(a, b, from, now.AddDate(1, 0, 0))
 }
 
 // replaced has what is known of the tables asked for again: another file stands there.

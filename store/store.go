@@ -157,6 +157,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/crossing"
 	"github.com/usagekit/usagekit/internal/database"
@@ -203,12 +204,8 @@ type Store struct {
 	db       *database.DB
 	log      *slog.Logger
 	interval time.Duration
-	own      *time.Location // the database's zone, by this process's rules; known once started
-	zone     *time.Location // Config.Location
-	rules    atomic.Pointer[rules]
-	noted    atomic.Int64 // since began, when this instance was noted as one of its rules
-	clash    error        // the database has another zone, by which this store counts
-	writer   string       // random, of this Store alone
+	clock    *clock.Clock
+	writer   string // random, of this Store alone
 	live     *counter.Set
 	spool    *counter.Spool // nil: memory only
 	spoolDir string         // Config.Spool
@@ -219,12 +216,11 @@ type Store struct {
 	wake   chan struct{} // a batch waits to be sent
 	kick   chan struct{} // a batch waits to be folded
 
-	retention Retention
-	caps      map[string]int
-	subjects  atomic.Pointer[subjects]
-	watch     crossing.Watch
-	notifier  *crossing.Notifier
-	folds     chan struct{} // something was folded here, or counted at once
+	caps     map[string]int
+	subjects atomic.Pointer[subjects]
+	watch    crossing.Watch
+	notifier *crossing.Notifier
+	folds    chan struct{} // something was folded here, or counted at once
 
 	derivedOnce   sync.Once
 	oddOnce       sync.Once    // of tokens
@@ -250,7 +246,6 @@ type Store struct {
 	refusals  map[string]refusal // by writer: what is folded behind that of others
 	foldNames int                // manyFoldNames; tests have less
 	seenFold  seenFold           // of foldLoop
-	asked     asked              // of pruneLoop
 	fileErr   error              // of watchLoop
 	idling    time.Duration      // of foldLoop: how long it waited last with nothing to fold
 	quiet     time.Duration      // quietAfter; tests have less
@@ -327,7 +322,7 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 		writer: database.NewID(),
 		wake:   make(chan struct{}, 1), kick: make(chan struct{}, 1), foldNames: manyFoldNames, folds: make(chan struct{}, 1), quiet: quietAfter, began: time.Now(),
 		changed: make(chan struct{}), stopped: make(chan struct{}),
-		retention: cfg.Retention.defaults(), caps: maps.Clone(cfg.Caps),
+		caps: maps.Clone(cfg.Caps),
 	}
 	if s.caps == nil {
 		s.caps = defaultCaps()
@@ -339,6 +334,7 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 	if s.interval == 0 {
 		s.interval = time.Second
 	}
+	s.clock = clock.New(cfg.Location, cfg.Retention.kept())
 	var err error
 	s.db, err = database.Open(db, database.Config{Schema: cfg.Schema, Log: s.log, Settle: s.settle, Replaced: s.replaced})
 	if err != nil {
@@ -348,7 +344,6 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 	if maxNames == 0 {
 		maxNames = 100_000
 	}
-	s.zone = cfg.Location
 	if cfg.Spool != "" {
 		disk, err := openDisk(cfg.Spool)
 		if err != nil {
@@ -420,8 +415,8 @@ func (s *Store) Location() *time.Location {
 	case s == nil:
 	case s.db.Started():
 		return s.calendar().Zone()
-	case s.zone != nil:
-		return s.zone
+	default:
+		return s.clock.Wanted()
 	}
 	return time.UTC
 }
@@ -466,7 +461,7 @@ func (s *Store) Stats() Stats {
 		st.Degraded = "counts are in memory only: " + why
 	}
 	if st.Degraded == "" {
-		st.Degraded = s.otherRules()
+		st.Degraded = s.clock.Other()
 	}
 	loc := s.Location()
 	if ms := s.foldedThrough.Load(); ms != 0 {
@@ -485,7 +480,7 @@ func (s *Store) Stats() Stats {
 		st.Oldest = st.Oldest.In(loc)
 	}
 	if s.db.Started() {
-		st.Err = s.clash
+		st.Err = s.clock.Clash()
 	}
 	for _, err := range []error{s.foldErr, s.adoptErr, s.sendErr, s.fileErr} {
 		if err != nil {

@@ -1,4 +1,4 @@
-package store
+package clock
 
 import (
 	"context"
@@ -21,7 +21,8 @@ import (
 // counts says once a day that it is there, whoever folds; and a weekend in which nobody
 // counts is no reason to think that it is gone.
 const (
-	sqlRules  = `COALESCE((SELECT r.value FROM usage_meta r WHERE r.name = 'rules'), '') AS rules`
+	// Rules is a column for Follow, of a transaction that only reads.
+	Rules     = `COALESCE((SELECT r.value FROM usage_meta r WHERE r.name = 'rules'), '') AS rules`
 	rulesKept = 8 * 24 * time.Hour
 	rulesAnew = 24 * time.Hour
 )
@@ -33,17 +34,9 @@ type rules struct {
 	other    bool // this process has others
 }
 
-// calendar is that of the database's zone, by the rules in force; known once started.
-func (s *Store) calendar() calendar.Calendar {
-	if r := s.rules.Load(); r != nil {
-		return r.calendar
-	}
-	return calendar.In(s.own)
-}
-
 // settleRules decides, at a start, which rules of the database's zone are in force: own
 // are this process's.
-func (s *Store) settleRules(ctx context.Context, tx *database.Tx, own *time.Location, now int64) error {
+func (c *Clock) settleRules(ctx context.Context, tx *database.Tx, own *time.Location) error {
 	text := calendar.Rules(own)
 	which := calendar.Which(text)
 	var found []struct{ Name, Value string }
@@ -61,12 +54,12 @@ func (s *Store) settleRules(ctx context.Context, tx *database.Tx, own *time.Loca
 	if has["rules"] != which && has["rules"] != "" {
 		if theirs, err := calendar.ParseRules(force); err == nil && theirs.String() == own.String() {
 			_, known := has["rules/"+which]
-			if s.same(own, theirs) || known && now-seen < rulesKept.Milliseconds() {
+			if c.same(own, theirs) || known && tx.Now-seen < rulesKept.Milliseconds() {
 				return nil
 			}
 		}
 	}
-	for _, m := range [][2]string{{"rules", which}, {"rules/" + which, fmt.Sprintf("%d %s", now, text)}} {
+	for _, m := range [][2]string{{"rules", which}, {"rules/" + which, fmt.Sprintf("%d %s", tx.Now, text)}} {
 		if _, err := tx.Exec(ctx, sqlSetMeta, m[0], m[1]); err != nil {
 			return err
 		}
@@ -74,9 +67,9 @@ func (s *Store) settleRules(ctx context.Context, tx *database.Tx, own *time.Loca
 	return nil
 }
 
-// follow takes over the rules that are in force, when they are not those of before.
-func (s *Store) follow(ctx context.Context, tx *database.Tx, which string) error {
-	if r := s.rules.Load(); which == "" || r != nil && r.which == which {
+// Follow takes over the rules that are in force, when they are not those of before.
+func (c *Clock) Follow(ctx context.Context, tx *database.Tx, which string) error {
+	if r := c.rules.Load(); which == "" || r != nil && r.which == which {
 		return nil
 	}
 	var value string
@@ -87,79 +80,70 @@ func (s *Store) follow(ctx context.Context, tx *database.Tx, which string) error
 	}
 	_, text, _ := strings.Cut(value, " ")
 	r := &rules{which: which}
-	zone := s.own
+	zone := c.own
 	if calendar.Which(calendar.Rules(zone)) != which {
 		theirs, err := calendar.ParseRules(text)
 		if err != nil {
 			return database.Fault("usage_meta: the zone's rules cannot be read: " + err.Error())
 		}
-		if r.other = !s.same(zone, theirs); r.other {
+		if r.other = !c.same(zone, theirs); r.other {
 			zone = theirs
 		}
 	}
 	r.calendar = calendar.In(zone)
 	now, end := time.Now(), time.Unix(calendar.Endless, 0)
-	days, month := now.Add(-minRetention), now.AddDate(0, 0, -36) // of which the current month is one
-	steps := []segment{{calendar.Hour, days, end}, {calendar.Day, days, end}, {calendar.Month, month, end}}
-	stored, err := s.stored(ctx, tx, steps)
+	days, month := now.Add(-MinKept), now.AddDate(0, 0, -36) // of which the current month is one
+	steps := []Segment{{calendar.Hour, days, end}, {calendar.Day, days, end}, {calendar.Month, month, end}}
+	stored, err := c.Stored(ctx, tx, steps)
 	if err != nil {
 		return err
 	}
 	for i, list := range stored {
-		r.calendar = r.calendar.With(steps[i].step, list)
+		r.calendar = r.calendar.With(steps[i].Step, list)
 	}
-	s.rules.Store(r)
+	c.rules.Store(r)
 	return nil
 }
 
-// keepRules notes that an instance is there which has the rules in force itself.
-func (s *Store) keepRules(ctx context.Context, tx *database.Tx, now int64) error {
-	r := s.rules.Load()
+// Keep notes that an instance is there which has the rules in force itself.
+func (c *Clock) Keep(ctx context.Context, tx *database.Tx) error {
+	r := c.rules.Load()
 	if r == nil || r.other {
 		return nil
 	}
-	own := calendar.Rules(s.own)
+	own := calendar.Rules(c.own)
 	if calendar.Which(own) != r.which {
 		return nil
 	}
-	_, err := tx.Exec(ctx, sqlSetMeta, "rules/"+r.which, fmt.Sprintf("%d %s", now, own))
+	_, err := tx.Exec(ctx, sqlSetMeta, "rules/"+r.which, fmt.Sprintf("%d %s", tx.Now, own))
 	return err
 }
 
-// counted is for what counts without a batch: whoever counts is there, and has what is
-// too old removed.
-func (s *Store) counted() {
-	signal(s.folds)
-	if s.rulesDue() {
-		signal(s.wake)
-	}
+// Due tells whether it is time for Note.
+func (c *Clock) Due() bool {
+	return time.Since(c.began)-time.Duration(c.noted.Load()) >= rulesAnew
 }
 
-func (s *Store) rulesDue() bool {
-	return time.Since(s.began)-time.Duration(s.noted.Load()) >= rulesAnew
-}
-
-// noteRules is keepRules, if that is due. It has a transaction of its own: all instances
-// write the same row, and none must wait for what another one waits for.
-func (s *Store) noteRules() {
-	if !s.rulesDue() {
+// Note is Keep, if that is due. It has a transaction of its own: all instances write the
+// same row, and none must wait for what another one waits for.
+func (c *Clock) Note(ctx context.Context, db *database.DB) {
+	if !c.Due() {
 		return
 	}
-	err := s.db.Write(s.run, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
-		now, _, err := s.now(ctx, tx)
-		if err != nil {
+	err := db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
+		if err := c.Follow(ctx, tx, tx.Rules); err != nil {
 			return err
 		}
-		return s.keepRules(ctx, tx, now.UnixMilli())
+		return c.Keep(ctx, tx)
 	})
 	if err == nil { // else with the next count
-		s.noted.Store(int64(time.Since(s.began)))
+		c.noted.Store(int64(time.Since(c.began)))
 	}
 }
 
-// otherRules says that this process has others than those in force; "": it has not.
-func (s *Store) otherRules() string {
-	if r := s.rules.Load(); r != nil && r.other {
+// Other says that this process has other rules than those in force; "": it has not.
+func (c *Clock) Other() string {
+	if r := c.rules.Load(); r != nil && r.other {
 		return "this process has other rules of the zone " + r.calendar.Zone().String() + " than the database, and counts by the database's: bring its time zones up to date, or the other processes'"
 	}
 	return ""
