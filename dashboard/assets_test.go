@@ -104,10 +104,10 @@ func TestNotModified(t *testing.T) {
 				expect("by two", 30*time.Second, 200)
 				f.state.FoldedThrough = time.Now().Add(2 * time.Second)
 				expect("no more", 2*time.Second, 200)
-				f.state.Skew = 10 * time.Minute // both times are the database's
+				f.skew = 10 * time.Minute // both times are the database's
 				f.state.FoldedThrough = time.Now().Add(10*time.Minute + 2*time.Second)
 				expect("another clock", 2*time.Second, 304)
-				f.state.Skew = 0
+				f.skew = 0
 				fails = store.ErrUnavailable
 				expect("stale", 2*time.Second, 200)
 				if !strings.HasSuffix(tag, `-stale"`) {

@@ -80,7 +80,7 @@ func (h *handler) part(p *params, q string) waiting {
 	if !ok {
 		return refused(errNothing)
 	}
-	of := &params{zone: p.zone, store: p.store, now: p.now}
+	of := &params{zone: p.zone}
 	of.parse(query)
 	return answer(of)
 }

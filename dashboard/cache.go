@@ -57,6 +57,7 @@ type answer struct {
 	value        any
 	err          error
 	gone         *time.Timer // takes the answer out of answers
+	until        time.Time   // it is one, of a range that ends then; zero: for maxAge
 
 	// Of one of the last.
 	asked     time.Time   // for again; zero: never
@@ -159,7 +160,7 @@ func (c *cache) find(key string, read func(context.Context) (any, error)) (a, la
 	if last = c.last[key]; last != nil {
 		last.asked = now
 	}
-	if a := c.answers[key]; a != nil {
+	if a := c.answers[key]; a != nil && (a.until.IsZero() || now.Before(a.until)) {
 		return a, last
 	}
 	a = &answer{began: now, late: now.Add(patience), done: make(chan struct{})}
@@ -230,6 +231,9 @@ func (c *cache) end(key string, a *answer) {
 	}
 	close(a.done)
 	a.gone.Reset(c.maxAge)
+	if v, ok := a.value.(interface{ holds() time.Duration }); ok && v.holds() > 0 {
+		a.until = a.began.Add(v.holds())
+	}
 	last := c.last[key]
 	switch {
 	case c.answers[key] != a: // it was given up

@@ -61,7 +61,7 @@ func TestTitle(t *testing.T) {
 	for title, want := range map[string]string{
 		"": "Usage", "Novels: usage": "Novels: usage", "R&D <b>": "R&D <b>", "</title><script>alert(1)</script>": "</title><script>alert(1)</script>", "a\u202eb\n": `a\u202eb\u000a`,
 	} {
-		h := newHandler(&fake{}, Config{Auth: Public, Title: title})
+		h := newHandler(from(&fake{}), Config{Auth: Public, Title: title})
 		for _, path := range []string{"/usage/", "/usage/tables.html"} {
 			for _, element := range []string{"title", "h1"} {
 				if got := shown(t, h, path, element); got != want {
@@ -89,7 +89,7 @@ func TestHome(t *testing.T) {
 	}
 	for address, want := range links {
 		var h http.Handler
-		log := logged(t, func() { h = newHandler(&fake{}, Config{Auth: Public, Home: address}) })
+		log := logged(t, func() { h = newHandler(from(&fake{}), Config{Auth: Public, Home: address}) })
 		for _, path := range []string{"/usage/", "/usage/tables.html"} {
 			got := ""
 			if found := regexp.MustCompile(`<a class="home" href="([^"]*)">`).FindStringSubmatch(get(h, path).Body.String()); found != nil {

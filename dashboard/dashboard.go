@@ -50,7 +50,7 @@
 //     it to that. In CSV no name is a formula.
 //
 // Read dashboard.go for the way of a request, then params.go, api.go, series.go,
-// export.go, cache.go, batch.go; tables.go is the page without JavaScript. Of the page itself,
+// answer.go, cache.go, batch.go, export.go, health.go; tables.go is the page without JavaScript. Of the page itself,
 // page.html says what there is and app.js how it lives; view.js has the cards and
 // charts, table.js the tables, detail.js the history of a line, chart.js draws.
 // Charts are made with uPlot (uplot/, MIT licence), as released.
@@ -106,7 +106,7 @@ func New(st *store.Store, cfg Config) http.Handler {
 	if st == nil {
 		return cfg.guard(http.HandlerFunc(off))
 	}
-	return newHandler(st, cfg)
+	return newHandler(ofStore{st}, cfg)
 }
 
 func off(w http.ResponseWriter, r *http.Request) {
@@ -174,20 +174,41 @@ func newBrand(cfg Config) brand {
 	return b
 }
 
-// reader is what the dashboard asks of a *store.Store.
-type reader interface {
-	Get(ctx context.Context, name string) (int64, error)
-	Totals(ctx context.Context, q store.Query) ([]store.Count, error)
-	Rows(ctx context.Context, q store.Query) ([]store.Row, error)
-	History(ctx context.Context, q store.Query) ([]store.Count, error)
+// source is what the dashboard asks of a *store.Store.
+type source interface {
+	Read(ctx context.Context, f func(ctx context.Context, r *reading) error) error
 	Each(ctx context.Context, q store.Query) iter.Seq2[store.Count, error]
 	Buckets(step store.Step, from, to time.Time) []time.Time
 	Stats() store.Stats
 	Location() *time.Location
 }
 
+// reading is a *store.Reading: what an answer is made of.
+type reading struct {
+	reader
+	now, through time.Time
+	ends         time.Time // of what is asked for up to now, which is another range then; zero: it is not
+}
+
+// reader is what is asked of one.
+type reader interface {
+	Get(ctx context.Context, name string) (int64, error)
+	Totals(ctx context.Context, q store.Query) ([]store.Count, error)
+	Rows(ctx context.Context, q store.Query) ([]store.Row, error)
+	History(ctx context.Context, q store.Query) ([]store.Count, error)
+}
+
+// ofStore is a store as a source.
+type ofStore struct{ *store.Store }
+
+func (s ofStore) Read(ctx context.Context, f func(ctx context.Context, r *reading) error) error {
+	return s.Store.Read(ctx, func(ctx context.Context, r *store.Reading) error {
+		return f(ctx, &reading{reader: r, now: r.Now, through: r.FoldedThrough})
+	})
+}
+
 type handler struct {
-	store   reader
+	store   source
 	answers *cache // of the store
 	names   *cache // of users, apart: its reads are the application's code
 	users   func(ctx context.Context, ids []string) (map[string]string, error)
@@ -197,7 +218,7 @@ type handler struct {
 	exports chan struct{} // places for those under way
 }
 
-func newHandler(st reader, cfg Config) http.Handler {
+func newHandler(st source, cfg Config) http.Handler {
 	maxAge := cfg.MaxAge
 	if maxAge <= 0 {
 		maxAge = time.Second

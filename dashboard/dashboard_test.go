@@ -29,13 +29,14 @@ func TestMain(m *testing.M) {
 	os.Exit(dbtest.Main(m, &server))
 }
 
-// fake is a reader for what no healthy store does.
+// fake is a store for what no healthy one does.
 type fake struct {
 	zone   *time.Location
 	before func(ctx context.Context, what string) error // each read
 	counts []store.Count
 	rows   []store.Row
 	state  store.Stats
+	skew   time.Duration // that the database's clock is ahead
 }
 
 func (f *fake) read(ctx context.Context, what string) error {
@@ -43,6 +44,10 @@ func (f *fake) read(ctx context.Context, what string) error {
 		return nil
 	}
 	return f.before(ctx, what)
+}
+func (f *fake) begin(ctx context.Context) (now, through time.Time, err error) {
+	err = f.read(ctx, "Read")
+	return time.Now().Add(f.skew), f.state.FoldedThrough, err
 }
 func (f *fake) Get(ctx context.Context, name string) (int64, error) {
 	return 0, f.read(ctx, "Get "+name)
@@ -97,7 +102,42 @@ func get(h http.Handler, target string) *httptest.ResponseRecorder {
 	return w
 }
 
-func open(st reader) http.Handler { return newHandler(st, Config{Auth: Public}) }
+// open opens a store to everybody: one, or what answers like one.
+func open(st any) http.Handler { return newHandler(from(st), Config{Auth: Public}) }
+
+func from(st any) source {
+	switch st := st.(type) {
+	case *store.Store:
+		return ofStore{st}
+	case *past:
+		return ofStore{st.Store}
+	}
+	return ofFake{st.(answers)}
+}
+
+// answers is what a source can be made of.
+type answers interface {
+	reader
+	Each(ctx context.Context, q store.Query) iter.Seq2[store.Count, error]
+	Buckets(step store.Step, from, to time.Time) []time.Time
+	Stats() store.Stats
+	Location() *time.Location
+}
+
+type ofFake struct{ answers }
+
+func (o ofFake) Read(ctx context.Context, f func(ctx context.Context, r *reading) error) error {
+	r := &reading{reader: o.answers, now: time.Now()}
+	if b, ok := o.answers.(interface {
+		begin(context.Context) (now, through time.Time, err error)
+	}); ok {
+		var err error
+		if r.now, r.through, err = b.begin(ctx); err != nil {
+			return err
+		}
+	}
+	return f(ctx, r)
+}
 
 // every path that means something, and some that do not
 var paths = []string{
@@ -231,7 +271,7 @@ func TestAuth(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var reads atomic.Int64
-			h := newHandler(&fake{before: func(context.Context, string) error { reads.Add(1); return nil }}, Config{Auth: c.auth})
+			h := newHandler(from(&fake{before: func(context.Context, string) error { reads.Add(1); return nil }}), Config{Auth: c.auth})
 			for _, path := range paths {
 				for _, method := range []string{"GET", "HEAD", "POST"} {
 					r := httptest.NewRequest(method, path, nil)
@@ -260,14 +300,14 @@ func TestAuth(t *testing.T) {
 			}
 		})
 	}
-	if w := get(newHandler(&fake{}, Config{}), "/usage/"); !strings.Contains(w.Body.String(), "dashboard.Config") {
+	if w := get(newHandler(from(&fake{}), Config{}), "/usage/"); !strings.Contains(w.Body.String(), "dashboard.Config") {
 		t.Errorf("does not say what to set: %s", w.Body)
 	}
 }
 
 func TestHeaders(t *testing.T) {
 	for _, auth := range []func(http.Handler) http.Handler{nil, Public, BasicAuth("a", "b")} {
-		h := newHandler(&fake{}, Config{Auth: auth})
+		h := newHandler(from(&fake{}), Config{Auth: auth})
 		for _, path := range paths {
 			for _, method := range []string{"GET", "HEAD", "POST", "OPTIONS"} {
 				w := httptest.NewRecorder()

@@ -116,16 +116,25 @@ func (h *handler) serveExport(w http.ResponseWriter, r *http.Request) {
 		header  []string
 		records iter.Seq2[record, error]
 	)
-	m, _, err := h.begin(r.Context())
-	if err != nil {
-		failExport(w, r, err)
-		return
+	rows := of == "rows"
+	type begun struct {
+		store.Query // as of then
+		rows        []row
 	}
-	if of == "rows" {
-		header, records, err = h.exportRows(r.Context(), q)
-	} else {
-		header, records = h.exportCounts(r.Context(), q)
-		records, err = begun(records)
+	m, b, err := answerOf(r.Context(), h, func(ctx context.Context, r *reading) (b begun, err error) {
+		if b.Query, err = h.at(q, r); err == nil && rows {
+			b.Limit = min(cmp.Or(b.Limit, maxNames), maxNames)
+			b.rows, err = readRows(ctx, r, b.Query)
+		}
+		return b, err
+	})
+	switch {
+	case err != nil:
+	case rows:
+		header, records = exportRows(b.rows)
+	default:
+		header, records = h.exportCounts(r.Context(), b.Query)
+		records, err = first(records)
 	}
 	if err != nil {
 		failExport(w, r, err)
@@ -142,14 +151,7 @@ func failExport(w http.ResponseWriter, r *http.Request, err error) {
 	failRead(w, r, err)
 }
 
-func (h *handler) exportRows(ctx context.Context, q store.Query) ([]string, iter.Seq2[record, error], error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	q.Limit = min(cmp.Or(q.Limit, maxNames), maxNames)
-	rows, err := h.readRows(ctx, q)
-	if err != nil {
-		return nil, nil, err
-	}
+func exportRows(rows []row) ([]string, iter.Seq2[record, error]) {
 	measures := map[string]bool{}
 	for _, r := range rows {
 		for m := range r.Counts {
@@ -165,7 +167,7 @@ func (h *handler) exportRows(ctx context.Context, q store.Query) ([]string, iter
 				return
 			}
 		}
-	}, nil
+	}
 }
 
 // bound sorts measures of latency by their bound, after all others.
@@ -201,8 +203,8 @@ func (h *handler) exportCounts(ctx context.Context, q store.Query) ([]string, it
 	}
 }
 
-// begun is seq, with its first element read: an error there can still be answered.
-func begun(seq iter.Seq2[record, error]) (iter.Seq2[record, error], error) {
+// first is seq, with its first element read: an error there can still be answered.
+func first(seq iter.Seq2[record, error]) (iter.Seq2[record, error], error) {
 	next, stop := iter.Pull2(seq)
 	rec, err, ok := next()
 	if err != nil {
@@ -236,7 +238,7 @@ func (h *handler) stream(w http.ResponseWriter, r *http.Request, m meta, of, for
 		return nil
 	}
 	_ = pause()
-	w.Header().Set("Content-Disposition", fmt.Sprintf(`attachment; filename="usage-%s-%s.%s"`, of, h.now().In(h.zone()).Format("2006-01-02-1504"), format))
+	w.Header().Set("Content-Disposition", fmt.Sprintf(`attachment; filename="usage-%s-%s.%s"`, of, m.AsOf.Format("2006-01-02-1504"), format))
 	head(w, http.StatusOK, contentType)
 	if r.Method == http.MethodHead {
 		for range records { // they have begun, and end so

@@ -228,7 +228,10 @@ func TestExportRows(t *testing.T) {
 				t.Errorf("%s: %q is %+v, want %+v", query, l, got, want[i])
 			}
 		}
-		a := exported[rows](t, h, "of=rows&"+query)
+		a := exported[struct {
+			meta
+			rows
+		}](t, h, "of=rows&"+query)
 		for i := range a.Rows {
 			maps.DeleteFunc(a.Rows[i].Counts, func(_ string, n int64) bool { return n == 0 })
 		}
@@ -300,7 +303,7 @@ func TestExportIsInert(t *testing.T) {
 
 func TestExportHeaders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{zone: time.FixedZone("", 5*3600), state: store.Stats{Skew: 30 * time.Minute}, counts: []store.Count{numbered(1)}, rows: []store.Row{{Group: "a"}}}
+		f := &fake{zone: time.FixedZone("", 5*3600), skew: 30 * time.Minute, counts: []store.Count{numbered(1)}, rows: []store.Row{{Group: "a"}}}
 		h := open(f)
 		for query, want := range map[string]string{
 			"":                                    "usage-totals-2000-01-01-0530.csv",

@@ -37,13 +37,11 @@ func mistake(err error) string {
 type params struct {
 	values url.Values
 	zone   *time.Location
-	store  reader    // knows its buckets
-	now    time.Time // by the database's clock
 	err    error
 }
 
 func (h *handler) params(r *http.Request) *params {
-	p := &params{zone: h.zone(), store: h.store, now: h.now()}
+	p := &params{zone: h.zone()}
 	p.parse(r.URL.RawQuery)
 	return p
 }
@@ -111,25 +109,41 @@ func (p *params) number(name string, whenAbsent, least, most int) int {
 	return n
 }
 
+// selection is a Query, and the last hours, days or months that it is of, if it is: what those
+// are, the database's clock says, to who reads them.
+type selection struct {
+	store.Query
+	last recent
+}
+
 // query reads the parameters that select counters, and those that are known
 // besides. most is the greatest limit.
-func (p *params) query(limit, most int, known ...string) store.Query {
+func (p *params) query(limit, most int, known ...string) selection {
 	p.only(append(known, "prefix", "measure", "contains", "except", "from", "to", "range", "limit")...)
-	q := store.Query{
+	q := selection{Query: store.Query{
 		Names: p.list("name"), Prefix: p.get("prefix"), Measure: p.get("measure"), Contains: p.get("contains"), Except: p.list("except"),
 		From: p.instant("from", 0), To: p.instant("to", 1),
 		Limit: p.number("limit", limit, 1, most),
-	}
+	}}
 	if r := p.get("range"); r != "" {
 		if !q.From.IsZero() || !q.To.IsZero() {
 			p.fail("range stands for from and to: give it, or them")
 		}
-		q.From, q.To = p.recent(r)
+		q.last = p.recent(r)
 	}
 	if !q.From.IsZero() && !q.To.IsZero() && !q.From.Before(q.To) {
 		p.fail("from must lie before to")
 	}
 	return q
+}
+
+// at is q with its range, as of r.
+func (h *handler) at(q selection, r *reading) (_ store.Query, err error) {
+	if q.last.n > 0 {
+		q.From, q.To, err = q.last.at(h.store.Buckets, r.now)
+		r.ends = q.To
+	}
+	return q.Query, err
 }
 
 // list is what a parameter lists that may be given several times, but for "".
@@ -159,32 +173,42 @@ func (p *params) step() store.Step {
 	}
 }
 
-// recent is the range of the last so many hours, days or months of the store's
-// zone, the one that runs among them. It is the same until the next one begins.
-func (p *params) recent(s string) (from, to time.Time) {
-	text, step, long, most := "", store.Day, 25*time.Hour, 1
+// recent is the last n hours, days or months of the store's zone, the one that runs
+// among them: the same until the next one begins.
+type recent struct {
+	n    int // 0: none
+	step store.Step
+	long time.Duration // at most, of one
+	text string
+}
+
+func (p *params) recent(s string) recent {
+	r, text, most := recent{step: store.Day, long: 25 * time.Hour, text: s}, "", 1
 	if s == "today" {
 		text = "1"
 	} else if n, ok := strings.CutSuffix(s, "h"); ok {
-		text, step, long, most = n, store.Hour, time.Hour, maxDays*24
+		text, r.step, r.long, most = n, store.Hour, time.Hour, maxDays*24
 	} else if n, ok := strings.CutSuffix(s, "d"); ok {
 		text, most = n, maxDays
 	} else if n, ok := strings.CutSuffix(s, "mo"); ok {
-		text, step, long, most = n, store.Month, 31*24*time.Hour, maxDays/30
+		text, r.step, r.long, most = n, store.Month, 31*24*time.Hour, maxDays/30
 	}
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 || n > most {
+	var err error
+	if r.n, err = strconv.Atoi(text); err != nil || r.n < 1 || r.n > most {
 		p.fail("range must be today, or a number of hours, days or months, as in 24h, 30d, 13mo; not %q", short(s))
-		return from, to
 	}
-	starts := p.store.Buckets(step, p.now.Add(-time.Duration(n)*long), p.now.Add(2*long))
+	return r
+}
+
+// at finds where r begins and ends, as of now.
+func (r recent) at(buckets func(step store.Step, from, to time.Time) []time.Time, now time.Time) (from, to time.Time, err error) {
+	starts := buckets(r.step, now.Add(-time.Duration(r.n)*r.long), now.Add(2*r.long))
 	for i := len(starts) - 1; i > 0; i-- {
-		if !starts[i-1].After(p.now) { // the one that runs
-			return starts[max(i-n, 0)], starts[i]
+		if !starts[i-1].After(now) { // the one that runs
+			return starts[max(i-r.n, 0)], starts[i], nil
 		}
 	}
-	p.fail("range %q is none here: the database's clock is wrong", short(s))
-	return from, to
+	return from, to, paramError(fmt.Sprintf("range %q is none here: the database's clock is wrong", r.text))
 }
 
 // instant is RFC 3339, or so many days after the start of a date.

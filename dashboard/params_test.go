@@ -79,10 +79,10 @@ func TestRecent(t *testing.T) {
 		{"Pacific/Kiritimati", "2026-03-01T09:59:59Z", "today", "2026-02-28T10:00:00Z", "2026-03-01T10:00:00Z"},
 	} {
 		cal := calendarOf(t, c.zone)
-		p := &params{zone: cal.zone, store: cal, now: at(c.now)}
-		from, to := p.recent(c.in)
-		if got, want := from.UTC().Format(time.RFC3339)+" … "+to.UTC().Format(time.RFC3339), c.from+" … "+c.to; p.err != nil || got != want {
-			t.Errorf("%s, %s, %s: %s, %v, want %s", c.zone, c.now, c.in, got, p.err, want)
+		p := &params{zone: cal.zone}
+		from, to, err := p.recent(c.in).at(cal.Buckets, at(c.now))
+		if got, want := from.UTC().Format(time.RFC3339)+" … "+to.UTC().Format(time.RFC3339), c.from+" … "+c.to; p.err != nil || err != nil || got != want {
+			t.Errorf("%s, %s, %s: %s, %v, %v, want %s", c.zone, c.now, c.in, got, p.err, err, want)
 		}
 	}
 }
@@ -125,14 +125,14 @@ func TestRangeByTheDatabasesClock(t *testing.T) {
 	for _, skew := range []time.Duration{0, 3 * time.Hour, -40 * time.Minute, -48 * time.Hour} {
 		synctest.Test(t, func(t *testing.T) {
 			var reads atomic.Int64
-			c := &calendar{fake: fake{zone: cal.zone, state: store.Stats{Skew: skew}}, of: cal.of}
+			c := &calendar{fake: fake{zone: cal.zone, skew: skew}, of: cal.of}
 			c.before = func(_ context.Context, what string) error {
 				if what == "History" {
 					reads.Add(1)
 				}
 				return nil
 			}
-			h := newHandler(c, Config{Auth: Public, MaxAge: 100 * time.Hour})
+			h := newHandler(from(c), Config{Auth: Public, MaxAge: 100 * time.Hour})
 			for in, long := range map[string]time.Duration{"24h": 24 * time.Hour, "today": 24 * time.Hour, "30d": 30 * 24 * time.Hour} {
 				h.(*handler).answers = newCache(100 * time.Hour)
 				reads.Store(0)

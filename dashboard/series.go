@@ -17,7 +17,6 @@ import (
 )
 
 type history struct {
-	meta
 	Step   string  `json:"step"`
 	Counts []count `json:"counts"`
 }
@@ -28,24 +27,24 @@ func (h *handler) history(p *params) waiting {
 	if p.err != nil {
 		return refused(p.err)
 	}
-	return askJSON(h, fmt.Sprintf("history %#v", q), func(ctx context.Context) (history, error) {
-		m, _, err := h.begin(ctx)
+	return askJSON(h, fmt.Sprintf("history %#v", q), func(ctx context.Context, r *reading) (history, error) {
+		q, err := h.at(q, r)
 		if err != nil {
 			return history{}, err
 		}
-		counts, err := h.store.History(ctx, q)
+		counts, err := r.History(ctx, q)
 		if err != nil {
 			return history{}, err
 		}
 		if len(counts) > maxPoints {
 			return history{}, tooLong(len(counts))
 		}
-		a := history{meta: m, Step: stepName(q.Step), Counts: make([]count, len(counts))}
+		a := history{Step: stepName(q.Step), Counts: make([]count, len(counts))}
 		for i, c := range counts {
 			a.Counts[i] = count{Name: c.Name, Start: h.local(c.Start), N: c.N}
 		}
 		return a, nil
-	})
+	}, nil)
 }
 
 func tooLong(points int) error {
@@ -63,7 +62,6 @@ func stepName(s store.Step) string {
 // series is a history in columns, as charts want it: every bucket of the range, and
 // for each counter a number in each.
 type series struct {
-	meta
 	Zone   string      `json:"zone"`
 	Step   string      `json:"step"`
 	From   *time.Time  `json:"from"`
@@ -84,32 +82,31 @@ type one struct {
 func (h *handler) series(p *params) waiting {
 	q := p.query(defaultSeries, maxNamed, "name", "step")
 	step := p.step()
-	if q.From.IsZero() {
+	if q.From.IsZero() && q.last.n == 0 {
 		p.fail("series needs a range, such as 24h, 30d or 13mo, or from and to")
-	}
-	if q.To.IsZero() {
-		q.To = p.now.Truncate(time.Hour).Add(time.Hour) // the same for an hour
-	}
-	if !q.From.Before(q.To) {
-		p.fail("from must lie before to, or before now")
 	}
 	if p.err != nil {
 		return refused(p.err)
 	}
-	return askJSON(h, fmt.Sprintf("series %d %#v", step, q), func(ctx context.Context) (series, error) {
-		m, _, err := h.begin(ctx)
+	return askJSON(h, fmt.Sprintf("series %d %#v", step, q), func(ctx context.Context, r *reading) (series, error) {
+		q, err := h.at(q, r)
 		if err != nil {
 			return series{}, err
 		}
-		a, err := h.readSeries(ctx, q, step)
-		a.meta = m
-		return a, err
-	})
+		if q.To.IsZero() {
+			q.To = r.now.Truncate(time.Hour).Add(time.Hour) // the same for an hour
+			r.ends = q.To
+		}
+		if !q.From.Before(q.To) {
+			return series{}, paramError("from must lie before to, or before now")
+		}
+		return h.readSeries(ctx, r, q, step)
+	}, func(ctx context.Context, a series) { h.nameUsers(ctx, a.Series) })
 }
 
 // readSeries reads what q selects, in the step, or when that is 0 in the finest that
 // suits the range and is kept still.
-func (h *handler) readSeries(ctx context.Context, q store.Query, step store.Step) (series, error) {
+func (h *handler) readSeries(ctx context.Context, r *reading, q store.Query, step store.Step) (series, error) {
 	q.Step = step
 	if step == 0 {
 		q.Step = store.Month
@@ -128,10 +125,10 @@ func (h *handler) readSeries(ctx context.Context, q store.Query, step store.Step
 	} else {
 		q.Limit++
 	}
-	counts, err := h.store.History(ctx, q)
+	counts, err := r.History(ctx, q)
 	for bad := store.QueryError(""); step == 0 && q.Step < store.Month && errors.As(err, &bad); {
 		q.Step++
-		counts, err = h.store.History(ctx, q)
+		counts, err = r.History(ctx, q)
 	}
 	if err != nil {
 		return series{}, err
@@ -158,7 +155,7 @@ func (h *handler) readSeries(ctx context.Context, q store.Query, step store.Step
 		add(name)
 	}
 	if q.Step != store.Hour && onlyQuotas(q) {
-		others, err := h.otherQuotas(ctx, q)
+		others, err := otherQuotas(ctx, r, q)
 		if err != nil {
 			return series{}, err
 		}
@@ -191,7 +188,6 @@ func (h *handler) readSeries(ctx context.Context, q store.Query, step store.Step
 			*s.Total = min(*s.Total, maxNumber)
 		}
 	}
-	h.nameUsers(ctx, a.Series)
 	return a, nil
 }
 
@@ -202,20 +198,20 @@ func onlyQuotas(q store.Query) bool {
 }
 
 // otherQuotas are those that q selects by day or month, and that are not in these.
-func (h *handler) otherQuotas(ctx context.Context, q store.Query) ([]store.Count, error) {
-	hourly, err := h.hourlyQuotas(ctx, q)
+func otherQuotas(ctx context.Context, r *reading, q store.Query) ([]store.Count, error) {
+	hourly, err := hourlyQuotas(ctx, r, q)
 	if err != nil || q.Step == store.Month {
 		return hourly, err
 	}
-	monthly, err := h.monthlyQuotas(ctx, q)
+	monthly, err := monthlyQuotas(ctx, r, q)
 	return append(hourly, monthly...), err
 }
 
 // monthlyQuotas are the months of what q selects: quotas by the month have no days. Those
 // that have some are by the day, and not among them.
-func (h *handler) monthlyQuotas(ctx context.Context, q store.Query) ([]store.Count, error) {
+func monthlyQuotas(ctx context.Context, r *reading, q store.Query) ([]store.Count, error) {
 	q.Step = store.Month
-	counts, err := h.store.History(ctx, q)
+	counts, err := r.History(ctx, q)
 	if err != nil || len(counts) == 0 {
 		return nil, err
 	}
@@ -223,7 +219,7 @@ func (h *handler) monthlyQuotas(ctx context.Context, q store.Query) ([]store.Cou
 	for _, c := range counts {
 		daily[c.Name] = false
 	}
-	days, err := h.store.History(ctx, store.Query{Names: slices.Collect(maps.Keys(daily)), From: counts[0].Start, Step: store.Day})
+	days, err := r.History(ctx, store.Query{Names: slices.Collect(maps.Keys(daily)), From: counts[0].Start, Step: store.Day})
 	for _, c := range days {
 		daily[c.Name] = true
 	}
@@ -232,14 +228,14 @@ func (h *handler) monthlyQuotas(ctx context.Context, q store.Query) ([]store.Cou
 
 // hourlyQuotas are the hours of what q selects: quotas by the hour have no days of their
 // own. What was refused of a quota has both, and is not among them.
-func (h *handler) hourlyQuotas(ctx context.Context, q store.Query) ([]store.Count, error) {
+func hourlyQuotas(ctx context.Context, r *reading, q store.Query) ([]store.Count, error) {
 	q.Step = store.Hour
-	counts, err := h.store.History(ctx, q)
+	counts, err := r.History(ctx, q)
 	if bad := store.QueryError(""); errors.As(err, &bad) { // some are not kept any more
-		if q.From = h.now().AddDate(0, 0, -30); !q.From.Before(q.To) {
+		if q.From = r.now.AddDate(0, 0, -30); !q.From.Before(q.To) {
 			return nil, nil
 		}
-		if counts, err = h.store.History(ctx, q); errors.As(err, &bad) {
+		if counts, err = r.History(ctx, q); errors.As(err, &bad) {
 			return nil, nil
 		}
 	}

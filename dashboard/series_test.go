@@ -368,8 +368,8 @@ func TestSeriesToNow(t *testing.T) {
 			}
 			return nil
 		}}
-		f.state.Skew = 10 * time.Minute // the database is ahead of us
-		h := newHandler(f, Config{Auth: Public, MaxAge: 24 * time.Hour})
+		f.skew = 10 * time.Minute // the database is ahead of us
+		h := newHandler(from(f), Config{Auth: Public, MaxAge: 24 * time.Hour})
 		for _, c := range []struct {
 			wait  time.Duration
 			to    string
@@ -418,7 +418,7 @@ func TestSeriesTooLong(t *testing.T) {
 
 // Users are shown by the names that the application has for them, and by no others.
 func TestSeriesLabels(t *testing.T) {
-	of := func(counts []store.Count) reader {
+	of := func(counts []store.Count) *answering {
 		return &answering{history: func(q store.Query) ([]store.Count, error) {
 			now := slices.Clone(counts)
 			for i := range now {
@@ -462,7 +462,7 @@ func TestSeriesLabels(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				asked = nil
-				h := newHandler(of(counts), Config{Auth: Public, Users: c.users})
+				h := newHandler(from(of(counts)), Config{Auth: Public, Users: c.users})
 				began := time.Now()
 				a := askSeries(t, h, "range=24h")
 				if got := labels(a); len(a.Series) != len(counts) || fmt.Sprint(got) != fmt.Sprint(c.want) && len(got)+len(c.want) > 0 {
@@ -481,7 +481,7 @@ func TestSeriesLabels(t *testing.T) {
 	// Without users nobody is asked for names.
 	synctest.Test(t, func(t *testing.T) {
 		asked = nil
-		h := newHandler(of(counts[5:]), Config{Auth: Public, Users: everybody})
+		h := newHandler(from(of(counts[5:])), Config{Auth: Public, Users: everybody})
 		if a := askSeries(t, h, "range=24h"); len(labels(a)) > 0 || asked != nil {
 			t.Errorf("asked for %q", asked)
 		}
@@ -489,7 +489,7 @@ func TestSeriesLabels(t *testing.T) {
 	// Those given last are shown while the application does not answer.
 	synctest.Test(t, func(t *testing.T) {
 		var broken atomic.Bool
-		h := newHandler(of(counts), Config{Auth: Public, Users: func(ctx context.Context, ids []string) (map[string]string, error) {
+		h := newHandler(from(of(counts)), Config{Auth: Public, Users: func(ctx context.Context, ids []string) (map[string]string, error) {
 			if broken.Load() {
 				return nil, context.DeadlineExceeded
 			}

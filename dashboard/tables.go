@@ -26,6 +26,7 @@ const (
 
 // view is what tables.html shows.
 type view struct {
+	meta
 	stats
 	brand
 	Folder   string   // of the assets
@@ -90,16 +91,14 @@ type pageRows struct {
 
 func (h *handler) askPageRows() func(context.Context) (pageRows, standing, error) {
 	return ask(h.answers, "page", func(ctx context.Context) (pageRows, error) {
-		m, _, err := h.begin(ctx)
-		if err != nil {
-			return pageRows{}, err
-		}
-		routes, err := h.readRows(ctx, store.Query{Prefix: "api.", Measure: "requests", Limit: shownRoutes + 1})
-		if err != nil {
-			return pageRows{}, err
-		}
-		models, err := h.readRows(ctx, store.Query{Prefix: "llm.", Limit: shownLines + 1})
-		return pageRows{m, routes, models}, err
+		m, rows, err := answerOf(ctx, h, func(ctx context.Context, r *reading) (rows pageRows, err error) {
+			if rows.routes, err = readRows(ctx, r, store.Query{Prefix: "api.", Measure: "requests", Limit: shownRoutes + 1}); err == nil {
+				rows.models, err = readRows(ctx, r, store.Query{Prefix: "llm.", Limit: shownLines + 1})
+			}
+			return rows, err
+		})
+		rows.meta = m
+		return rows, err
 	})
 }
 
@@ -109,19 +108,19 @@ func (h *handler) view(ctx context.Context) (*view, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := answer.stats
+	m, s := answer.meta, answer.stats
 	r, howRows, err := waitRows(ctx)
 	if err != nil {
 		return nil, err
 	}
 	again := how != fresh || howRows != fresh
-	if again && r.AsOf.Before(s.AsOf) {
-		s.meta = r.meta // of the older
+	if again && r.AsOf.Before(m.AsOf) {
+		m = r.meta // of the older
 	}
 	ofDatabase, others := troubles(h.store.Stats(), time.Now())
-	s.Stale, s.Slow = again, again && how != stale && howRows != stale && len(ofDatabase) == 0
-	v := &view{stats: s, Troubles: others}
-	if !s.Stale { // which is said already
+	m.Stale, m.Slow = again, again && how != stale && howRows != stale && len(ofDatabase) == 0
+	v := &view{meta: m, stats: s, Troubles: others}
+	if !m.Stale { // which is said already
 		v.Troubles = append(ofDatabase, others...)
 	}
 	if s.Dropped > 0 {

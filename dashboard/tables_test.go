@@ -77,7 +77,7 @@ func TestPageIsTidy(t *testing.T) {
 		names[strings.ReplaceAll(name, "%", strings.Repeat("wide", 500))] = 1<<53 - 1
 	}
 	names["user."+hostile+".requests"] = 2
-	h := newHandler(filled(t, names), Config{Auth: Public, Users: func(_ context.Context, ids []string) (map[string]string, error) {
+	h := newHandler(from(filled(t, names)), Config{Auth: Public, Users: func(_ context.Context, ids []string) (map[string]string, error) {
 		return map[string]string{ids[0]: hostile}, nil
 	}})
 	body := get(h, "/usage/tables.html").Body.String()
@@ -179,7 +179,7 @@ func TestUsers(t *testing.T) {
 		}, "42 9 7 8"},
 		"panic": {func(context.Context, []string) (map[string]string, error) { panic("broken") }, "42 9 7 8"},
 	} {
-		got := text(get(newHandler(st, Config{Auth: Public, Users: c.users}), "/usage/tables.html").Body.String())
+		got := text(get(newHandler(from(st), Config{Auth: Public, Users: c.users}), "/usage/tables.html").Body.String())
 		if !strings.Contains(got, c.want) {
 			t.Errorf("%s: no %q in %s", name, c.want, got)
 		}
@@ -193,7 +193,7 @@ func TestUsersHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		back := make(chan struct{})
 		f := &fake{counts: []store.Count{{Name: "user.42.requests", N: 9}}}
-		h := newHandler(f, Config{Auth: Public, Users: func(context.Context, []string) (map[string]string, error) {
+		h := newHandler(from(f), Config{Auth: Public, Users: func(context.Context, []string) (map[string]string, error) {
 			<-back
 			return map[string]string{"42": "Ada"}, nil
 		}})

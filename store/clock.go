@@ -11,7 +11,6 @@ import (
 
 type (
 	removal = clock.Removal
-	segment = clock.Segment
 )
 
 const (
@@ -27,10 +26,6 @@ func (s *Store) horizon(now time.Time) calendar.Horizon { return s.clock.Horizon
 
 func (s *Store) follow(ctx context.Context, tx *database.Tx, which string) error {
 	return s.clock.Follow(ctx, tx, which)
-}
-
-func (s *Store) stored(ctx context.Context, tx *database.Tx, segments []segment) ([][]int64, error) {
-	return s.clock.Stored(ctx, tx, segments)
 }
 
 func (s *Store) now(ctx context.Context, tx *database.Tx) (time.Time, removal, error) {

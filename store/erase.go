@@ -154,28 +154,27 @@ func (s *Store) eraseRows(ctx context.Context, tx *database.Tx, user string) err
 	if err := s.holdLease(ctx, tx); err != nil {
 		return err
 	}
-	spans := []span{{}} // totals, and all of history
-	var segments []segment
+	var segments []clock.Segment
 	for _, step := range []calendar.Step{calendar.Hour, calendar.Day, calendar.Month} {
 		segments = append(segments, clock.Between(step, time.Unix(calendar.Forever, 0), time.Unix(calendar.Endless, 0)))
 	}
-	stored, err := s.stored(ctx, tx, segments)
+	stored, err := clock.Stored(ctx, tx, s.clock.Calendar(), segments)
 	if err != nil {
 		return err
 	}
-	for i, buckets := range stored {
-		spans = append(spans, span{step: segments[i].Step, buckets: buckets})
-	}
 	for _, group := range []string{"quota", "user"} {
 		for _, subject := range subjectsOf(user) {
-			for _, sp := range spans {
-				// A long id is cut, and its hash depends on the measure: what they begin with does not.
-				begin := naming.Stem(naming.Of(group, subject, "x"))
-				if len(begin) > 300 {
-					begin = strings.ToValidUTF8(begin[:300], "")
-				}
-				sp.nameRange = nameRange{begin, after(begin)}
-				if err := s.eraseSpan(ctx, tx, sp, user); err != nil {
+			// A long id is cut, and its hash depends on the measure: what they begin with does not.
+			begin := naming.Stem(naming.Of(group, subject, "x"))
+			if len(begin) > 300 {
+				begin = strings.ToValidUTF8(begin[:300], "")
+			}
+			if err := s.eraseKeys(ctx, tx, user, begin, "usage_metrics", "true"); err != nil {
+				return err
+			}
+			for i, buckets := range stored {
+				in, list := s.db.OneOf("bucket", buckets)
+				if err := s.eraseKeys(ctx, tx, user, begin, "usage_history", "step = ? AND "+in, int(segments[i].Step), list); err != nil {
 					return err
 				}
 			}
@@ -184,23 +183,16 @@ func (s *Store) eraseRows(ctx context.Context, tx *database.Tx, user string) err
 	return nil
 }
 
-// eraseSpan removes a user's rows among those of a span.
-func (s *Store) eraseSpan(ctx context.Context, tx *database.Tx, sp span, user string) error {
-	text, args := s.span(sp, condition{}, "DISTINCT h.key")
+// eraseKeys removes a user's rows of a table among those whose key begins so.
+func (s *Store) eraseKeys(ctx context.Context, tx *database.Tx, user, begin, table, where string, args ...any) error {
 	var keys []string
-	if err := tx.Select(ctx, &keys, text, args...); err != nil {
+	if err := tx.Select(ctx, &keys, "SELECT DISTINCT key FROM "+table+" WHERE "+where+" AND key >= ? AND key < ?", append(slices.Clip(args), begin, naming.After(begin))...); err != nil {
 		return err
 	}
 	keys = slices.DeleteFunc(keys, func(key string) bool { return !isOf(key, user) })
 	slices.Sort(keys)
 	for _, key := range keys {
-		table, where, args := "usage_metrics", " WHERE key = ?", []any{key}
-		if sp.step != 0 {
-			table = "usage_history"
-			in, list := s.db.OneOf("bucket", sp.buckets)
-			where, args = where+" AND step = ? AND "+in, append(args, int(sp.step), list)
-		}
-		if _, err := tx.Exec(ctx, "DELETE FROM "+table+where, args...); err != nil {
+		if _, err := tx.Exec(ctx, "DELETE FROM "+table+" WHERE "+where+" AND key = ?", append(slices.Clip(args), key)...); err != nil {
 			return err
 		}
 	}

@@ -1,7 +1,9 @@
 package store
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"reflect"
 	"testing"
 	"time"
@@ -45,12 +47,25 @@ func TestANilStoreCountsNothingAndReadsZero(t *testing.T) {
 		t.Errorf("Stats: %+v", got)
 	}
 	for name, err := range map[string]error{
-		"Reset": s.Reset(ctx, "feature.a.used"), "Erase": s.Erase(ctx, "42"), "Flush": s.Flush(ctx), "Shutdown": s.Shutdown(ctx),
+		"Read": s.Read(ctx, readsZero), "Reset": s.Reset(ctx, "feature.a.used"), "Erase": s.Erase(ctx, "42"), "Flush": s.Flush(ctx), "Shutdown": s.Shutdown(ctx),
 	} {
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// readsZero reads of a store that is off.
+func readsZero(ctx context.Context, r *Reading) error {
+	n, err1 := r.Get(ctx, "feature.a.used")
+	totals, err2 := r.Totals(ctx, Query{})
+	rows, err3 := r.Rows(ctx, Query{})
+	history, err4 := r.History(ctx, Query{})
+	_, bad := r.Totals(ctx, Query{Limit: -1})
+	if n != 0 || len(totals)+len(rows)+len(history) > 0 || time.Since(r.Now).Abs() > time.Minute || !r.FoldedThrough.IsZero() || !errors.As(bad, new(QueryError)) {
+		return fmt.Errorf("%d, %v, %v, %v of %+v, and %v", n, totals, rows, history, r, bad)
+	}
+	return errors.Join(err1, err2, err3, err4)
 }
 
 // No method of a Store was left out above: each one answers for a nil one.
@@ -71,8 +86,11 @@ func TestEveryMethodAnswersForANilStore(t *testing.T) {
 					break
 				}
 				arg := reflect.Zero(method.Type().In(j))
-				if ctx := reflect.ValueOf(t.Context()); method.Type().In(j).Kind() == reflect.Interface {
-					arg = ctx
+				switch method.Type().In(j).Kind() {
+				case reflect.Interface:
+					arg = reflect.ValueOf(t.Context())
+				case reflect.Func: // of Read
+					arg = reflect.ValueOf(readsZero)
 				}
 				in = append(in, arg)
 			}

@@ -21,6 +21,7 @@ const (
 	sqlTake = `INSERT INTO usage_history AS h (step, bucket, key, value) SELECT CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS TEXT), CAST(? AS BIGINT) WHERE CAST(? AS BIGINT) <= ?
 ON CONFLICT (step, bucket, key) DO UPDATE SET value = h.value + excluded.value WHERE h.value + excluded.value <= ? RETURNING value`
 	sqlTaken = `SELECT value FROM usage_history WHERE step = ? AND bucket = ? AND key = ?`
+	sqlTotal = `SELECT COALESCE((SELECT value FROM usage_metrics WHERE key = ?), 0)`
 
 	sqlReset = `UPDATE usage_metrics SET value = 0 WHERE key = ?`
 )

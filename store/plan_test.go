@@ -21,6 +21,7 @@ import (
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/internal/naming"
+	"github.com/usagekit/usagekit/internal/read"
 )
 
 // Whatever is read, history is sought in by its primary key, and so is a range of
@@ -256,12 +257,12 @@ func TestRangesAreListedOnce(t *testing.T) {
 
 func pagesOfEach(t *testing.T, s *Store, q Query, n int) {
 	t.Helper()
-	left, err := s.all(t.Context(), &q)
+	left, err := read.All(q.asked())
 	pages, seen := 0, 0
-	for err == nil && len(left.starts) > 0 {
-		var counts []Count
-		counts, left, err = s.page(t.Context(), &q, left)
-		if len(counts) > 2*eachPage {
+	for err == nil && !left.Empty() {
+		var counts []read.Count
+		counts, left, err = s.page(t.Context(), left)
+		if len(counts) > 2*read.PageSize {
 			t.Errorf("a page of %+v has %d counts", q, len(counts))
 		}
 		pages, seen = pages+1, seen+len(counts)

@@ -2,23 +2,29 @@ package store
 
 import (
 	"cmp"
-	"fmt"
+	"errors"
 	"math"
 	"slices"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/naming"
+	"github.com/usagekit/usagekit/internal/read"
 )
 
 // Query selects counters, and for ranges, buckets. The zero Query selects
 // everything, of all time. Conditions are joined by "and".
 type Query struct {
-	Name     string   // exactly this name
-	Names    []string // exactly one of these, 1,000 at most; none: any. With Name, both hold
-	Prefix   string   // names that begin so
+	Name   string   // exactly this name
+	Names  []string // exactly one of these, 1,000 at most; none: any. With Name, both hold
+	Prefix string   // names that begin so
+
+	// Exactly one subject, as its names were counted: the id that the middleware was
+	// given, which it escapes and cuts if need be, so not what a Row has of it. Prefix
+	// says of which group, unless Name or Names do: with Prefix "user.", Subject "42" is
+	// what user 42 used, and nothing of user 42.7. "": any.
+	Subject string
+
 	Measure  string   // names that end in "."+Measure; among those of "api." is the sum of all routes, of subject "requests"
 	Contains string   // names that contain this; ASCII letters match in either case
 	Except   []string // names that begin with one of these are left out; 100 at most
@@ -83,180 +89,42 @@ func (r Row) Quantile(p float64) time.Duration {
 	return time.Duration(low) * time.Millisecond
 }
 
-const (
-	maxNames  = 1_000 // that a Query may have
-	maxExcept = 100   // each cuts a range of names in two, and SQLite reads at most 500 of them at once
-)
-
 // QueryError says what is wrong with a Query: [errors.As] tells it from what is
 // wrong with the database. Error puts a prefix before it.
 type QueryError string
 
 func (e QueryError) Error() string { return "store: Query: " + string(e) }
 
-// check validates q and resolves its step.
-func (q *Query) check() error {
-	for field, text := range map[string]string{
-		"Name": q.Name, "Names": strings.Join(q.Names, ""), "Prefix": q.Prefix, "Measure": q.Measure, "Contains": q.Contains, "Except": strings.Join(q.Except, ""),
-	} {
-		if !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
-			return QueryError(field + " is no valid UTF-8, or holds a NUL")
-		}
-	}
-	switch {
-	case len(q.Names) > maxNames:
-		return QueryError(fmt.Sprintf("Names are %d: want %d at most", len(q.Names), maxNames))
-	case len(q.Except) > maxExcept:
-		return QueryError(fmt.Sprintf("Except are %d: want %d at most", len(q.Except), maxExcept))
-	case q.Limit < 0:
-		return QueryError(fmt.Sprintf("Limit is %d: want a positive number, or 0 for all", q.Limit))
-	case q.Step < 0 || q.Step > Month:
-		return QueryError(fmt.Sprintf("Step is %d: want Hour, Day or Month, or 0 for the finest kept", q.Step))
-	case !q.From.IsZero() && !q.To.IsZero() && !q.From.Before(q.To):
-		return QueryError("From must be before To")
-	}
-	if q.Name != "" {
-		q.Name = naming.Known(q.Name)
-	}
-	q.Names = slices.Clone(q.Names)
-	for i, name := range q.Names {
-		q.Names[i] = naming.Known(name)
-	}
-	slices.Sort(q.Names)
-	if q.Names = slices.Compact(q.Names); len(q.Names) == 1 && q.Name == "" {
-		q.Name, q.Names = q.Names[0], nil
-	}
-	users, plain := q.groups()
-	switch {
-	case q.Name == naming.ActiveMonthly && q.Step == 0:
-		q.Step = Month
-	case q.Name == naming.ActiveMonthly && q.Step != Month:
-		return QueryError(fmt.Sprintf("Step %v is finer than kept: %s is kept by month", q.Step, naming.ActiveMonthly))
-	case q.named(naming.ActiveDaily) && q.Step == Month:
-		return QueryError(fmt.Sprintf("Step month: %s cannot be summed over days; the users of a month are %s", naming.ActiveDaily, naming.ActiveMonthly))
-	case q.Step == Hour && users:
-		return QueryError("Step hour is finer than kept: users are kept by day; choose other names, or leave them out with Except")
-	case q.Step == 0 && plain && !users:
-		q.Step = Hour
-	case q.Step == 0:
-		q.Step = Day
-	}
-	return nil
-}
-
-// named tells whether q asks for name itself.
-func (q *Query) named(name string) bool { return q.Name == name || slices.Contains(q.Names, name) }
-
-// step is that of the buckets which q asks for.
-func (q *Query) step() calendar.Step { return calendar.Step(q.Step) }
-
-// ranged tells whether q asks for a part of time.
-func (q *Query) ranged() bool { return !q.From.IsZero() || !q.To.IsZero() }
-
-// groups tells whether q may select users, and whether others: their history is
-// kept in different steps.
-func (q *Query) groups() (users, plain bool) {
-	const user = "user."
-	switch {
-	case q.Name != "":
-		users = strings.HasPrefix(q.Name, user)
-		plain = !users
-	case len(q.Names) > 0:
-		is := func(name string) bool { return strings.HasPrefix(name, user) }
-		users = slices.ContainsFunc(q.Names, is)
-		plain = slices.ContainsFunc(q.Names, func(name string) bool { return !is(name) })
-	case strings.HasPrefix(q.Prefix, user):
-		users = true
-	default:
-		plain = true
-		users = strings.HasPrefix(user, q.Prefix) && !slices.ContainsFunc(q.Except, func(e string) bool { return strings.HasPrefix(user, e) })
-	}
-	return users, plain
-}
-
-// matches tells whether q selects name, as the SQL of condition does.
-func (q *Query) matches(name string) bool {
-	if _, listed := slices.BinarySearch(q.Names, name); len(q.Names) > 0 && !listed {
-		return false
-	}
-	return (q.Name == "" || name == q.Name) && strings.HasPrefix(name, q.Prefix) &&
-		(q.Measure == "" || strings.HasSuffix(name, "."+q.Measure)) &&
-		strings.Contains(lower(name), lower(q.Contains)) &&
-		!slices.ContainsFunc(q.Except, func(e string) bool { return strings.HasPrefix(name, e) })
-}
-
-// whole is q for all measures of the subjects that q selects, whose group may have
-// others, too.
-func (q *Query) whole() Query {
-	group, _, dotted := strings.Cut(cmp.Or(q.Name, q.Prefix), ".")
-	if n := len(q.Names); q.Name == "" && n > 0 { // in order: between two of a group are no others
-		group, _, dotted = strings.Cut(q.Names[0], ".")
-		dotted = dotted && strings.HasPrefix(q.Names[n-1], group+".")
-	}
-	w := *q
-	w.Name, w.Names, w.Prefix, w.Measure, w.Contains = "", nil, "", "", ""
-	if dotted {
-		w.Prefix = group + "."
-	}
-	return w
-}
-
-// stems returns the stems of the subjects that q selects among counts, each with
-// its largest count.
-func (q *Query) stems(counts []Count) []Count {
-	largest := map[string]int64{}
-	for _, c := range counts {
-		if q.matches(c.Name) && !naming.Current(c.Name) {
-			p := naming.Stem(c.Name)
-			largest[p] = max(largest[p], c.N)
-		}
-	}
-	stems := make([]Count, 0, len(largest))
-	for p, n := range largest {
-		stems = append(stems, Count{Name: p, N: n})
-	}
-	sortCounts(stems)
-	if q.Limit > 0 && len(stems) > q.Limit {
-		stems = stems[:q.Limit]
-	}
-	return stems
-}
-
-// tears tells whether Except may take some of a subject's measures away: only from
-// what selects it.
-func (q *Query) tears() bool {
-	return slices.ContainsFunc(q.Except, func(e string) bool { return !naming.Bare(e) })
-}
-
-// lower folds ASCII letters, as SQLite's lower does, and PostgreSQL's in "C".
-func lower(s string) string {
-	return strings.Map(func(r rune) rune {
-		if 'A' <= r && r <= 'Z' {
-			r += 'a' - 'A'
-		}
-		return r
-	}, s)
-}
-
-// after returns the least string that is greater than every string that begins
-// with prefix; "" when there is none.
-func after(prefix string) string {
-	for prefix != "" {
-		r, size := utf8.DecodeLastRuneInString(prefix)
-		prefix = prefix[:len(prefix)-size]
-		switch r {
-		case utf8.MaxRune: // the rune before it moves
-		case 0xD7FF: // surrogates are no characters
-			return prefix + "\uE000"
-		default:
-			return prefix + string(r+1)
-		}
-	}
-	return ""
-}
-
 // String returns "hour", "day" or "month".
 func (s Step) String() string { return calendar.Step(s).String() }
+
+// asked is q as it is read.
+func (q Query) asked() read.Query {
+	return read.Query{
+		Name: q.Name, Names: q.Names, Prefix: q.Prefix, Subject: q.Subject, Measure: q.Measure, Contains: q.Contains, Except: q.Except,
+		From: q.From, To: q.To, Step: calendar.Step(q.Step), Limit: q.Limit,
+	}
+}
+
+// asQueryError is an error of a read, as a QueryError where it is that.
+func asQueryError(err error) error {
+	if m, ok := errors.AsType[read.Mistake](err); ok {
+		return QueryError(m)
+	}
+	return err
+}
+
+// countsOf are counts as they were read.
+func countsOf(read []read.Count) []Count {
+	if read == nil {
+		return nil
+	}
+	counts := make([]Count, len(read))
+	for i, c := range read {
+		counts[i] = Count(c)
+	}
+	return counts
+}
 
 // sortCounts puts the largest first.
 func sortCounts(counts []Count) {

@@ -75,7 +75,7 @@ func (s *Store) makeRoom(ctx context.Context, tx *database.Tx, sums *sums, next 
 		for i, subject := range piece {
 			last[i] = subject
 			if strings.HasSuffix(subject, ".") { // a stem: of all its measures
-				last[i] = after(subject)
+				last[i] = naming.After(subject)
 			}
 		}
 		rows, args := s.db.Values(database.Column{Name: "first", Texts: piece}, database.Column{Name: "last", Texts: last})

@@ -166,16 +166,15 @@ import (
 
 // Stats is a Store's state at a moment.
 type Stats struct {
-	Pending       int           // names with counts that the database has not acknowledged
-	Oldest        time.Time     // when the oldest of those counts was made; zero: there is none
-	Lost          int64         // counts that came after Shutdown
-	Overflow      int64         // counts under (other), because of MaxNames
-	Invalid       int64         // Adds refused: n out of 1 … 2^53−1, or a derived name
-	FoldedThrough time.Time     // every batch that reached the database before is in what was read last; zero: nothing was read, or a clock was wrong and it is not known
-	Skew          time.Duration // the database's clock minus this host's, as of the last read; 0: nothing was read
-	Degraded      string        // why counts are in memory only although there is a spool, or files wait in it for somebody, or that this process has other rules of the zone than the database; "": none of it
-	Corrupt       int           // files of the spool that this store set aside, for somebody to look at
-	Err           error         // why the last flush or fold failed, or that Config.Location is not the database's zone; nil: neither
+	Pending       int       // names with counts that the database has not acknowledged
+	Oldest        time.Time // when the oldest of those counts was made; zero: there is none
+	Lost          int64     // counts that came after Shutdown
+	Overflow      int64     // counts under (other), because of MaxNames
+	Invalid       int64     // Adds refused: n out of 1 … 2^53−1, or a derived name
+	FoldedThrough time.Time // every batch that reached the database before is in what was read last; zero: nothing was read, or a clock was wrong and it is not known
+	Degraded      string    // why counts are in memory only although there is a spool, or files wait in it for somebody, or that this process has other rules of the zone than the database; "": none of it
+	Corrupt       int       // files of the spool that this store set aside, for somebody to look at
+	Err           error     // why the last flush or fold failed, or that Config.Location is not the database's zone; nil: neither
 }
 
 // ErrUnavailable is in every error that means "the database does not answer
@@ -226,7 +225,6 @@ type Store struct {
 	oddOnce       sync.Once    // of tokens
 	foldedThrough atomic.Int64 // Unix ms; 0: unknown
 	conflicts     atomic.Int64 // folds undone by the guard
-	skew          atomic.Int64 // of the database's clock, ms: what it is ahead of ours
 
 	sealing sync.Mutex // from the end of a generation until its batch is in the queue; before mu
 
@@ -453,7 +451,6 @@ func (s *Store) Stats() Stats {
 		Lost:     s.live.Lost(),
 		Overflow: s.live.Overflow(),
 		Invalid:  s.live.Invalid(),
-		Skew:     time.Duration(s.skew.Load()) * time.Millisecond,
 		Degraded: s.spool.Stuck(),
 		Corrupt:  s.spool.Aside(),
 	}

@@ -94,7 +94,7 @@ func (c *Clock) Follow(ctx context.Context, tx *database.Tx, which string) error
 	now, end := time.Now(), time.Unix(calendar.Endless, 0)
 	days, month := now.Add(-MinKept), now.AddDate(0, 0, -36) // of which the current month is one
 	steps := []Segment{{calendar.Hour, days, end}, {calendar.Day, days, end}, {calendar.Month, month, end}}
-	stored, err := c.Stored(ctx, tx, steps)
+	stored, err := Stored(ctx, tx, c.Calendar(), steps)
 	if err != nil {
 		return err
 	}

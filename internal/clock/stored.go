@@ -29,8 +29,8 @@ UNION ALL
 SELECT b.part, b.step, b.hi, (SELECT MIN(h.bucket) FROM usage_history h WHERE h.step = b.step AND h.bucket > b.bucket AND h.bucket < b.hi) FROM b WHERE b.bucket IS NOT NULL)
 SELECT -1 AS part, 0 AS bucket, %s AS prepared UNION ALL SELECT part, bucket, '' FROM b WHERE bucket IS NOT NULL ORDER BY 1, 2`
 
-// Stored lists the buckets that there are of each segment.
-func (c *Clock) Stored(ctx context.Context, tx *database.Tx, segments []Segment) ([][]int64, error) {
+// Stored lists the buckets that there are of each segment, which is one by a calendar.
+func Stored(ctx context.Context, tx *database.Tx, c calendar.Calendar, segments []Segment) ([][]int64, error) {
 	if len(segments) == 0 {
 		return nil, nil
 	}
@@ -51,7 +51,7 @@ func (c *Clock) Stored(ctx context.Context, tx *database.Tx, segments []Segment)
 	}
 	lists := make([][]int64, len(segments))
 	for _, r := range rows[1:] {
-		if g := segments[r.Part]; c.Calendar().Place(g.Step, r.Bucket) >= g.From.Unix() && c.Calendar().Place(g.Step, r.Bucket) < g.To.Unix() {
+		if g := segments[r.Part]; c.Place(g.Step, r.Bucket) >= g.From.Unix() && c.Place(g.Step, r.Bucket) < g.To.Unix() {
 			lists[r.Part] = append(lists[r.Part], r.Bucket)
 		}
 	}

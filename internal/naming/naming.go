@@ -60,6 +60,23 @@ func Split(name string) (group, subject, measure string) {
 // Stem returns name without its measure, with the dot.
 func Stem(name string) string { return name[:strings.LastIndexByte(name, '.')+1] }
 
+// After returns the least string that is greater than every string that begins with
+// prefix, so the names that do are those from prefix up to it; "" when there is none.
+func After(prefix string) string {
+	for prefix != "" {
+		r, size := utf8.DecodeLastRuneInString(prefix)
+		prefix = prefix[:len(prefix)-size]
+		switch r {
+		case utf8.MaxRune: // the rune before it moves
+		case 0xD7FF: // surrogates are no characters
+			return prefix + "\uE000"
+		default:
+			return prefix + string(r+1)
+		}
+	}
+	return ""
+}
+
 // Bare tells whether a stem has no subject: its range would be its whole group's.
 func Bare(stem string) bool { return strings.Count(stem, ".") < 2 }
 

@@ -1,0 +1,169 @@
+package dashboard
+
+import (
+	"compress/gzip"
+	"context"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// meta is in every answer.
+type meta struct {
+	AsOf            time.Time  `json:"as_of"`
+	CompleteThrough *time.Time `json:"complete_through"` // null: it is not known
+	Stale           bool       `json:"stale"`            // the last answer again: there is no other in time
+	Slow            bool       `json:"slow,omitempty"`   // of a stale one: there is no other yet, and nothing refused to answer
+
+	ends time.Time // when the range up to now is another one; zero: it is none
+}
+
+func (h *handler) meta(r *reading) meta {
+	return meta{AsOf: *h.local(r.now), CompleteThrough: h.local(r.through)}
+}
+
+// local is t as answers have it; nil when it is zero.
+func (h *handler) local(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.In(h.zone()).Truncate(time.Millisecond)
+	return &t
+}
+
+// zone is UTC as long as the store does not know the database's.
+func (h *handler) zone() *time.Location {
+	if zone := h.store.Location(); zone != nil {
+		return zone
+	}
+	return time.UTC
+}
+
+// waiting waits for an answer, the reading of which has begun.
+type waiting func(context.Context) (*content, error)
+
+// refused is the answer to what cannot be read.
+func refused(err error) waiting {
+	return func(context.Context) (*content, error) { return nil, err }
+}
+
+// answersOf are those that may be asked for together, by their paths below api/.
+func (h *handler) answersOf() map[string]func(*params) waiting {
+	return map[string]func(*params) waiting{"stats": h.stats, "totals": h.totals, "rows": h.rows, "history": h.history, "series": h.series, "health": h.health}
+}
+
+func (h *handler) serveJSON(w http.ResponseWriter, r *http.Request, answer func(*params) waiting) {
+	c, err := answer(h.params(r))(r.Context())
+	if err != nil {
+		failRead(w, r, err)
+		return
+	}
+	w.Header().Set("Cache-Control", "private, no-cache")
+	c.send(w, r, typeJSON)
+}
+
+// encoded is an answer as it is sent.
+type encoded struct {
+	fresh       *content
+	stale, slow func() *content
+	meta        meta
+}
+
+func (e encoded) content(how standing) *content {
+	switch how {
+	case stale:
+		return e.stale()
+	case slow:
+		return e.slow()
+	}
+	return e.fresh
+}
+
+// large tells the cache what is not worth keeping for long.
+func (e encoded) large() bool { return len(e.fresh.plain) > maxLastSize }
+
+// holds tells the cache for how long the answer is one; 0: for ever.
+func (e encoded) holds() time.Duration {
+	if e.meta.ends.IsZero() {
+		return 0
+	}
+	return e.meta.ends.Sub(e.meta.AsOf)
+}
+
+// encode writes an answer: its numbers, with m beside them. Its ETag is weak: the same
+// while nothing but the times of m is new, a quarter of an hour at most. Who reads them
+// may trust that the numbers are those of now, and complete to within a minute of what
+// its own complete_through says, or they would have another.
+func (h *handler) encode(m meta, answer any) encoded {
+	numbers := marshal(answer)
+	behind := "never"
+	if m.CompleteThrough != nil {
+		behind = m.AsOf.Sub(*m.CompleteThrough).Truncate(time.Minute).String()
+	}
+	quarter := m.AsOf.Truncate(15 * time.Minute).UTC().String() // what looks at as_of is not far behind
+	tag := hash(numbers, []byte(behind+quarter))
+	again := func(how string, m meta) func() *content {
+		return sync.OnceValue(func() *content {
+			c := newContent(beside(m, numbers), `W/"`+tag+"-"+how+`"`, gzip.BestSpeed)
+			c.late = m.Slow
+			return c
+		})
+	}
+	late := m
+	m.Stale, late.Stale, late.Slow = false, true, true
+	old := late
+	old.Slow = false
+	return encoded{
+		fresh: newContent(beside(m, numbers), `W/"`+tag+`"`, gzip.BestSpeed),
+		stale: again("stale", old),
+		slow:  again("slow", late),
+		meta:  m,
+	}
+}
+
+// beside is an object of what m has and of what another has.
+func beside(m meta, numbers []byte) []byte {
+	body := marshal(m)
+	body[len(body)-2] = ',' // in place of its end
+	return append(body[:len(body)-1], numbers[1:]...)
+}
+
+// answerOf reads an answer, and what is said of it.
+func answerOf[T any](ctx context.Context, h *handler, from func(context.Context, *reading) (T, error)) (m meta, answer T, err error) {
+	var done struct { // by a read that may outlast this call
+		meta   meta
+		answer T
+	}
+	err = h.store.Read(ctx, func(ctx context.Context, r *reading) (err error) {
+		done.meta = h.meta(r)
+		done.answer, err = from(ctx, r)
+		done.meta.ends = r.ends
+		return err
+	})
+	if err != nil {
+		return m, answer, err
+	}
+	return done.meta, done.answer, nil
+}
+
+// askJSON is ask of an answer that is read at once. then is what is added to it that is
+// not the store's; nil: nothing.
+func askJSON[T any](h *handler, key string, from func(context.Context, *reading) (T, error), then func(context.Context, T)) waiting {
+	wait := ask(h.answers, key, func(ctx context.Context) (encoded, error) {
+		began := time.Now()
+		m, answer, err := answerOf(ctx, h, from)
+		if err != nil {
+			return encoded{}, err
+		}
+		if then != nil {
+			then(ctx, answer)
+		}
+		e := h.encode(m, answer)
+		e.fresh.took = time.Since(began)
+		return e, nil
+	})
+	return func(ctx context.Context) (*content, error) {
+		e, how, err := wait(ctx)
+		return e.content(how), err
+	}
+}

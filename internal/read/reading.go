@@ -1,0 +1,447 @@
+// Package read answers questions about what was counted: a Query becomes spans, spans
+// become SQL, and rows become counts.
+//
+// A Reading is one transaction that reads, of one moment: it knows its time, how complete
+// it is, the calendar and what of history is kept still, and its methods are the
+// questions. A range of time is read in as few index probes as say exactly what was
+// counted in it: which those are is chosen without a database (see few), of the buckets
+// that are stored.
+//
+//	query.go    what can be asked, what is wrong with it, and which names it selects
+//	span.go     which buckets are read for a range of time
+//	sql.go      a span, and a selection of names, as SQL
+//	reading.go  the questions
+//	each.go     all that there is, page by page, each a Reading of its own
+package read
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/clock"
+	"github.com/usagekit/usagekit/internal/database"
+	"github.com/usagekit/usagekit/internal/naming"
+)
+
+// manyNames are more than are read to choose among them here.
+const manyNames = 10_000
+
+const (
+	// Read before the data. Where nothing waits, every batch that reached the
+	// database before now is in it; else every one before the last fold that left
+	// nothing behind. No clock but the database's is asked. It also prepares the
+	// transaction: PostgreSQL expects far more rows of a range of names than there
+	// are, and would compile for hundreds of milliseconds what takes one.
+	sqlComplete = `SELECT %s AS prepared, %s AS now, (SELECT COUNT(*) FROM (SELECT 1 FROM usage_inbox LIMIT 1) AS i) AS waiting,
+COALESCE((SELECT value FROM usage_meta WHERE name = 'folded'), '0') AS folded, ` + clock.Rules
+
+	sqlSeek = `SELECT %s` // see sqlStored
+
+	sqlTotal = `SELECT COALESCE((SELECT value FROM usage_metrics WHERE key = ?), 0)`
+
+	// The counters that are what their current bucket is.
+	sqlCurrent = `SELECT h.key, h.value AS n FROM usage_history h WHERE h.step = 2 AND %s AND h.key IN ('` + naming.RequestsTotal + `', '` + naming.ActiveDaily + `')
+UNION ALL SELECT h.key, h.value FROM usage_history h WHERE h.step = 3 AND %s AND h.key = '` + naming.ActiveMonthly + `'`
+)
+
+// Reading is what one transaction reads, which sees one moment: all numbers of an answer
+// belong together. It is the transaction's, and one goroutine's. A zero Reading is of
+// nothing: it says what is wrong with a Query, and has no counts.
+type Reading struct {
+	Now     time.Time // that moment, by the database's clock
+	Through time.Time // every batch that reached the database before is in it; zero: a clock was wrong, and it is not known
+	Waiting bool      // some batch is not
+
+	tx       *database.Tx
+	calendar calendar.Calendar
+	horizon  calendar.Horizon // of Now
+	current  map[string]int64 // see today; nil: not read yet
+	seeks    bool             // PostgreSQL reads no whole tables
+	pages    bool             // nor is it to
+}
+
+// Begin begins one, by the rules of the zone that are in force.
+func Begin(ctx context.Context, tx *database.Tx, by *clock.Clock) (*Reading, error) {
+	var c struct {
+		Prepared      string
+		Now, Waiting  int64
+		Folded, Rules string
+	}
+	if err := tx.Get(ctx, &c, fmt.Sprintf(sqlComplete, tx.SetLocal("jit", "off"), tx.Clock())); err != nil {
+		return nil, err
+	}
+	if err := by.Follow(ctx, tx, c.Rules); err != nil {
+		return nil, err
+	}
+	r := &Reading{Now: time.UnixMilli(c.Now), Waiting: c.Waiting > 0, tx: tx}
+	through := c.Now
+	if r.Waiting {
+		through, _ = strconv.ParseInt(c.Folded, 10, 64) // 0: not yet
+	}
+	if 0 < through && through <= c.Now { // no fold can have been later
+		r.Through = time.UnixMilli(through)
+	}
+	r.calendar, r.horizon = by.Calendar(), by.Horizon(r.Now)
+	return r, nil
+}
+
+// seek has PostgreSQL seek what it reads, as in history, where it expects far more rows
+// than there are; or again choose for itself, as in totals, of which some want all.
+func (r *Reading) seek(ctx context.Context, wanted bool) error {
+	if wanted = wanted || r.pages; r.seeks == wanted {
+		return nil
+	}
+	r.seeks = wanted
+	to := "on"
+	if wanted {
+		to = "off"
+	}
+	var prepared string
+	return r.tx.Get(ctx, &prepared, fmt.Sprintf(sqlSeek, r.tx.SetLocal("enable_seqscan", to)))
+}
+
+// from runs a query that begins with text, of a table, and ends with more.
+func (r *Reading) from(ctx context.Context, dest any, text string, t table, more string, args ...any) error {
+	if err := r.seek(ctx, t.history); err != nil {
+		return err
+	}
+	return r.tx.Select(ctx, dest, text+" FROM "+t.text+more, append(slices.Clip(t.args), args...)...)
+}
+
+// Get reads the total of one counter.
+func (r *Reading) Get(ctx context.Context, name string) (n int64, err error) {
+	if r.tx == nil {
+		return 0, nil
+	}
+	if name = naming.Known(name); naming.Current(name) {
+		today, err := r.today(ctx)
+		return today[name], err
+	}
+	err = r.tx.Get(ctx, &n, sqlTotal, name)
+	return n, err
+}
+
+// today reads the counters that are what their current bucket is.
+func (r *Reading) today(ctx context.Context) (map[string]int64, error) {
+	if r.current != nil {
+		return r.current, nil
+	}
+	c := r.calendar
+	stored, err := r.stored(ctx, []clock.Segment{
+		clock.Between(calendar.Day, c.Start(calendar.Day, r.Now), c.Next(calendar.Day, r.Now)),
+		clock.Between(calendar.Month, c.Start(calendar.Month, r.Now), c.Next(calendar.Month, r.Now)),
+	})
+	if err != nil {
+		return nil, err
+	}
+	days, ofDay := r.tx.OneOf("h.bucket", stored[0])
+	months, ofMonth := r.tx.OneOf("h.bucket", stored[1])
+	var rows []struct {
+		Key string
+		N   int64
+	}
+	if err := r.tx.Select(ctx, &rows, fmt.Sprintf(sqlCurrent, days, months), ofDay, ofMonth); err != nil {
+		return nil, err
+	}
+	r.current = map[string]int64{naming.RequestsToday: 0, naming.ActiveDaily: 0, naming.ActiveMonthly: 0}
+	for _, of := range rows {
+		if of.Key == naming.RequestsTotal {
+			of.Key = naming.RequestsToday
+		}
+		r.current[of.Key] = plus(r.current[of.Key], of.N)
+	}
+	return r.current, nil
+}
+
+// Totals reads one count per name, the largest first.
+func (r *Reading) Totals(ctx context.Context, q Query) ([]Count, error) {
+	if err := q.checkSums(); err != nil || r.tx == nil {
+		return nil, err
+	}
+	spans, err := r.sums(ctx, &q)
+	if err != nil {
+		return nil, err
+	}
+	counts, err := r.largest(ctx, &q, spans, false)
+	if err != nil {
+		return nil, err
+	}
+	if !q.ranged() {
+		today, err := r.today(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for name, n := range today {
+			if q.matches(name) {
+				counts = append(counts, Count{Name: name, N: n})
+			}
+		}
+	}
+	bySize(counts)
+	if q.Limit > 0 && len(counts) > q.Limit {
+		counts = counts[:q.Limit]
+	}
+	return counts, nil
+}
+
+// largest reads the sums over spans of what q selects, of names or of stems, the
+// largest first.
+func (r *Reading) largest(ctx context.Context, q *Query, spans []span, stems bool) ([]Count, error) {
+	c := q.summed(r.tx.Dialect)
+	if q.Limit == 0 {
+		return r.ordered(ctx, counts(r.tx.Dialect, spans, c), stems, "")
+	}
+	if !q.ranged() && len(q.Names) == 0 {
+		// No index has totals by size, for then they could not be updated in
+		// place. What is less than the last of the largest of some is not among the
+		// largest of all: a comparison of numbers rules most of a million out.
+		some := counts(r.tx.Dialect, spans, condition{})
+		some.text = "(SELECT h.key AS key, h.value AS n FROM (SELECT key, n AS value FROM " + some.text + " LIMIT ?) AS h WHERE " + strings.Join(c.where, " AND ") + ") AS t"
+		some.args = append(append(some.args, manyNames), c.args...)
+		last, err := r.ordered(ctx, some, stems, " LIMIT 1 OFFSET ?", q.Limit-1)
+		if err != nil {
+			return nil, err
+		}
+		if len(last) > 0 {
+			c.least = last[0].N
+		}
+	}
+	return r.ordered(ctx, counts(r.tx.Dialect, spans, c), stems, " LIMIT ?", q.Limit)
+}
+
+// ordered reads from by size: the count of each name, or the largest of each stem.
+func (r *Reading) ordered(ctx context.Context, from table, stems bool, limit string, args ...any) (counts []Count, err error) {
+	text, group := "SELECT key AS name, n", ""
+	if stems {
+		text, group = "SELECT "+r.tx.Stem("key")+" AS name, MAX(n) AS n", " GROUP BY 1"
+	}
+	err = r.from(ctx, &counts, text, from, group+" ORDER BY n DESC, name"+limit, args...)
+	return counts, err
+}
+
+// Rows reads one row per subject that q selects, with all its measures.
+func (r *Reading) Rows(ctx context.Context, q Query) ([]Row, error) {
+	if err := q.check(); err != nil || r.tx == nil {
+		return nil, err
+	}
+	whole := q.whole()
+	few := q.fewSubjects()
+	if !few {
+		many, err := r.many(ctx, &whole)
+		if err != nil {
+			return nil, err
+		}
+		few = many
+	}
+	if !few { // one look at all is less than two at a part
+		spans, err := r.sums(ctx, &whole)
+		if err != nil {
+			return nil, err
+		}
+		counts, err := r.counts(ctx, spans, condition{})
+		if err != nil {
+			return nil, err
+		}
+		return rowsOf(q.subjects(counts), counts), nil
+	}
+	spans, err := r.sums(ctx, &q)
+	if err != nil {
+		return nil, err
+	}
+	stems, err := r.largest(ctx, &q, spans, true)
+	if err != nil {
+		return nil, err
+	}
+	counts, err := r.measures(ctx, whole, stems)
+	if err != nil {
+		return nil, err
+	}
+	return rowsOf(stems, counts), nil
+}
+
+// many tells whether more than manyNames lie in q's ranges.
+func (r *Reading) many(ctx context.Context, q *Query) (bool, error) {
+	if err := r.seek(ctx, false); err != nil {
+		return false, err
+	}
+	var n int
+	names := counts(r.tx.Dialect, q.totals(), condition{})
+	err := r.tx.Get(ctx, &n, "SELECT COUNT(*) FROM (SELECT key FROM "+names.text+" LIMIT ?) AS f", append(names.args, manyNames+1)...)
+	return n > manyNames, err
+}
+
+// counts reads the sums over spans of the names that c selects, in no order.
+func (r *Reading) counts(ctx context.Context, spans []span, c condition) (list []Count, err error) {
+	err = r.from(ctx, &list, "SELECT key AS name, n", counts(r.tx.Dialect, spans, c), "")
+	return list, err
+}
+
+// measures reads all counts of the subjects with these stems, in the range that
+// whole asks for.
+func (r *Reading) measures(ctx context.Context, whole Query, stems []Count) ([]Count, error) {
+	var of []string
+	for _, p := range stems {
+		if !naming.Bare(p.Name) {
+			of = append(of, p.Name)
+		}
+	}
+	var list []Count
+	if len(of) > 0 {
+		q := whole
+		q.Except = nil // they do not tear a subject apart
+		spans, err := r.sums(ctx, &q)
+		if err != nil {
+			return nil, err
+		}
+		if list, err = r.counts(ctx, spans, measuresOf(r.tx.Dialect, of)); err != nil {
+			return nil, err
+		}
+	}
+	if len(of) < len(stems) {
+		spans, err := r.sums(ctx, &whole)
+		if err != nil {
+			return nil, err
+		}
+		bare, err := r.counts(ctx, spans, alone())
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, bare...)
+	}
+	return list, nil
+}
+
+// History reads one count per name and bucket, the oldest first.
+func (r *Reading) History(ctx context.Context, q Query) ([]Count, error) {
+	finest := q.Step == 0
+	if err := q.checkSteps(); err != nil || r.tx == nil {
+		return nil, err
+	}
+	if err := q.checkKept(r.calendar, r.horizon, finest); err != nil {
+		return nil, err
+	}
+	spans, err := r.spans(ctx, &q, true)
+	if err != nil {
+		return nil, err
+	}
+	c := q.condition(r.tx.Dialect)
+	if q.Limit > 0 && q.Name == "" {
+		names, err := r.names(ctx, &q)
+		if err != nil {
+			return nil, err
+		}
+		if len(names) == 0 {
+			return []Count{}, nil
+		}
+		c = oneOf(r.tx.Dialect, names)
+	}
+	return r.history(ctx, spans, c, q.Step)
+}
+
+// history reads the counts of the buckets of step that spans cover, of the names that
+// c selects, in order.
+func (r *Reading) history(ctx context.Context, spans []span, c condition, step calendar.Step) ([]Count, error) {
+	if err := r.seek(ctx, true); err != nil {
+		return nil, err
+	}
+	type bucket struct {
+		start int64
+		name  string
+	}
+	sums := map[bucket]int64{}
+	for _, sp := range spans {
+		text, args := sp.query(r.tx.Dialect, c, "h.bucket, h.key, h.value")
+		var rows []struct {
+			Bucket int64
+			Key    string
+			Value  int64
+		}
+		if err := r.tx.Select(ctx, &rows, text, args...); err != nil {
+			return nil, err
+		}
+		places := map[int64]int64{}
+		for _, b := range sp.buckets {
+			places[b] = r.calendar.PlaceIn(step, sp.step, b)
+		}
+		for _, row := range rows {
+			b := bucket{places[row.Bucket], row.Key}
+			sums[b] = plus(sums[b], row.Value)
+		}
+	}
+	counts := make([]Count, 0, len(sums))
+	for b, n := range sums {
+		counts = append(counts, Count{Name: b.name, Start: time.Unix(b.start, 0).In(r.calendar.Zone()), N: n})
+	}
+	slices.SortFunc(counts, func(a, b Count) int { return cmp.Or(a.Start.Compare(b.Start), cmp.Compare(a.Name, b.Name)) })
+	return counts, nil
+}
+
+// names reads the q.Limit largest names of q's range.
+func (r *Reading) names(ctx context.Context, q *Query) (names []string, err error) {
+	// These have no other step to be summed in.
+	each := q.matches(naming.ActiveDaily) || q.matches(naming.ActiveMonthly) || strings.HasPrefix(q.Prefix, "quota.")
+	spans, err := r.spans(ctx, q, each)
+	if err != nil {
+		return nil, err
+	}
+	err = r.from(ctx, &names, "SELECT key", counts(r.tx.Dialect, spans, q.condition(r.tx.Dialect)), " ORDER BY n DESC, key LIMIT ?", q.Limit)
+	return names, err
+}
+
+// sums covers the range that q asks for, or all time, to sum it up.
+func (r *Reading) sums(ctx context.Context, q *Query) ([]span, error) {
+	if !q.ranged() {
+		return q.totals(), nil
+	}
+	return r.spans(ctx, q, false)
+}
+
+// spans covers the range that q asks for: with buckets of its step (or the next
+// finer one that is kept) when each counts, else with the fewest. It lists what is
+// stored, under whatever rules of the zone it was written, and is never empty.
+func (r *Reading) spans(ctx context.Context, q *Query, each bool) ([]span, error) {
+	var choices []choice
+	if each {
+		choices = q.each(r.calendar, r.horizon)
+	} else {
+		stored, err := r.stored(ctx, q.extents(r.calendar, r.horizon))
+		if err != nil {
+			return nil, err
+		}
+		choices = q.few(r.calendar, r.horizon, stored)
+	}
+	var fine []clock.Segment
+	for _, c := range choices {
+		fine = append(fine, c.edges...)
+	}
+	stored, err := r.stored(ctx, fine)
+	if err != nil {
+		return nil, err
+	}
+	var spans []span
+	for _, c := range choices {
+		spans = append(spans, c.spans(c.kept, c.coarse)...)
+		for range c.edges {
+			spans = append(spans, c.spans(c.fine, stored[0])...)
+			stored = stored[1:]
+		}
+	}
+	if len(spans) == 0 {
+		spans = []span{{step: calendar.Day}}
+	}
+	return spans, nil
+}
+
+// stored lists the buckets that there are of each segment.
+func (r *Reading) stored(ctx context.Context, segments []clock.Segment) ([][]int64, error) {
+	if len(segments) > 0 {
+		r.seeks = true // it says so itself
+	}
+	return clock.Stored(ctx, r.tx, r.calendar, segments)
+}
