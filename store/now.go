@@ -128,8 +128,8 @@ func (s *Store) Reset(ctx context.Context, names ...string) error {
 // says nothing about whether it was taken: ErrUnavailable is in it when the database
 // does not answer, or another transaction holds the count for 200 ms.
 //
-// With n = 0 nothing is written: left is what could be taken, and ok tells that no more
-// than limit was, as it may be where limits differ.
+// With n = 0 it asks, and writes nothing: left is what could be taken, and ok is false
+// only where more than limit was, under a higher one.
 //
 // A name is "quota.<whose>.<which>". Its counts are in History alone, in hours, days or
 // months as taken: no total, and nothing but Take adds to them. (Months are summed from

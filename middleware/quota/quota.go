@@ -53,7 +53,7 @@ import (
 
 // Taker keeps quotas: a *store.Store.
 type Taker interface {
-	Add(name string, n int64)
+	Add(name string, n int64) // counts what was refused
 
 	// Take adds n to what was taken under name in the current local hour, day or
 	// month, unless that would pass limit.
