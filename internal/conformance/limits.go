@@ -367,6 +367,8 @@ func takes(t *testing.T, b *bench) {
 		{store.Query{Names: []string{"quota.46.monthly", "quota.43.daily"}, Step: store.Month}, map[string]int64{"quota.46.monthly": 5, "quota.43.daily": 4}},
 		{store.Query{Prefix: "quota.4", Except: []string{"quota.42.", "quota.45."}, Step: store.Month}, map[string]int64{"quota.46.monthly": 5, "quota.43.daily": 4}},
 		{store.Query{Prefix: "quota.", Measure: "monthly", Step: store.Month, Limit: 1}, map[string]int64{"quota.46.monthly": 5}},
+		{store.Query{Names: []string{"quota.46.monthly", "quota.43.daily"}, Step: store.Month, Limit: 1}, map[string]int64{"quota.46.monthly": 5}},
+		{store.Query{Measure: "monthly", Step: store.Month, Limit: 1}, map[string]int64{"quota.46.monthly": 5}},
 		{store.Query{Name: "quota.46.monthly", Step: store.Day}, map[string]int64{}},
 		{store.Query{Name: "quota.42.refused", Step: store.Month}, map[string]int64{"quota.42.refused": 1}},
 		{store.Query{Measure: "monthly", Step: store.Month}, map[string]int64{"quota.46.monthly": 5}},

@@ -384,8 +384,8 @@ func (r *Reading) history(ctx context.Context, spans []span, c condition, step c
 
 // names reads the q.Limit largest names of q's range.
 func (r *Reading) names(ctx context.Context, q *Query) (names []string, err error) {
-	// These have no other step to be summed in.
-	each := q.matches(naming.ActiveDaily) || q.matches(naming.ActiveMonthly) || strings.HasPrefix(q.Prefix, "quota.")
+	// These have no other step to be summed in: of months, quotas.
+	each := q.Step == calendar.Month || q.matches(naming.ActiveDaily) || q.matches(naming.ActiveMonthly) || strings.HasPrefix(q.Prefix, "quota.")
 	spans, err := r.spans(ctx, q, each)
 	if err != nil {
 		return nil, err
