@@ -303,6 +303,62 @@ func ExampleStore_Totals() {
 	// Output: user.7.requests 9 true 2
 }
 
+// A customer's own usage, on a page that is theirs: by the id that the middleware has,
+// which may look like anything.
+func ExampleQuery_subject() {
+	ctx, usage, done := exampleStore()
+	defer done()
+	user := func(r *http.Request) string { return r.Header.Get("X-User") }
+	app := middleware.New(usage, middleware.Config{User: user})(http.NotFoundHandler())
+	for _, id := range []string{"42", "42", "42.7", "(other)"} {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("X-User", id)
+		app.ServeHTTP(httptest.NewRecorder(), r)
+		usage.Add("user.42.exports", 5)
+	}
+	if err := usage.Flush(ctx); err != nil {
+		log.Fatal(err)
+	}
+
+	for _, id := range []string{"42", "42.7", "(other)", "4"} {
+		own, err := usage.Totals(ctx, store.Query{Prefix: "user.", Subject: id, From: time.Now().AddDate(0, 0, -30)})
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(id, own)
+	}
+	// Output:
+	// 42 [{user.42.exports 0001-01-01 00:00:00 +0000 UTC 20} {user.42.requests 0001-01-01 00:00:00 +0000 UTC 2}]
+	// 42.7 [{user.42.7.requests 0001-01-01 00:00:00 +0000 UTC 1}]
+	// (other) [{user.((other).requests 0001-01-01 00:00:00 +0000 UTC 1}]
+	// 4 []
+}
+
+// Numbers that belong together: a share of the same requests of which there is the sum.
+func ExampleStore_Read() {
+	ctx, usage, done := exampleStore()
+	defer done()
+	usage.Add("api.GET /novels.requests", 200)
+	usage.Add("api.GET /novels.status_5xx", 3)
+	if err := usage.Flush(ctx); err != nil {
+		log.Fatal(err)
+	}
+
+	var all, failed int64
+	err := usage.Read(ctx, func(ctx context.Context, r *store.Reading) (err error) {
+		if all, err = r.Get(ctx, "api.requests.total"); err != nil {
+			return err
+		}
+		failed, err = r.Get(ctx, "api.requests.status_5xx")
+		return err
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%.1f %%\n", 100*float64(failed)/float64(all))
+	// Output: 1.5 %
+}
+
 func exampleStore() (context.Context, *store.Store, func()) { return exampleStoreOf(store.Config{}) }
 
 func exampleStoreOf(cfg store.Config) (context.Context, *store.Store, func()) {

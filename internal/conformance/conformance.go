@@ -83,7 +83,7 @@ func wrapped(db *sql.DB, err error, name string) (*sqlx.DB, error) {
 // Run runs all cases on d.
 func Run(t *testing.T, d Database) {
 	// Where nothing is done at once; PostgreSQL has them under the race detector, too.
-	alone := []string{"LargeBatch", "Names", "Each", "RangesAgreeWithAModel", "ManyExceptions", "Zones", "HistoryUnderOtherRules", "ZoneByAnotherName", "InstancesOfOtherRules", "Caps", "CapsOfAreas", "CapsGiveRoomBack", "Erase", "NamesThatDiffer", "Rows"}
+	alone := []string{"LargeBatch", "Names", "Each", "RangesAgreeWithAModel", "ManyExceptions", "Zones", "HistoryUnderOtherRules", "ZoneByAnotherName", "InstancesOfOtherRules", "Caps", "CapsOfAreas", "CapsGiveRoomBack", "Erase", "NamesThatDiffer", "Rows", "Subjects"}
 	for _, c := range []struct {
 		name string
 		test func(*testing.T, *bench)
@@ -98,6 +98,8 @@ func Run(t *testing.T, d Database) {
 		{"Queries", queries},
 		{"Rows", rows},
 		{"Names", names},
+		{"Subjects", subjects},
+		{"Readings", readings},
 		{"Each", each},
 		{"RangesAgreeWithAModel", ranges},
 		{"BadQueries", badQueries},

@@ -3,6 +3,7 @@ package read
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/usagekit/usagekit/internal/calendar"
@@ -27,11 +28,7 @@ func (q *Query) within() []nameRange {
 	case q.Name != "":
 		ranges = overlap(ranges, only(q.Name))
 	case q.Subject != "" && len(q.Names) == 0: // which are sought one by one
-		var of []nameRange
-		for _, stem := range q.stems {
-			of = append(of, overlap(ranges, begin(stem))...)
-		}
-		ranges = of
+		ranges = overlap(ranges, begin(common(q.stems)))
 	}
 	for _, e := range q.Except {
 		left := overlap(ranges, nameRange{"", e})
@@ -44,6 +41,15 @@ func (q *Query) within() []nameRange {
 		ranges = left
 	}
 	return ranges
+}
+
+// common is what all of a sorted list begin with.
+func common(texts []string) string {
+	first, last, n := texts[0], texts[len(texts)-1], 0
+	for n < min(len(first), len(last)) && first[n] == last[n] {
+		n++
+	}
+	return strings.ToValidUTF8(first[:n], "")
 }
 
 // overlap lists what of the ranges lies in bounds.
