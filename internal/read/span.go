@@ -232,8 +232,7 @@ func (q *Query) cut(c calendar.Calendar, k kind, coarse []int64) (p cut, some bo
 		p.from = from
 	}
 	to := c.Ceil(q.Step, q.To)
-	last := q.To.IsZero() || !to.Before(p.to) // nothing is after it
-	if !last {
+	if !q.To.IsZero() && to.Before(p.to) { // else nothing is after it
 		p.to = to
 	}
 	if !p.from.Before(p.to) {
@@ -245,9 +244,6 @@ func (q *Query) cut(c calendar.Calendar, k kind, coarse []int64) (p cut, some bo
 		if p.to.Before(gone) || p.to.Before(c.Next(k.kept, p.from)) {
 			p.to = c.Ceil(k.kept, p.to)
 		}
-	}
-	if last {
-		p.to = c.Ceil(k.kept, p.to)
 	}
 	p.first, p.end = c.Ceil(k.kept, p.from), c.Start(k.kept, p.to)
 	if k.fine == k.kept {
