@@ -18,6 +18,7 @@ import (
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/internal/naming"
+	"github.com/usagekit/usagekit/internal/outbox"
 	"github.com/usagekit/usagekit/store/postgres"
 )
 
@@ -244,13 +245,7 @@ func TestWritersWhenTheClockIsBehind(t *testing.T) {
 		if f, err := s.fold(t.Context(), true); err != nil || f.batches != 1 {
 			t.Fatal(f, err)
 		}
-		err := s.db.Write(t.Context(), database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
-			_, err := s.send(ctx, tx, "sends", sealed{seq: 1, opened: batch.Opened, payload: batch.Encode()})
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		s.sendAs(t, "sends")
 		s.db.Edit = edit
 		if err := s.prune(t.Context(), s.prunings()); err != nil {
 			t.Fatal(err)
@@ -259,6 +254,21 @@ func TestWritersWhenTheClockIsBehind(t *testing.T) {
 			t.Errorf("%d of 2 writers are remembered", n)
 		}
 	})
+}
+
+// sendAs sends a batch as another writer.
+func (s *Store) sendAs(t *testing.T, writer string) {
+	t.Helper()
+	live := counter.New(10, func(string, int64) {}, nil)
+	o := outbox.New(t.Context(), outbox.Config{
+		DB: s.db, Clock: s.clock, Live: live, Writer: writer, Log: s.log,
+		Sent: func(string, int64) {}, Asleep: func() bool { return false }, Sending: func(error) {}, Adopting: func(error) {},
+	})
+	live.Add("feature.a.used", 2)
+	o.Seal()
+	if waits, err := o.SendNext(); err != nil || !waits {
+		t.Fatal(waits, err)
+	}
 }
 
 // A writer whose time lies in the future is seen anew, and forgotten in its time.
@@ -274,14 +284,7 @@ func TestWritersOfTheFuture(t *testing.T) {
 		for _, w := range []string{"lives", "gone"} {
 			db.MustExec(db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, ?)`), w, []byte{}, ahead)
 		}
-		batch := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 2}}}
-		err = s.db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
-			_, err := s.send(ctx, tx, "lives", sealed{seq: 1, opened: batch.Opened, payload: batch.Encode()})
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		s.sendAs(t, "lives")
 		const future = `SELECT COUNT(*) FROM usage_writers WHERE seen > %d`
 		if n := s.count(t, fmt.Sprintf(future, time.Now().Add(time.Hour).UnixMilli())); n != 1 {
 			t.Errorf("after one of two has sent, %d are of the future", n)
@@ -316,18 +319,15 @@ func TestALeaseOfTheFutureIsNone(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.cancel()
-	batch := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 2}}}
-	seq := int64(0)
 	for _, until := range []time.Duration{ahead, 10 * time.Minute, 70 * 365 * 24 * time.Hour} {
 		db.MustExec(`UPDATE usage_meta SET value = $1 WHERE name = 'lease'`, fmt.Sprintf("dead %d", time.Now().Add(until).UnixMilli()))
-		mine := false
-		err := s.db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) (err error) {
-			seq++
-			mine, err = s.send(ctx, tx, s.writer, sealed{seq: seq, opened: batch.Opened, payload: batch.Encode()})
-			return err
-		})
-		if err != nil || !mine {
-			t.Errorf("%v ahead: an instance that sends may fold: %v, %v", until, mine, err)
+		s.Add("feature.a.used", 2)
+		s.outbox.Seal()
+		_, err := s.outbox.SendNext()
+		select {
+		case <-s.kick:
+		default:
+			t.Errorf("%v ahead: an instance that sends may not fold, %v", until, err)
 		}
 		if l, err := s.look(ctx); err != nil || l.left > 0 {
 			t.Errorf("%v ahead: the lease is %s's for %v, %v", until, l.holder, l.left, err)

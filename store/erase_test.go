@@ -302,9 +302,9 @@ func TestEraseCutsTheLogInItsTurnAndInTheRightFile(t *testing.T) {
 // flushUnstarted is Flush where no loops run.
 func flushUnstarted(t *testing.T, s *Store) error {
 	t.Helper()
-	s.seal()
+	s.outbox.Seal()
 	for {
-		if waits, err := s.sendNext(); err != nil || !waits {
+		if waits, err := s.outbox.SendNext(); err != nil || !waits {
 			if err == nil {
 				foldAll(t, s)
 			}

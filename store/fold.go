@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/database"
 )
@@ -229,7 +230,7 @@ func (s *Store) foldTx(ctx context.Context, tx *database.Tx, force bool, memory 
 	if l.holder == "busy" || leased && !force {
 		return foldResult{busy: true}, nil
 	}
-	seen := now - 2*seenAnew.Milliseconds()
+	seen := now - 2*clock.SeenAnew.Milliseconds()
 	swept := memory.swept
 	if now-swept >= sweepEvery.Milliseconds() || now < swept { // batches may wait for longer than that
 		seen, swept = 0, now

@@ -102,8 +102,8 @@ func BenchmarkFoldSQLite(b *testing.B) {
 		for i := range names {
 			s.Add(fmt.Sprintf("feature.f%d.used", i), 1)
 		}
-		s.seal()
-		if _, err := s.sendNext(); err != nil {
+		s.outbox.Seal()
+		if _, err := s.outbox.SendNext(); err != nil {
 			b.Fatal(err)
 		}
 		b.StartTimer()

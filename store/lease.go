@@ -113,12 +113,12 @@ func (s *Store) quietly(wait time.Duration) time.Duration {
 func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
 	l, err := s.look(s.run)
 	if err != nil {
-		s.report(&s.foldErr, err)
+		s.report(toFold, err)
 		*leader = false
 		return s.interval + rand.N(lookAgain), true
 	}
 	if l.holder != s.writer && l.left > 0 {
-		s.report(&s.foldErr, l.late)
+		s.report(toFold, l.late)
 		*leader = false
 		if l.work {
 			return s.idle(), true
@@ -126,7 +126,7 @@ func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
 		return s.quietly(s.idle()), true
 	}
 	if !l.work {
-		s.report(&s.foldErr, nil)
+		s.report(toFold, nil)
 		wait := s.interval
 		if l.holder != s.writer || l.left <= 0 { // who flushes, folds
 			wait = s.idle()
@@ -141,9 +141,9 @@ func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
 		f, err = foldResult{busy: true}, nil
 	}
 	if err == nil && (f.busy || f.newer != "") {
-		s.report(&s.foldErr, l.late)
+		s.report(toFold, l.late)
 	} else {
-		s.report(&s.foldErr, cmp.Or(err, f.refused))
+		s.report(toFold, cmp.Or(err, f.refused))
 	}
 	switch {
 	case err != nil && f.more:

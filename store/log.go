@@ -21,18 +21,11 @@ func (s *Store) logStart(database string) {
 
 // logStop says what became of the last counts, after a Shutdown that returned err.
 func (s *Store) logStop(err error) {
-	undelivered, spooled := 0, 0
+	undelivered := 0
 	if u := new(UndeliveredError); errors.As(err, &u) {
 		undelivered = len(u.Counts)
 	}
-	s.mu.Lock()
-	for _, b := range s.queue {
-		if b.spooled {
-			spooled++
-		}
-	}
-	s.mu.Unlock()
-	s.log.Info("usagekit: stopped", "undelivered", undelivered, "spooled", spooled)
+	s.log.Info("usagekit: stopped", "undelivered", undelivered, "spooled", s.outbox.Spooled())
 }
 
 // keptFor is a Retention's duration, in days.

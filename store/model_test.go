@@ -405,13 +405,13 @@ func (p *process) addAll() {
 	}
 }
 
-func (p *process) seal() { p.writing("seal", func() { p.store.seal() }) }
+func (p *process) seal() { p.writing("seal", func() { p.store.outbox.Seal() }) }
 
 // prepare is what sealLoop does besides.
 func (p *process) prepare() {
 	p.writing("prepare", func() {
 		if p.store.live.Prepare() {
-			p.store.seal()
+			p.store.outbox.Seal()
 		}
 	})
 }
@@ -433,10 +433,10 @@ func (p *process) sendNext() (waits bool, err error) {
 	if !s.db.Started() {
 		return false, nil
 	}
-	if p.m.early && len(s.queue) > 0 {
-		s.spool.Remove(s.queue[0].seq)
+	if head, waits := s.outbox.Head(); p.m.early && waits {
+		s.spool.Remove(head)
 	}
-	waits, err = s.sendNext()
+	waits, err = s.outbox.SendNext()
 	p.m.checkPanic(err)
 	return waits, err
 }
@@ -448,11 +448,11 @@ func (p *process) adopt() {
 		if !s.db.Started() {
 			return
 		}
-		_ = s.spool.Adopt(s.registerAdopted, func(writer string, b counter.Sealed) error {
+		_ = s.spool.Adopt(s.outbox.RegisterAdopted, func(writer string, b counter.Sealed) error {
 			if p.m.renamed {
 				writer = database.NewID()
 			}
-			err := s.sendAdopted(writer, b)
+			err := s.outbox.SendAdopted(writer, b)
 			p.m.note("   %d: batch %d of %.4s with %d names: %v", p.id, b.Seq, writer, len(b.Counts), err)
 			p.m.checkPanic(err)
 			return err
@@ -467,7 +467,7 @@ func (p *process) fold() {
 			return
 		}
 		p.store.foldTurn(&p.leader)
-		p.m.checkPanic(p.store.foldErr)
+		p.m.checkPanic(p.store.health.errs[toFold])
 	})
 }
 

@@ -80,7 +80,7 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 func (s *Store) counted() {
 	signal(s.folds)
 	if s.clock.Due() {
-		signal(s.wake)
+		s.outbox.Wake()
 	}
 }
 

@@ -39,7 +39,8 @@ func (s *Store) Read(ctx context.Context, f func(ctx context.Context, r *Reading
 			return err
 		}
 		if of.Waiting && s.asleep.Load() {
-			s.sent(true)
+			s.stir(0)
+			signal(s.kick)
 		}
 		r := &Reading{Now: of.Now.In(s.Location()), of: of}
 		if !of.Through.IsZero() {

@@ -226,7 +226,7 @@ func (s *Store) pruneMeta(ctx context.Context, now time.Time, h calendar.Horizon
 		if err := tx.Begin(ctx); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, sqlSeenAhead, now.UnixMilli(), now.Add(seenAnew).UnixMilli()); err != nil {
+		if _, err := tx.Exec(ctx, sqlSeenAhead, now.UnixMilli(), now.Add(clock.SeenAnew).UnixMilli()); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, sqlOldWriters, now.Add(-writersKept).UnixMilli()); err != nil {

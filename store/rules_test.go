@@ -31,8 +31,8 @@ func TestRulesOfALivingInstance(t *testing.T) {
 	}{
 		{"it counts", func(t *testing.T, s *Store) error {
 			s.Inc("feature.a.used")
-			s.seal()
-			_, err := s.deliver(t.Context())
+			s.outbox.Seal()
+			_, err := s.outbox.Deliver(t.Context())
 			return err
 		}},
 		{"it counts at once", func(t *testing.T, s *Store) error {
@@ -49,15 +49,15 @@ func TestRulesOfALivingInstance(t *testing.T) {
 			inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
 				o, y := instance(restart, old), instance(restart, young)
 				ended := make(chan struct{})
-				go func() { defer close(ended); y.sendLoop() }()
+				go func() { defer close(ended); y.outbox.SendLoop() }()
 				defer func() { y.cancel(); <-ended }()
 				count, folds := c.count, o // it is the older one that folds
 				if count == nil {
 					folds = y
 					count = func(*testing.T, *Store) error {
 						o.Inc("feature.a.used")
-						o.seal()
-						_, err := o.sendNext()
+						o.outbox.Seal()
+						_, err := o.outbox.SendNext()
 						return err
 					}
 				}

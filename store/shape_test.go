@@ -18,6 +18,7 @@ import (
 	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/database"
+	"github.com/usagekit/usagekit/internal/outbox"
 )
 
 // scripted returns a Store, without its loops, on a server that does what the
@@ -54,9 +55,14 @@ func scripted(t *testing.T) (*Store, sqlmock.Sqlmock) {
 	s := &Store{
 		db: pool, log: slog.New(slog.DiscardHandler), interval: time.Second, clock: clock.New(nil, Retention{}.kept()), writer: "w",
 		live: counter.New(100, func(string, int64) {}, nil),
-		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1), foldNames: manyFoldNames, changed: make(chan struct{}), stopped: make(chan struct{}),
+		kick: make(chan struct{}, 1), foldNames: manyFoldNames, stopped: make(chan struct{}),
 	}
 	s.run, s.cancel = context.WithCancel(context.Background())
+	s.health = health{log: s.log, safe: s.safe}
+	s.outbox = outbox.New(s.run, outbox.Config{
+		DB: pool, Clock: s.clock, Live: s.live, Writer: "w", Interval: time.Second, Log: s.log, Sent: s.sent, Asleep: s.asleep.Load,
+		Sending: func(err error) { s.report(toSend, err) }, Adopting: func(err error) { s.report(toAdopt, err) },
+	})
 	t.Cleanup(func() {
 		s.cancel()
 		if err := script.ExpectationsWereMet(); err != nil {
@@ -84,7 +90,7 @@ func TestTheSameBatchUntilItsCommitIsCertain(t *testing.T) {
 			payload := captured{&payloads}
 			script.ExpectBegin()
 			opens(script, int64(1e12)+1)
-			script.ExpectQuery(`SELECT .* FROM usage_writers WHERE writer = `).WithArgs("w").WillReturnRows(sqlmock.NewRows([]string{"seen", "value"}).AddRow(int64(1e12), " 0"))
+			script.ExpectQuery(`SELECT .* FROM usage_writers WHERE writer = `).WithArgs("w").WillReturnRows(sqlmock.NewRows([]string{"seen", "lease"}).AddRow(int64(1e12), " 0"))
 			script.ExpectExec(`INSERT INTO usage_inbox .* ON CONFLICT DO NOTHING`).WithArgs("w", seq, sqlmock.AnyArg(), payload).WillReturnResult(driver.RowsAffected(1))
 			c := script.ExpectCommit()
 			if commit != nil {
@@ -102,14 +108,14 @@ func TestTheSameBatchUntilItsCommitIsCertain(t *testing.T) {
 		flush(2, nil)
 
 		s.live.Add("feature.a.used", 5)
-		s.seal()
+		s.outbox.Seal()
 		s.live.Add("feature.a.used", 7)
-		s.seal()
+		s.outbox.Seal()
 		start := time.Now()
-		go s.sendLoop()
+		go s.outbox.SendLoop()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
-		if err := s.acknowledged(ctx, 2); err != nil {
+		if err := s.outbox.Acknowledged(ctx, 2); err != nil {
 			t.Fatal(err)
 		}
 		if took := time.Since(start); took > time.Duration(len(failures))*database.MaxBackoff {

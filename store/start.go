@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/usagekit/usagekit/internal/database"
+	"github.com/usagekit/usagekit/internal/outbox"
 )
 
 const (
@@ -16,7 +17,7 @@ const (
 func (s *Store) startLoop() {
 	for backoff := (database.Backoff{}); ; {
 		err := s.start(s.run, true)
-		s.report(&s.sendErr, err)
+		s.report(toSend, err)
 		if err == nil || !s.pause(backoff.After(err)) {
 			return
 		}
@@ -50,7 +51,7 @@ func (s *Store) settle(ctx context.Context, tx *database.Tx, id string) (settled
 		return nil, err
 	}
 	// A file or server that cannot be written to shows it now.
-	if _, err := tx.Exec(ctx, sqlRegister, s.writer, []byte{}, tx.Now); err != nil {
+	if err := outbox.Register(ctx, tx, s.writer); err != nil {
 		return nil, err
 	}
 	return func() {
@@ -62,5 +63,6 @@ func (s *Store) settle(ctx context.Context, tx *database.Tx, id string) (settled
 // replaced has what is known of the tables asked for again: another file stands there.
 func (s *Store) replaced() {
 	s.subjects.Store(nil)
-	s.sent(true) // something may wait in it
+	s.stir(0)
+	signal(s.kick) // something may wait in it
 }

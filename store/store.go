@@ -162,6 +162,7 @@ import (
 	"github.com/usagekit/usagekit/internal/crossing"
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
+	"github.com/usagekit/usagekit/internal/outbox"
 )
 
 // Stats is a Store's state at a moment.
@@ -208,11 +209,12 @@ type Store struct {
 	live     *counter.Set
 	spool    *counter.Spool // nil: memory only
 	spoolDir string         // Config.Spool
+	outbox   *outbox.Outbox
+	health   health
 
 	run    context.Context // ends the goroutines
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
-	wake   chan struct{} // a batch waits to be sent
 	kick   chan struct{} // a batch waits to be folded
 
 	caps     map[string]int
@@ -226,25 +228,12 @@ type Store struct {
 	foldedThrough atomic.Int64 // Unix ms; 0: unknown
 	conflicts     atomic.Int64 // folds undone by the guard
 
-	sealing sync.Mutex // from the end of a generation until its batch is in the queue; before mu
-
-	mu       sync.Mutex
-	seq      int64         // of the last sealed batch
-	acked    int64         // of the last batch that the database has
-	queue    []sealed      // acked+1 … seq
-	changed  chan struct{} // closed, and made anew, when acked moves
-	sendErr  error
-	foldErr  error
-	adoptErr error
-	failing  time.Time // since when; zero: it works
-	advised  string    // what the log said last
-	degraded string    // what the log said last
+	mu sync.Mutex
 
 	folding   foldMemory
 	refusals  map[string]refusal // by writer: what is folded behind that of others
 	foldNames int                // manyFoldNames; tests have less
 	seenFold  seenFold           // of foldLoop
-	fileErr   error              // of watchLoop
 	idling    time.Duration      // of foldLoop: how long it waited last with nothing to fold
 	quiet     time.Duration      // quietAfter; tests have less
 	began     time.Time
@@ -270,16 +259,16 @@ func New(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
 
 // begin has what goes on in the background begin.
 func (s *Store) begin() {
-	loops := []func(){s.sealLoop, s.sendLoop, s.foldLoop, s.pruneLoop}
+	loops := []func(){s.outbox.SealLoop, s.outbox.SendLoop, s.foldLoop, s.pruneLoop}
 	loops = append(loops, s.notifier.Loops()...)
 	loops = append(loops, func() {
-		s.db.Watch(s.run, s.interval, func(err error) { s.report(&s.fileErr, err) })
+		s.db.Watch(s.run, s.interval, func(err error) { s.report(toWatch, err) })
 	})
 	if !s.db.Started() {
 		loops = append(loops, s.startLoop)
 	}
 	if s.spool != nil {
-		loops = append(loops, s.adoptLoop)
+		loops = append(loops, s.outbox.AdoptLoop)
 	}
 	for _, loop := range loops {
 		s.wg.Go(func() {
@@ -318,9 +307,9 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 	s := &Store{
 		log: cfg.Logger, interval: cfg.Interval,
 		writer: database.NewID(),
-		wake:   make(chan struct{}, 1), kick: make(chan struct{}, 1), foldNames: manyFoldNames, folds: make(chan struct{}, 1), quiet: quietAfter, began: time.Now(),
-		changed: make(chan struct{}), stopped: make(chan struct{}),
-		caps: maps.Clone(cfg.Caps),
+		kick:   make(chan struct{}, 1), foldNames: manyFoldNames, folds: make(chan struct{}, 1), quiet: quietAfter, began: time.Now(),
+		stopped: make(chan struct{}),
+		caps:    maps.Clone(cfg.Caps),
 	}
 	if s.caps == nil {
 		s.caps = defaultCaps()
@@ -332,6 +321,7 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 	if s.interval == 0 {
 		s.interval = time.Second
 	}
+	s.health = health{log: s.log, safe: s.safe}
 	s.clock = clock.New(cfg.Location, cfg.Retention.kept())
 	var err error
 	s.db, err = database.Open(db, database.Config{Schema: cfg.Schema, Log: s.log, Settle: s.settle, Replaced: s.replaced})
@@ -358,6 +348,10 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 		}
 	}
 	s.live = counter.New(maxNames, s.refused, s.spool)
+	s.outbox = outbox.New(s.run, outbox.Config{
+		DB: s.db, Clock: s.clock, Live: s.live, Spool: s.spool, Writer: s.writer, Interval: s.interval, Log: s.log, Sent: s.sent, Asleep: s.asleep.Load,
+		Sending: func(err error) { s.report(toSend, err) }, Adopting: func(err error) { s.report(toAdopt, err) },
+	})
 	return s, nil
 }
 
@@ -464,25 +458,15 @@ func (s *Store) Stats() Stats {
 	if ms := s.foldedThrough.Load(); ms != 0 {
 		st.FoldedThrough = time.UnixMilli(ms).In(loc)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st.Pending, st.Oldest = s.live.Waiting()
-	for _, b := range s.queue {
-		st.Pending += b.names
-	}
-	if len(s.queue) > 0 {
-		st.Oldest = time.UnixMilli(s.queue[0].opened)
-	}
+	st.Pending, st.Oldest = s.outbox.Waiting()
 	if !st.Oldest.IsZero() {
 		st.Oldest = st.Oldest.In(loc)
 	}
 	if s.db.Started() {
 		st.Err = s.clock.Clash()
 	}
-	for _, err := range []error{s.foldErr, s.adoptErr, s.sendErr, s.fileErr} {
-		if err != nil {
-			st.Err = err
-		}
+	if err := s.health.err(); err != nil {
+		st.Err = err
 	}
 	return st
 }
@@ -494,7 +478,7 @@ func (s *Store) Flush(ctx context.Context) error {
 	if s == nil {
 		return nil
 	}
-	seq, err := s.deliver(ctx)
+	seq, err := s.outbox.Deliver(ctx)
 	if err == nil {
 		err = s.foldThrough(ctx, seq)
 	}
@@ -502,6 +486,60 @@ func (s *Store) Flush(ctx context.Context) error {
 		return fmt.Errorf("store: flush: %w", err)
 	}
 	return nil
+}
+
+// sent has a batch looked after that has reached the inbox: at once, if this store may
+// fold it, or if nothing else looks.
+func (s *Store) sent(lease string, now int64) {
+	s.stir(0)
+	holder, until := s.parseLease(lease, now)
+	if holder == s.writer || until <= now || s.asleep.Load() {
+		signal(s.kick)
+	}
+}
+
+// report keeps what came of an attempt, unless it is the end that made it fail.
+func (s *Store) report(of duty, err error) {
+	if s.run.Err() == nil {
+		s.health.report(of, err)
+	}
+}
+
+// safe says where counts are that do not reach the tables.
+func (s *Store) safe() string {
+	if s.spool != nil && s.live.Degraded() == "" {
+		return "they wait in the spool"
+	}
+	return "they wait, and nothing is lost while this process lives"
+}
+
+// spoolReport logs what happened to a file of the spool. A file that cannot be read
+// is at least one count that was dropped.
+func (s *Store) spoolReport(lost bool, message string, args ...any) {
+	s.log.Error("usagekit: "+message, args...)
+	if lost {
+		s.live.Add("usagekit.counts.dropped", 1)
+	}
+}
+
+// pause waits for d, and returns false when the store stops.
+func (s *Store) pause(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-s.run.Done():
+		return false
+	}
+}
+
+// signal leaves a mark in a channel of one.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }
 
 // addCapped adds two counts; it saturates as every count does.

@@ -28,6 +28,9 @@ const (
 // believed about what is old.
 const MaxSkew = time.Hour
 
+// SeenAnew is after how long a writer that sends says that it is there.
+const SeenAnew = 24 * time.Hour
+
 // MinKept is the least that history is kept for: a batch waits over a weekend.
 const MinKept = 4 * 24 * time.Hour
 
