@@ -38,8 +38,8 @@
 //   - Nobody waits longer than 5 s, whatever the database does. An export goes on as
 //     long as somebody takes it, a page of it at a time, and two at most: one that
 //     nobody takes for 30 s makes room, as does any other answer.
-//   - However many people look, each answer is read once per [Config.MaxAge],
-//     and at most four reads run at a time.
+//   - However many people look, each answer is read once per [Config.MaxAge], all its
+//     numbers as of one moment, and at most four reads run at a time.
 //   - While the database does not answer, the last answer takes a second, or
 //     twice what it took to read. Each is kept for an hour after its MaxAge, the
 //     48 of up to 1 MB that were asked for again last. When the database is back, so are its
@@ -49,10 +49,11 @@
 //     elsewhere, has nothing inline, and makes no markup of a name; the headers hold
 //     it to that. In CSV no name is a formula.
 //
-// Read dashboard.go for the way of a request, then params.go, api.go, series.go,
-// answer.go, cache.go, batch.go, export.go, health.go; tables.go is the page without JavaScript. Of the page itself,
-// page.html says what there is and app.js how it lives; view.js has the cards and
-// charts, table.js the tables, detail.js the history of a line, chart.js draws.
+// Read dashboard.go for the way of a request, then params.go (what is asked), api.go and
+// series.go (what is read for it), answer.go (what is sent), cache.go, batch.go, export.go
+// and health.go; tables.go is the page without JavaScript. Of the page itself, page.html
+// says what there is and app.js how it lives; view.js has the cards and charts, table.js
+// the tables, detail.js the history of a line, chart.js draws.
 // Charts are made with uPlot (uplot/, MIT licence), as released.
 package dashboard
 

@@ -129,15 +129,17 @@
 // Totals are of all time. History has buckets of hours and days (days and months
 // for the group user, what Take was told for quotas) that begin where the database's zone has it, and are kept for as
 // long as Config.Retention says. See Query. A read answers within 5 s, or with
-// ErrUnavailable; Each reads whatever there is, in pages of which that is true.
+// ErrUnavailable; Each reads whatever there is, in pages of which that is true. What is
+// asked of one Reading is of one moment, and says how complete it is: see Read.
 //
 // Read store.go and config.go, start.go, then send.go (the flush), fold.go, poison.go and
 // apply.go (into the tables), caps.go and room.go (which apply asks), thresholds.go, lease.go
 // (who folds), rules.go (which rules of the zone are in force), retention.go, query.go,
-// read.go, span.go and each.go, and what goes to the database at once: now.go, erase.go;
+// read.go and each.go (which convert, and ask internal/read), and what goes to the database at once: now.go, erase.go;
 // shutdown.go and log.go for the end. Beside this package stand
 // internal/naming (the grammar of names), internal/calendar (where buckets begin),
-// internal/counter (live counts and the spool), internal/crossing (thresholds: what they
+// internal/counter (live counts and the spool), internal/read (from a Query to spans of
+// the tables, to SQL, to counts), internal/crossing (thresholds: what they
 // watch, and who is told) and internal/database (the only way to the database:
 // connections, the tables, SQL, and what an error means).
 package store
