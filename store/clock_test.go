@@ -15,10 +15,10 @@ import (
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/counter"
-	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/internal/outbox"
+	"github.com/usagekit/usagekit/internal/upkeep"
 	"github.com/usagekit/usagekit/store/postgres"
 )
 
@@ -88,7 +88,7 @@ func TestRetentionWhenTheClockJumps(t *testing.T) {
 		cfg := Config{Logger: slog.New(slog.NewTextHandler(&logs, nil))}
 		s := restart(cfg)
 		s.fill(t, 34, 60)
-		prune := func(s *Store) error { return s.prune(t.Context(), s.prunings()) }
+		prune := func(s *Store) error { return s.newPruner().Prune(t.Context()) }
 		if err := prune(s); err != nil {
 			t.Fatal(err)
 		}
@@ -145,7 +145,7 @@ func TestRetentionWhenTheClockIsRightAgain(t *testing.T) {
 		} {
 			s.exec(t, `UPDATE usage_meta SET value = ? WHERE name = 'pruned'`, c.record)
 			s.clock.Asked = clock.Asked{} // as of a process that has just begun
-			if err := s.prune(t.Context(), s.prunings()); err != nil && c.record != "x" {
+			if err := s.newPruner().Prune(t.Context()); err != nil && c.record != "x" {
 				t.Errorf("%s: %v", c.name, err)
 			}
 			var record string
@@ -159,7 +159,7 @@ func TestRetentionWhenTheClockIsRightAgain(t *testing.T) {
 		s.exec(t, `UPDATE usage_meta SET value = ? WHERE name = 'pruned'`, removal{Last: now, Doubted: now + 50*day, Seen: now + 50*day, Gaps: 0}.String())
 		time.Sleep(60 * 24 * time.Hour)
 		s.clock.Asked = clock.Asked{}
-		if err := s.prune(t.Context(), s.prunings()); err == nil || s.count(t, allHistory) != was {
+		if err := s.newPruner().Prune(t.Context()); err == nil || s.count(t, allHistory) != was {
 			t.Errorf("a jump to what was taken back before is believed: %v", err)
 		}
 	})
@@ -173,7 +173,7 @@ func TestPlacesUnderACapWhenTheClockJumps(t *testing.T) {
 		cfg := quietly()
 		cfg.Caps = map[string]int{"feature": 2}
 		s := restart(cfg)
-		parts := s.prunings()
+		parts := s.newPruner()
 		count := func(s *Store, name string, want int64) {
 			t.Helper()
 			if n, err := s.AddNow(t.Context(), name, 1); n != want || err != nil {
@@ -183,7 +183,7 @@ func TestPlacesUnderACapWhenTheClockJumps(t *testing.T) {
 		count(s, "feature.old.used", 1)
 		for n := range int64(20) { // the last 20 days have counts
 			count(s, "feature.busy.used", n+1)
-			if err := s.prune(t.Context(), parts); err != nil {
+			if err := parts.Prune(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(aDay)
@@ -191,13 +191,13 @@ func TestPlacesUnderACapWhenTheClockJumps(t *testing.T) {
 		time.Sleep(20 * aDay) // ahead: it is the 20th day
 		for i, s := range []*Store{s, restart(cfg)} {
 			s.clock.Asked = clock.Asked{}
-			_ = s.prune(t.Context(), parts)
+			_ = parts.Prune(t.Context())
 			count(s, "feature.new.used", int64(i+1)) // is (other)
 		}
 		count(s, "feature.old.used", 2)
 		for n := range int64(33) { // time goes on, and the clock is believed in the end
 			time.Sleep(aDay)
-			_ = s.prune(t.Context(), parts)
+			_ = parts.Prune(t.Context())
 			count(s, "feature.busy.used", 21+n)
 		}
 		count(s, "feature.new.used", 1)
@@ -247,7 +247,7 @@ func TestWritersWhenTheClockIsBehind(t *testing.T) {
 		}
 		s.sendAs(t, "sends")
 		s.db.Edit = edit
-		if err := s.prune(t.Context(), s.prunings()); err != nil {
+		if err := s.newPruner().Prune(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if n := s.count(t, `SELECT COUNT(*) FROM usage_writers WHERE writer IN ('folds', 'sends')`); n != 2 {
@@ -289,7 +289,7 @@ func TestWritersOfTheFuture(t *testing.T) {
 		if n := s.count(t, fmt.Sprintf(future, time.Now().Add(time.Hour).UnixMilli())); n != 1 {
 			t.Errorf("after one of two has sent, %d are of the future", n)
 		}
-		if err := s.prune(ctx, s.prunings()); err != nil {
+		if err := s.newPruner().Prune(ctx); err != nil {
 			t.Fatal(err)
 		}
 		if n := s.count(t, fmt.Sprintf(future, time.Now().Add(time.Hour).UnixMilli())); n != 0 {
@@ -455,5 +455,5 @@ func TestReadsOfRowsThatLieFarAhead(t *testing.T) {
 
 // eraseNow is Erase of what is in the tables.
 func (s *Store) eraseNow(ctx context.Context, user string) error {
-	return s.db.Direct(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error { return s.eraseRows(ctx, tx, user) })
+	return upkeep.NewEraser(s.run, s.db, s.clock).Erase(ctx, user)
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/usagekit/usagekit/internal/database"
+	"github.com/usagekit/usagekit/internal/upkeep"
 )
 
 // get reads a row of the store's database.
@@ -64,4 +65,9 @@ func (s *Store) exec(t testing.TB, query string, args ...any) {
 	if err != nil {
 		t.Fatalf("%s: %v", query, err)
 	}
+}
+
+// newPruner removes what is too old, and remembers nothing of what the store's own has.
+func (s *Store) newPruner() *upkeep.Pruner {
+	return upkeep.NewPruner(s.run, s.db, s.clock, s.notifier, s.log)
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/internal/naming"
+	"github.com/usagekit/usagekit/internal/upkeep"
 	"github.com/usagekit/usagekit/store/sqlite"
 )
 
@@ -114,7 +115,7 @@ func TestEraseTakesAUserOutOfWhatWaits(t *testing.T) {
 		}
 		db := sqlx.NewDb(plain, name)
 		s := unstarted(t, db, nil)
-		const id, many = "m\x01e", erasePiece + 6
+		const id, many = "m\x01e", upkeep.Batches + 6
 		if _, err := s.AddNow(t.Context(), "user."+id+".requests", 1); err != nil {
 			t.Fatal(err)
 		}

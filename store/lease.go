@@ -166,7 +166,7 @@ func (s *Store) foldTurn(leader *bool) (wait time.Duration, attentive bool) {
 	}
 	*leader = true
 	s.stir(0)
-	signal(s.folds)
+	s.pruner.Counted()
 	s.idling = 0
 	if f.more {
 		return time.Millisecond, false

@@ -78,7 +78,7 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 // counted is for what counts without a batch: whoever counts is there, and has what is
 // too old removed.
 func (s *Store) counted() {
-	signal(s.folds)
+	s.pruner.Counted()
 	if s.clock.Due() {
 		s.outbox.Wake()
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/upkeep"
 )
 
 const aDay = 24 * time.Hour
@@ -26,12 +27,12 @@ func (s *Store) aged(t *testing.T) func() bool {
 func TestQuietServicesForget(t *testing.T) {
 	inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
 		all := []*Store{restart(quietly()), restart(quietly())}
-		parts := [][]*pruned{all[0].prunings(), all[1].prunings()}
+		parts := []*upkeep.Pruner{all[0].newPruner(), all[1].newPruner()}
 		for n, quiet := range []time.Duration{0, 62 * time.Hour, 9 * aDay, 9 * aDay, 31 * aDay, 31 * aDay, 200 * aDay} {
 			time.Sleep(quiet)
 			there := all[0].aged(t)
 			i := min(n, 3) % 2 // the second one never was asked before it had been quiet
-			if err := all[i].prune(t.Context(), parts[i]); err != nil {
+			if err := parts[i].Prune(t.Context()); err != nil {
 				t.Errorf("quiet for %v: %v", quiet, err)
 			}
 			if there() {
@@ -44,7 +45,7 @@ func TestQuietServicesForget(t *testing.T) {
 		s.clock.Asked.At = s.clock.Asked.At.Add(3 * time.Hour)
 		for _, quiet := range []time.Duration{time.Hour, 62 * time.Hour} {
 			time.Sleep(quiet)
-			if err := s.prune(t.Context(), parts[1]); err != nil {
+			if err := parts[1].Prune(t.Context()); err != nil {
 				t.Errorf("%v after it was set: %v", quiet, err)
 			}
 		}
@@ -71,9 +72,9 @@ func TestServicesThatStartNowAndThenForget(t *testing.T) {
 		} {
 			run := func() {
 				s := restart(quietly())
-				parts := s.prunings()
+				parts := s.newPruner()
 				for end := time.Now().Add(c.run); time.Now().Before(end); time.Sleep(min(c.run, 3*time.Hour)) {
-					_ = s.prune(t.Context(), parts)
+					_ = parts.Prune(t.Context())
 				}
 			}
 			for began := time.Now(); time.Since(began) < 9*aDay; time.Sleep(aDay) { // whatever was before
@@ -105,7 +106,7 @@ func (s *Store) lookedAt(t *testing.T) error {
 func TestMachinesThatAreSuspendedForget(t *testing.T) {
 	inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
 		s := restart(quietly())
-		parts := s.prunings()
+		parts := s.newPruner()
 		suspend := func(d time.Duration) {
 			time.Sleep(d)
 			s.clock.Asked.At = s.clock.Asked.At.Add(d)
@@ -124,7 +125,7 @@ func TestMachinesThatAreSuspendedForget(t *testing.T) {
 			for ; there() && weeks < 10; weeks++ {
 				for range 5 {
 					for range 10 {
-						_ = s.prune(t.Context(), parts)
+						_ = parts.Prune(t.Context())
 						time.Sleep(time.Hour)
 					}
 					suspend(c.night)

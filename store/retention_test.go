@@ -17,6 +17,7 @@ import (
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/internal/naming"
+	"github.com/usagekit/usagekit/internal/upkeep"
 	"github.com/usagekit/usagekit/store/postgres"
 	"github.com/usagekit/usagekit/store/sqlite"
 )
@@ -98,7 +99,7 @@ func TestRetention(t *testing.T) {
 			put(calendar.Day, ago, ago <= 90, "user.active.requests", "user.42.requests", "user.a.b.logins", "quota.1.daily", "quota.1.refused", "user..requests")
 			put(calendar.Month, ago, true, "user.42.requests", "quota.1.monthly")
 		}
-		for i := range 2*pruneChunk + 100 {
+		for i := range 2*upkeep.Piece + 100 {
 			put(calendar.Day, 92, false, fmt.Sprintf("user.%d.requests", 100+i))
 		}
 		s.put(t, rows...)
@@ -118,9 +119,9 @@ func TestRetention(t *testing.T) {
 		}
 		db.MustExec(db.Rebind(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('waits', 2, 0, ?)`), []byte{})
 
-		parts := s.prunings()
+		parts := s.newPruner()
 		for range 2 { // the second time finds nothing
-			if err := s.prune(ctx, parts); err != nil {
+			if err := parts.Prune(ctx); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -174,7 +175,7 @@ func TestRetentionWithAWrongClock(t *testing.T) {
 			s.db.Edit = func(q string) string {
 				return clock.ReplaceAllString(q, fmt.Sprintf("AS bounded, CAST(%d AS BIGINT) AS now", time.Now().Add(wrong).UnixMilli()))
 			}
-			if err := s.prune(ctx, s.prunings()); err == nil || !strings.Contains(err.Error(), "clock") {
+			if err := s.newPruner().Prune(ctx); err == nil || !strings.Contains(err.Error(), "clock") {
 				t.Errorf("a clock %v off: %v", wrong, err)
 			}
 		}
@@ -183,7 +184,7 @@ func TestRetentionWithAWrongClock(t *testing.T) {
 			t.Errorf("%d rows are left, %v", n, err)
 		}
 		s.db.Edit = nil
-		if err := s.prune(ctx, s.prunings()); err != nil {
+		if err := s.newPruner().Prune(ctx); err != nil {
 			t.Error(err)
 		}
 		if err := db.Get(&n, `SELECT COUNT(*) FROM usage_history`); err != nil || n != 0 {
@@ -262,7 +263,7 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 		for _, r := range rows { // several are of one bucket
 			s.put(t, r)
 		}
-		if err := s.prune(ctx, s.prunings()); err != nil {
+		if err := s.newPruner().Prune(ctx); err != nil {
 			t.Fatal(err)
 		}
 		sum := func(from, to time.Time) (n int64) {

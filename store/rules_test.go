@@ -61,7 +61,7 @@ func TestRulesOfALivingInstance(t *testing.T) {
 						return err
 					}
 				}
-				parts := folds.prunings()
+				parts := folds.newPruner()
 				week := func(pauses ...time.Duration) {
 					for _, pause := range pauses {
 						if err := count(t, y); err != nil {
@@ -71,7 +71,7 @@ func TestRulesOfALivingInstance(t *testing.T) {
 						if _, err := folds.fold(t.Context(), true); err != nil {
 							t.Fatal(err)
 						}
-						if err := folds.prune(t.Context(), parts); err != nil {
+						if err := parts.Prune(t.Context()); err != nil {
 							t.Fatal(err)
 						}
 						time.Sleep(pause)

@@ -165,6 +165,7 @@ import (
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/internal/outbox"
+	"github.com/usagekit/usagekit/internal/upkeep"
 )
 
 // Stats is a Store's state at a moment.
@@ -213,6 +214,7 @@ type Store struct {
 	spoolDir string         // Config.Spool
 	outbox   *outbox.Outbox
 	health   health
+	pruner   *upkeep.Pruner
 
 	run    context.Context // ends the goroutines
 	cancel context.CancelFunc
@@ -223,7 +225,6 @@ type Store struct {
 	subjects atomic.Pointer[subjects]
 	watch    crossing.Watch
 	notifier *crossing.Notifier
-	folds    chan struct{} // something was folded here, or counted at once
 
 	derivedOnce   sync.Once
 	oddOnce       sync.Once    // of tokens
@@ -261,7 +262,7 @@ func New(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
 
 // begin has what goes on in the background begin.
 func (s *Store) begin() {
-	loops := []func(){s.outbox.SealLoop, s.outbox.SendLoop, s.foldLoop, s.pruneLoop}
+	loops := []func(){s.outbox.SealLoop, s.outbox.SendLoop, s.foldLoop, s.pruner.Loop}
 	loops = append(loops, s.notifier.Loops()...)
 	loops = append(loops, func() {
 		s.db.Watch(s.run, s.interval, func(err error) { s.report(toWatch, err) })
@@ -309,7 +310,7 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 	s := &Store{
 		log: cfg.Logger, interval: cfg.Interval,
 		writer: database.NewID(),
-		kick:   make(chan struct{}, 1), foldNames: manyFoldNames, folds: make(chan struct{}, 1), quiet: quietAfter, began: time.Now(),
+		kick:   make(chan struct{}, 1), foldNames: manyFoldNames, quiet: quietAfter, began: time.Now(),
 		stopped: make(chan struct{}),
 		caps:    maps.Clone(cfg.Caps),
 	}
@@ -350,6 +351,7 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 		}
 	}
 	s.live = counter.New(maxNames, s.refused, s.spool)
+	s.pruner = upkeep.NewPruner(s.run, s.db, s.clock, s.notifier, s.log)
 	s.outbox = outbox.New(s.run, outbox.Config{
 		DB: s.db, Clock: s.clock, Live: s.live, Spool: s.spool, Writer: s.writer, Interval: s.interval, Log: s.log, Sent: s.sent, Asleep: s.asleep.Load,
 		Sending: func(err error) { s.report(toSend, err) }, Adopting: func(err error) { s.report(toAdopt, err) },
