@@ -136,6 +136,7 @@ func answerOf[T any](ctx context.Context, h *handler, from func(context.Context,
 	}
 	err = h.store.Read(ctx, func(ctx context.Context, r *reading) (err error) {
 		done.meta = h.meta(r)
+		h.ahead.Store(int64(time.Until(r.now)))
 		done.answer, err = from(ctx, r)
 		done.meta.ends = r.ends
 		return err

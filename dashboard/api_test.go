@@ -421,5 +421,11 @@ func TestHealth(t *testing.T) {
 				t.Errorf("%d %s", w.Code, w.Body)
 			}
 		}
+		// Its times are the database's, like those of every answer, as far as that is known.
+		h := open(&fake{skew: 10 * time.Minute, state: store.Stats{FoldedThrough: now.Add(10 * time.Minute)}})
+		get(h, "/usage/api/totals")
+		if w := get(h, "/usage/api/health"); !strings.HasPrefix(w.Body.String(), `{"as_of":"2000-01-01T00:10:00Z","complete_through":"2000-01-01T00:10:00Z",`) {
+			t.Errorf("%s", w.Body)
+		}
 	})
 }

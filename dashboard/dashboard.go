@@ -74,6 +74,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/usagekit/usagekit/store"
@@ -217,6 +218,7 @@ type handler struct {
 	brand   brand
 	tables  *template.Template
 	exports chan struct{} // places for those under way
+	ahead   atomic.Int64  // that the database's clock is, as of the last answer; ns
 }
 
 func newHandler(st source, cfg Config) http.Handler {

@@ -38,7 +38,8 @@ func (h *handler) health(p *params) waiting {
 	if len(a.Reasons) > 0 {
 		a.Status = "degraded"
 	}
-	m := meta{AsOf: *h.local(time.Now()), CompleteThrough: h.local(st.FoldedThrough)}
+	now := time.Now().Add(time.Duration(h.ahead.Load())) // without asking it
+	m := meta{AsOf: *h.local(now), CompleteThrough: h.local(st.FoldedThrough)}
 	c := h.encode(m, a).fresh
 	if len(a.Reasons) > 0 {
 		c.status = http.StatusServiceUnavailable
