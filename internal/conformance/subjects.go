@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -208,6 +209,9 @@ func readings(t *testing.T, b *bench) {
 		}},
 		"a panic": {func(context.Context, *store.Reading) error { panic("mine") }, func(err error) bool {
 			return err != nil && strings.Contains(err.Error(), "panic: mine")
+		}},
+		"the end of its goroutine, as of a test that failed": {func(context.Context, *store.Reading) error { runtime.Goexit(); return nil }, func(err error) bool {
+			return err != nil && strings.Contains(err.Error(), "Goexit") && !errors.Is(err, store.ErrUnavailable)
 		}},
 	} {
 		if err := s.Read(b.ctx, c.f); !c.want(err) {

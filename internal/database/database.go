@@ -235,13 +235,16 @@ func (db *DB) take(ctx context.Context, s slots, limit time.Duration, f func(con
 	done := make(chan error, 1)
 	var left atomic.Bool // by whoever comes first: the end of f, or the timer
 	go func() {
-		err := db.file.Load().explained(f(ctx))
-		if left.CompareAndSwap(false, true) {
-			s <- struct{}{}
-		} else {
-			db.reserve <- struct{}{}
-		}
-		done <- err
+		var err error = Fault("what is done in the transaction ended its goroutine (runtime.Goexit)") // unless f returns
+		defer func() {
+			if left.CompareAndSwap(false, true) {
+				s <- struct{}{}
+			} else {
+				db.reserve <- struct{}{}
+			}
+			done <- err
+		}()
+		err = db.file.Load().explained(f(ctx))
 	}()
 	select {
 	case err := <-done:

@@ -10,12 +10,13 @@
 //	query.go    what can be asked, what is wrong with it, and which names it selects
 //	span.go     which buckets are read for a range of time
 //	sql.go      a span, and a selection of names, as SQL
-//	reading.go  the questions
+//	reading.go  a Reading, and sums: of one counter, of many
+//	rows.go     subjects, with all their measures
+//	history.go  counts by bucket
 //	each.go     all that there is, page by page, each a Reading of its own
 package read
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -225,173 +226,10 @@ func (r *Reading) ordered(ctx context.Context, from table, stems bool, limit str
 	return counts, err
 }
 
-// Rows reads one row per subject that q selects, with all its measures.
-func (r *Reading) Rows(ctx context.Context, q Query) ([]Row, error) {
-	if err := q.check(); err != nil || r.tx == nil {
-		return nil, err
-	}
-	whole := q.whole()
-	few := q.fewSubjects()
-	if !few {
-		many, err := r.many(ctx, &whole)
-		if err != nil {
-			return nil, err
-		}
-		few = many
-	}
-	if !few { // one look at all is less than two at a part
-		spans, err := r.sums(ctx, &whole)
-		if err != nil {
-			return nil, err
-		}
-		counts, err := r.counts(ctx, spans, condition{})
-		if err != nil {
-			return nil, err
-		}
-		return rowsOf(q.subjects(counts), counts), nil
-	}
-	spans, err := r.sums(ctx, &q)
-	if err != nil {
-		return nil, err
-	}
-	stems, err := r.largest(ctx, &q, spans, true)
-	if err != nil {
-		return nil, err
-	}
-	counts, err := r.measures(ctx, whole, stems)
-	if err != nil {
-		return nil, err
-	}
-	return rowsOf(stems, counts), nil
-}
-
-// many tells whether more than manyNames lie in q's ranges.
-func (r *Reading) many(ctx context.Context, q *Query) (bool, error) {
-	if err := r.seek(ctx, false); err != nil {
-		return false, err
-	}
-	var n int
-	names := counts(r.tx.Dialect, q.totals(), condition{})
-	err := r.tx.Get(ctx, &n, "SELECT COUNT(*) FROM (SELECT key FROM "+names.text+" LIMIT ?) AS f", append(names.args, manyNames+1)...)
-	return n > manyNames, err
-}
-
 // counts reads the sums over spans of the names that c selects, in no order.
 func (r *Reading) counts(ctx context.Context, spans []span, c condition) (list []Count, err error) {
 	err = r.from(ctx, &list, "SELECT key AS name, n", counts(r.tx.Dialect, spans, c), "")
 	return list, err
-}
-
-// measures reads all counts of the subjects with these stems, in the range that
-// whole asks for.
-func (r *Reading) measures(ctx context.Context, whole Query, stems []Count) ([]Count, error) {
-	var of []string
-	for _, p := range stems {
-		if !naming.Bare(p.Name) {
-			of = append(of, p.Name)
-		}
-	}
-	var list []Count
-	if len(of) > 0 {
-		q := whole
-		q.Except = nil // they do not tear a subject apart
-		spans, err := r.sums(ctx, &q)
-		if err != nil {
-			return nil, err
-		}
-		if list, err = r.counts(ctx, spans, measuresOf(r.tx.Dialect, of)); err != nil {
-			return nil, err
-		}
-	}
-	if len(of) < len(stems) {
-		spans, err := r.sums(ctx, &whole)
-		if err != nil {
-			return nil, err
-		}
-		bare, err := r.counts(ctx, spans, alone())
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, bare...)
-	}
-	return list, nil
-}
-
-// History reads one count per name and bucket, the oldest first.
-func (r *Reading) History(ctx context.Context, q Query) ([]Count, error) {
-	finest := q.Step == 0
-	if err := q.checkSteps(); err != nil || r.tx == nil {
-		return nil, err
-	}
-	if err := q.checkKept(r.calendar, r.horizon, finest); err != nil {
-		return nil, err
-	}
-	spans, err := r.spans(ctx, &q, true)
-	if err != nil {
-		return nil, err
-	}
-	c := q.condition(r.tx.Dialect)
-	if q.Limit > 0 && q.Name == "" {
-		names, err := r.names(ctx, &q)
-		if err != nil {
-			return nil, err
-		}
-		if len(names) == 0 {
-			return []Count{}, nil
-		}
-		c = oneOf(r.tx.Dialect, names)
-	}
-	return r.history(ctx, spans, c, q.Step)
-}
-
-// history reads the counts of the buckets of step that spans cover, of the names that
-// c selects, in order.
-func (r *Reading) history(ctx context.Context, spans []span, c condition, step calendar.Step) ([]Count, error) {
-	if err := r.seek(ctx, true); err != nil {
-		return nil, err
-	}
-	type bucket struct {
-		start int64
-		name  string
-	}
-	sums := map[bucket]int64{}
-	for _, sp := range spans {
-		text, args := sp.query(r.tx.Dialect, c, "h.bucket, h.key, h.value")
-		var rows []struct {
-			Bucket int64
-			Key    string
-			Value  int64
-		}
-		if err := r.tx.Select(ctx, &rows, text, args...); err != nil {
-			return nil, err
-		}
-		places := map[int64]int64{}
-		for _, b := range sp.buckets {
-			places[b] = r.calendar.PlaceIn(step, sp.step, b)
-		}
-		for _, row := range rows {
-			b := bucket{places[row.Bucket], row.Key}
-			sums[b] = plus(sums[b], row.Value)
-		}
-	}
-	counts := make([]Count, 0, len(sums))
-	for b, n := range sums {
-		counts = append(counts, Count{Name: b.name, Start: time.Unix(b.start, 0).In(r.calendar.Zone()), N: n})
-	}
-	slices.SortFunc(counts, func(a, b Count) int { return cmp.Or(a.Start.Compare(b.Start), cmp.Compare(a.Name, b.Name)) })
-	return counts, nil
-}
-
-// names reads the q.Limit largest names of q's range.
-func (r *Reading) names(ctx context.Context, q *Query) (names []string, err error) {
-	// These have no other step to be summed in: of months, quotas.
-	each := q.Step == calendar.Month || q.matches(naming.ActiveDaily) || q.matches(naming.ActiveMonthly) || strings.HasPrefix(q.Prefix, "quota.")
-	spans, err := r.spans(ctx, q, each)
-	if err != nil {
-		return nil, err
-	}
-	err = r.from(ctx, &names, "SELECT key", counts(r.tx.Dialect, spans, q.condition(r.tx.Dialect)), " ORDER BY n DESC, key LIMIT ?", q.Limit)
-	return names, err
 }
 
 // sums covers the range that q asks for, or all time, to sum it up.
