@@ -21,13 +21,13 @@ type Reading struct {
 }
 
 // Read calls f with a Reading, which is of no use after f has returned. It reads in one
-// transaction, of one connection, which together with the wait for it lasts 5 s at most.
-// Until f returns no other read of s begins: f asks, and does nothing else that takes
-// time.
+// transaction, on one connection, which together with the wait for it lasts 5 s at most.
+// Until f returns no other read of s begins: f asks r, never s, and does nothing else that
+// takes time.
 //
-// An error of f's is returned as it is, and one of the database's as of any other read.
-// On a server that stands still f may not have returned when Read does, with an error:
-// what f writes to is not to be looked at then.
+// An error of f's is returned as it is, and one of the database's as that of any other
+// read. On a server that stands still f may not have returned when Read does, with an
+// error: what f writes to is not to be looked at then.
 func (s *Store) Read(ctx context.Context, f func(ctx context.Context, r *Reading) error) error {
 	if s == nil {
 		return f(ctx, nothing())

@@ -42,7 +42,7 @@ const (
 	sqlComplete = `SELECT %s AS prepared, %s AS now, (SELECT COUNT(*) FROM (SELECT 1 FROM usage_inbox LIMIT 1) AS i) AS waiting,
 COALESCE((SELECT value FROM usage_meta WHERE name = 'folded'), '0') AS folded, ` + clock.Rules
 
-	sqlSeek = `SELECT %s` // see sqlStored
+	sqlSeek = `SELECT %s` // see clock.Stored
 
 	sqlTotal = `SELECT COALESCE((SELECT value FROM usage_metrics WHERE key = ?), 0)`
 
