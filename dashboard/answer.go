@@ -3,10 +3,46 @@ package dashboard
 import (
 	"compress/gzip"
 	"context"
+	"iter"
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/usagekit/usagekit/store"
 )
+
+// source is what the dashboard asks of a *store.Store.
+type source interface {
+	Read(ctx context.Context, f func(ctx context.Context, r *reading) error) error
+	Each(ctx context.Context, q store.Query) iter.Seq2[store.Count, error]
+	Buckets(step store.Step, from, to time.Time) []time.Time
+	Stats() store.Stats
+	Location() *time.Location
+}
+
+// reading is a *store.Reading: what an answer is made of.
+type reading struct {
+	reader
+	now, through time.Time
+	ends         time.Time // of what is asked for up to now, which is another range then; zero: it is not
+}
+
+// reader is what is asked of one.
+type reader interface {
+	Get(ctx context.Context, name string) (int64, error)
+	Totals(ctx context.Context, q store.Query) ([]store.Count, error)
+	Rows(ctx context.Context, q store.Query) ([]store.Row, error)
+	History(ctx context.Context, q store.Query) ([]store.Count, error)
+}
+
+// ofStore is a store as a source.
+type ofStore struct{ *store.Store }
+
+func (s ofStore) Read(ctx context.Context, f func(ctx context.Context, r *reading) error) error {
+	return s.Store.Read(ctx, func(ctx context.Context, r *store.Reading) error {
+		return f(ctx, &reading{reader: r, now: r.Now, through: r.FoldedThrough})
+	})
+}
 
 // meta is in every answer.
 type meta struct {
@@ -82,7 +118,7 @@ func (e encoded) content(how standing) *content {
 // large tells the cache what is not worth keeping for long.
 func (e encoded) large() bool { return len(e.fresh.plain) > maxLastSize }
 
-// holds tells the cache for how long the answer is one; 0: for ever.
+// holds tells the cache how long its range is that up to now; 0: it has no such range.
 func (e encoded) holds() time.Duration {
 	if e.meta.ends.IsZero() {
 		return 0
@@ -102,30 +138,26 @@ func (h *handler) encode(m meta, answer any) encoded {
 	}
 	quarter := m.AsOf.Truncate(15 * time.Minute).UTC().String() // what looks at as_of is not far behind
 	tag := hash(numbers, []byte(behind+quarter))
-	again := func(how string, m meta) func() *content {
+	m.Stale, m.Slow = false, false
+	body := beside(m, numbers[1:])
+	rest := body[len(body)-len(numbers)+1:] // which is kept, and numbers is not
+	again := func(how string, late bool) func() *content {
 		return sync.OnceValue(func() *content {
-			c := newContent(beside(m, numbers), `W/"`+tag+"-"+how+`"`, gzip.BestSpeed)
-			c.late = m.Slow
+			of := m
+			of.Stale, of.Slow = true, late
+			c := newContent(beside(of, rest), `W/"`+tag+"-"+how+`"`, gzip.BestSpeed)
+			c.late = late
 			return c
 		})
 	}
-	late := m
-	m.Stale, late.Stale, late.Slow = false, true, true
-	old := late
-	old.Slow = false
-	return encoded{
-		fresh: newContent(beside(m, numbers), `W/"`+tag+`"`, gzip.BestSpeed),
-		stale: again("stale", old),
-		slow:  again("slow", late),
-		meta:  m,
-	}
+	return encoded{fresh: newContent(body, `W/"`+tag+`"`, gzip.BestSpeed), stale: again("stale", false), slow: again("slow", true), meta: m}
 }
 
-// beside is an object of what m has and of what another has.
-func beside(m meta, numbers []byte) []byte {
+// beside is an object of what m has, and of the rest of another after its brace.
+func beside(m meta, rest []byte) []byte {
 	body := marshal(m)
 	body[len(body)-2] = ',' // in place of its end
-	return append(body[:len(body)-1], numbers[1:]...)
+	return append(body[:len(body)-1], rest...)
 }
 
 // answerOf reads an answer, and what is said of it.

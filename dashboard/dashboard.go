@@ -66,7 +66,6 @@ import (
 	"errors"
 	"fmt"
 	"html/template"
-	"iter"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -174,39 +173,6 @@ func newBrand(cfg Config) brand {
 		slog.Warn("usage dashboard: Config.Home is no link: want a path, or an http or https URL", "home", cfg.Home)
 	}
 	return b
-}
-
-// source is what the dashboard asks of a *store.Store.
-type source interface {
-	Read(ctx context.Context, f func(ctx context.Context, r *reading) error) error
-	Each(ctx context.Context, q store.Query) iter.Seq2[store.Count, error]
-	Buckets(step store.Step, from, to time.Time) []time.Time
-	Stats() store.Stats
-	Location() *time.Location
-}
-
-// reading is a *store.Reading: what an answer is made of.
-type reading struct {
-	reader
-	now, through time.Time
-	ends         time.Time // of what is asked for up to now, which is another range then; zero: it is not
-}
-
-// reader is what is asked of one.
-type reader interface {
-	Get(ctx context.Context, name string) (int64, error)
-	Totals(ctx context.Context, q store.Query) ([]store.Count, error)
-	Rows(ctx context.Context, q store.Query) ([]store.Row, error)
-	History(ctx context.Context, q store.Query) ([]store.Count, error)
-}
-
-// ofStore is a store as a source.
-type ofStore struct{ *store.Store }
-
-func (s ofStore) Read(ctx context.Context, f func(ctx context.Context, r *reading) error) error {
-	return s.Store.Read(ctx, func(ctx context.Context, r *store.Reading) error {
-		return f(ctx, &reading{reader: r, now: r.Now, through: r.FoldedThrough})
-	})
 }
 
 type handler struct {
