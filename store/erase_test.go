@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,7 +19,6 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/counter"
-	"github.com/usagekit/usagekit/internal/crossing"
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/internal/naming"
@@ -36,7 +36,7 @@ func TestEraseBesideManyCrossingsKeepsNoFoldWaiting(t *testing.T) {
 		}
 		db := sqlx.NewDb(plain, name)
 		s := unstarted(t, db, nil)
-		const others = 3 * chunk
+		const others = 15_000
 		tx := db.MustBegin()
 		for list := range 30 {
 			var values []string
@@ -145,7 +145,11 @@ func TestEraseTakesAUserOutOfWhatWaits(t *testing.T) {
 		}
 		check := func() {
 			t.Helper()
-			var batches []waiting
+			var batches []struct {
+				Writer      string
+				Seq, Opened int64
+				Payload     []byte
+			}
 			if err := db.Select(&batches, `SELECT writer, seq, opened, payload FROM usage_inbox WHERE writer = 'w'`); err != nil || len(batches) != len(want) {
 				t.Errorf("%d batches wait, %v; want %d", len(batches), err, len(want))
 			}
@@ -219,8 +223,14 @@ func TestEraseTakesAUserOutOfWhatWaits(t *testing.T) {
 func TestErasedIDsLeaveTheFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "usage.db")
 	db, err := sqlite.Open(path)
-	s := unstarted(t, db, err)
-	s.watch.Thresholds = []crossing.Threshold{{Prefix: "user.", Measure: "requests", Value: 1}}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	s, err := open(t.Context(), db, Config{Logger: slog.New(slog.DiscardHandler), Thresholds: []Threshold{{Prefix: "user.", Measure: "requests", Value: 1}}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	const id = "zebra@example.com"
 	for i := range 100 { // pages of them, that are split and merged
 		s.Inc(fmt.Sprintf("user.%d.requests", i))

@@ -16,6 +16,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/usagekit/usagekit/internal/dbtest"
+	"github.com/usagekit/usagekit/internal/fold"
 	"github.com/usagekit/usagekit/store/sqlite"
 )
 
@@ -121,7 +122,7 @@ func (u *underfoot) flushed(gap bool) {
 		if err == nil {
 			return
 		}
-		if !gap || !errors.Is(err, errGone) {
+		if !gap || !errors.Is(err, fold.ErrGone) {
 			u.Fatal(err)
 		}
 	}

@@ -19,7 +19,6 @@ import (
 
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
-	"github.com/usagekit/usagekit/store/postgres"
 )
 
 // idleService is instances on one SQLite file, in virtual time, and all that they ask.
@@ -348,7 +347,7 @@ func TestIdleInstancesOnPostgreSQL(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.quiet = 300 * time.Millisecond
+		s.leader = s.newLeader(300 * time.Millisecond)
 		s.begin()
 		defer func() {
 			if err := s.Shutdown(context.Background()); err != nil {
@@ -376,7 +375,7 @@ func TestIdleInstancesOnPostgreSQL(t *testing.T) {
 			if n := asked.Load(); n != last {
 				last, since = n, time.Now()
 			}
-			return all[0].asleep.Load() && all[1].asleep.Load() && time.Since(since) > 50*time.Millisecond && pools[0].Stats().OpenConnections+pools[1].Stats().OpenConnections == 0
+			return all[0].leader.Asleep() && all[1].leader.Asleep() && time.Since(since) > 50*time.Millisecond && pools[0].Stats().OpenConnections+pools[1].Stats().OpenConnections == 0
 		})
 		before := asked.Load()
 		time.Sleep(300 * time.Millisecond)
@@ -384,48 +383,4 @@ func TestIdleInstancesOnPostgreSQL(t *testing.T) {
 			t.Errorf("%d operations of two that are asleep", n)
 		}
 	}
-}
-
-// Who was asleep looks after what it sends, also where another has the lease: that one may
-// have been killed, and nobody else would look before somebody counts or reads again.
-func TestABatchIsLookedAfterWhereAnotherHasTheLease(t *testing.T) {
-	if Server == nil {
-		t.Log("PostgreSQL was not tried: make test does")
-		return
-	}
-	ctx := dbtest.Context(t)
-	db, err := postgres.Open(Server.NewDatabase(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	s, err := open(ctx, db, Config{Interval: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.quiet = 100 * time.Millisecond
-	s.begin()
-	defer func() {
-		if err := s.Shutdown(context.Background()); err != nil {
-			t.Error(err)
-		}
-	}()
-	until := func(what string, done func() bool) {
-		t.Helper()
-		for !done() {
-			select {
-			case <-ctx.Done():
-				t.Fatal(what + " does not happen")
-			case <-time.After(5 * time.Millisecond):
-			}
-		}
-	}
-	until("sleep", s.asleep.Load)
-	db.MustExecContext(ctx, `UPDATE usage_meta SET value = $1 WHERE name = 'lease'`,
-		fmt.Sprintf("killed %d", time.Now().Add(5*time.Second).UnixMilli()))
-	s.Inc("feature.a.used")
-	until("a fold", func() bool { // which no read of the store's has called for
-		var n int64
-		return db.GetContext(ctx, &n, `SELECT value FROM usage_metrics WHERE key = 'feature.a.used'`) == nil && n == 1
-	})
 }

@@ -148,9 +148,8 @@ type process struct {
 	db     *sqlx.DB
 	store  *Store
 	gone   bool
-	failed bool // an operation did, since a Shutdown began
-	busy   bool // in a turn
-	leader bool
+	failed bool             // an operation did, since a Shutdown began
+	busy   bool             // in a turn
 	atRisk map[string]int64 // counted in memory only
 }
 
@@ -466,7 +465,7 @@ func (p *process) fold() {
 		if !p.store.db.Started() {
 			return
 		}
-		p.store.foldTurn(&p.leader)
+		p.store.leader.Turn()
 		p.m.checkPanic(p.store.health.errs[toFold])
 	})
 }

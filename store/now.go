@@ -13,6 +13,7 @@ import (
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/crossing"
 	"github.com/usagekit/usagekit/internal/database"
+	"github.com/usagekit/usagekit/internal/fold"
 	"github.com/usagekit/usagekit/internal/naming"
 )
 
@@ -43,34 +44,21 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 		return 0, nil
 	}
 	var done struct { // by an attempt that may outlast this call
-		sums      *sums
-		crossings int
-		total     int64
+		total   int64
+		written fold.Written
 	}
 	err = s.db.Direct(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 		if err := s.clock.Clash(); err != nil {
 			return err
 		}
-		now, pruned, err := s.now(ctx, tx)
-		if err != nil {
-			return err
-		}
-		sums := s.newSums(now, pruned)
-		sums.add(now.UnixMilli(), name, n)
-		crossings, err := s.apply(ctx, tx, sums)
-		if err != nil {
-			return err
-		}
-		counted := ""
-		for counted = range sums.names { // one, which a cap may have moved
-		}
-		done.sums, done.crossings = sums, crossings
-		return tx.Get(ctx, &done.total, sqlTotal, counted)
+		total, written, err := s.tables.Add(ctx, tx, name, n)
+		done.total, done.written = total, written
+		return err
 	})
 	if err != nil {
 		return 0, fmt.Errorf("store: AddNow: %w", err)
 	}
-	s.applied(done.sums, done.crossings)
+	s.tables.Applied(done.written)
 	s.counted()
 	return done.total, nil
 }

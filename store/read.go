@@ -38,9 +38,8 @@ func (s *Store) Read(ctx context.Context, f func(ctx context.Context, r *Reading
 		if err != nil {
 			return err
 		}
-		if of.Waiting && s.asleep.Load() {
-			s.stir(0)
-			signal(s.kick)
+		if of.Waiting && s.leader.Asleep() {
+			s.leader.Wake()
 		}
 		r := &Reading{Now: of.Now.In(s.Location()), of: of}
 		if !of.Through.IsZero() {

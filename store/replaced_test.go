@@ -77,9 +77,6 @@ func TestSQLiteFileReplacedWithinATransaction(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			u, over := replaced(t, sqliteOf(t))
 			u.db.SetMaxOpenConns(1) // which nobody else brings to its end
-			_, subject := subjectOf(underName)
-			before := &subjects{known: map[string]bool{subject: true}}
-			u.s.subjects.Store(before)
 			attempt := u.s.db.Glance
 			if write {
 				attempt = func(ctx context.Context, f func(context.Context, *database.Tx) error) error {
@@ -96,8 +93,13 @@ func TestSQLiteFileReplacedWithinATransaction(t *testing.T) {
 			if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), u.path) {
 				t.Errorf("of a file that is gone: %v", err)
 			}
+			asked := false
+			u.s.db.Edit = func(q string) string {
+				asked = asked || strings.Contains(q, "usage_meta") && strings.Contains(q, "'subjects'")
+				return q
+			}
 			u.add(2, 3)
-			if u.s.subjects.Load() == before {
+			if u.s.db.Edit = nil; !asked {
 				t.Error("subjects of the file before are taken for known")
 			}
 			aside := sqliteOf(t)(filepath.Join(filepath.Dir(u.path), "aside.db"))
@@ -327,7 +329,7 @@ func TestSQLiteFileIsWatchedWhileNobodyCounts(t *testing.T) {
 			var err error
 			u.s, err = open(t.Context(), u.db, Config{Interval: 20 * time.Millisecond})
 			u.must(err)
-			u.s.quiet = 200 * time.Millisecond
+			u.s.leader = u.s.newLeader(200 * time.Millisecond)
 			u.s.begin()
 			defer func() {
 				ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Second)
@@ -342,7 +344,7 @@ func TestSQLiteFileIsWatchedWhileNobodyCounts(t *testing.T) {
 			})
 			copied := u.path + ".copy"
 			u.copyTo(copied)
-			u.eventually("nothing else looks at the database", u.s.asleep.Load)
+			u.eventually("nothing else looks at the database", u.s.leader.Asleep)
 			switch what {
 			case "moved away":
 				u.must(os.Rename(u.path, u.path+".aside"))

@@ -14,7 +14,6 @@ import (
 
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/counter"
-	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/dbtest"
 	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/internal/upkeep"
@@ -51,17 +50,6 @@ func onEach(t *testing.T, test func(t *testing.T, db *sqlx.DB)) {
 		t.Parallel()
 		test(t, open(t))
 	})
-}
-
-// put writes rows of history.
-func (s *Store) put(t *testing.T, rows ...row) {
-	t.Helper()
-	err := s.db.Write(t.Context(), database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
-		return s.addRows(ctx, tx, sqlAddHistory, rows, func(row) bool { return false }, nil)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // Retention removes the hours and days that are too old, of each kind by its own
@@ -208,7 +196,7 @@ func TestRetentionOfLateBatches(t *testing.T) {
 			db.MustExec(db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, ?)`), fmt.Sprint(i), []byte{}, time.Now().UnixMilli())
 			db.MustExec(db.Rebind(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, 1, ?, ?)`), fmt.Sprint(i), batch.Opened, batch.Encode())
 		}
-		if f, err := s.fold(ctx, true); err != nil || f.batches != 3 {
+		if f, err := s.folder.Fold(ctx, true); err != nil || f.Batches != 3 {
 			t.Fatal(f, err)
 		}
 		for name, want := range map[string]int64{"api.GET /a.requests": 6, "api.requests.total": 6, "user.1.requests": 9} {
@@ -252,7 +240,7 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 				for _, name := range []string{"feature.a.used", "user.1.requests"} {
 					group, _, _ := naming.Split(name)
 					b := bucket{step, s.calendar().Start(step, at).Unix(), name}
-					if k := kept(group); k[0] != step && k[1] != step {
+					if k := stepsOf(group); k[0] != step && k[1] != step {
 						continue
 					}
 					rows = append(rows, row{b, n})
@@ -442,22 +430,6 @@ func TestRangesBesideAllCountsAreWidened(t *testing.T) {
 					}
 				}
 			}
-		}
-	})
-}
-
-// A clock that is far off decides nothing about what is old.
-func TestFoldWithAWrongClock(t *testing.T) {
-	onEach(t, func(t *testing.T, db *sqlx.DB) {
-		s, err := open(dbtest.Context(t), db, Config{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.cancel()
-		sums := s.newSums(time.Now().AddDate(2, 0, 0), removal{Last: time.Now().AddDate(2, 0, 0).UnixMilli()})
-		sums.add(time.Now().UnixMilli(), "feature.a.used", 1)
-		if _, history, _ := sums.rows(); len(history) != 2 {
-			t.Errorf("%d rows of history, want the hour and the day", len(history))
 		}
 	})
 }

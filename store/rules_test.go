@@ -68,7 +68,7 @@ func TestRulesOfALivingInstance(t *testing.T) {
 							t.Fatal(err)
 						}
 						synctest.Wait()
-						if _, err := folds.fold(t.Context(), true); err != nil {
+						if _, err := folds.folder.Fold(t.Context(), true); err != nil {
 							t.Fatal(err)
 						}
 						if err := parts.Prune(t.Context()); err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/database"
+	"github.com/usagekit/usagekit/internal/fold"
 	"github.com/usagekit/usagekit/internal/outbox"
 )
 
@@ -54,13 +55,15 @@ func scripted(t *testing.T) (*Store, sqlmock.Sqlmock) {
 	}
 	s := &Store{
 		db: pool, log: slog.New(slog.DiscardHandler), interval: time.Second, clock: clock.New(nil, Retention{}.kept()), writer: "w",
-		live: counter.New(100, func(string, int64) {}, nil),
-		kick: make(chan struct{}, 1), foldNames: manyFoldNames, stopped: make(chan struct{}),
+		live:    counter.New(100, func(string, int64) {}, nil),
+		stopped: make(chan struct{}),
 	}
 	s.run, s.cancel = context.WithCancel(context.Background())
 	s.health = health{log: s.log, safe: s.safe}
+	s.folder = fold.NewFolder(s.run, s.db, s.clock, nil, s.writer, s.log)
+	s.leader = fold.NewLeader(s.folder, s.interval, quietAfter, fold.Events{})
 	s.outbox = outbox.New(s.run, outbox.Config{
-		DB: pool, Clock: s.clock, Live: s.live, Writer: "w", Interval: time.Second, Log: s.log, Sent: s.sent, Asleep: s.asleep.Load,
+		DB: pool, Clock: s.clock, Live: s.live, Writer: "w", Interval: time.Second, Log: s.log, Sent: s.leader.Arrived, Asleep: s.leader.Asleep,
 		Sending: func(err error) { s.report(toSend, err) }, Adopting: func(err error) { s.report(toAdopt, err) },
 	})
 	t.Cleanup(func() {
@@ -146,25 +149,3 @@ func TestTheSameBatchUntilItsCommitIsCertain(t *testing.T) {
 type captured struct{ into *[]any }
 
 func (c captured) Match(v driver.Value) bool { *c.into = append(*c.into, v); return true }
-
-// The guard's UPDATE reaches fewer rows than there are writers: another fold was
-// first, and this one is rolled back before it has written anything.
-func TestAGuardThatMovedRollsTheFoldBack(t *testing.T) {
-	s, script := scripted(t)
-	payload := counter.Batch{Opened: 1, Counts: []counter.Count{{Name: "feature.a.used", N: 1}}}.Encode()
-	script.ExpectBegin()
-	opens(script, 1000)
-	script.ExpectQuery(`SELECT value, .* FOR UPDATE SKIP LOCKED`).WillReturnRows(script.NewRows([]string{"value", "now"}).AddRow(" 0", 1000))
-	script.ExpectQuery(`LATERAL`).WillReturnRows(script.NewRows([]string{"writer", "guard", "sum", "seq", "opened", "size"}).
-		AddRow("v", 4, []byte{}, 5, 1, len(payload)).AddRow("w", 0, []byte{}, 1, 1, len(payload)))
-	script.ExpectQuery(`SELECT i.writer, i.seq, i.payload`).WillReturnRows(script.NewRows([]string{"writer", "seq", "payload"}).
-		AddRow("v", 5, payload).AddRow("w", 1, payload))
-	script.ExpectExec(`UPDATE usage_writers AS w SET .* AND w.seq = v.guard`).WillReturnResult(driver.RowsAffected(1))
-	script.ExpectRollback()
-	if _, err := s.fold(t.Context(), true); !errors.Is(err, errConflict) {
-		t.Errorf("fold: %v, want errConflict", err)
-	}
-	if s.conflicts.Load() != 1 {
-		t.Errorf("%d conflicts counted", s.conflicts.Load())
-	}
-}

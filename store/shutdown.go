@@ -38,8 +38,8 @@ func (s *Store) stop(ctx context.Context) error {
 	if err == nil {
 		// What is in the inbox is stored: a fold that does not get its turn
 		// now is the next one's.
-		if s.foldThrough(ctx, seq) == nil {
-			s.release(ctx)
+		if s.folder.Through(ctx, seq) == nil {
+			s.leader.Release(ctx)
 		}
 	}
 	s.cancel()

@@ -7,12 +7,6 @@ import (
 	"github.com/usagekit/usagekit/internal/outbox"
 )
 
-const (
-	sqlMeta    = `SELECT value FROM usage_meta WHERE name = ?`
-	sqlSetMeta = `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value`
-	sqlNewMeta = `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING`
-)
-
 // startLoop reaches the database for a store that started offline.
 func (s *Store) startLoop() {
 	for backoff := (database.Backoff{}); ; {
@@ -47,7 +41,7 @@ func (s *Store) settle(ctx context.Context, tx *database.Tx, id string) (settled
 	if err != nil {
 		return nil, err
 	}
-	if _, err := tx.Exec(ctx, sqlNewMeta, "lease", " 0"); err != nil {
+	if err := s.folder.Settle(ctx, tx); err != nil {
 		return nil, err
 	}
 	// A file or server that cannot be written to shows it now.
@@ -62,7 +56,6 @@ func (s *Store) settle(ctx context.Context, tx *database.Tx, id string) (settled
 
 // replaced has what is known of the tables asked for again: another file stands there.
 func (s *Store) replaced() {
-	s.subjects.Store(nil)
-	s.stir(0)
-	signal(s.kick) // something may wait in it
+	s.tables.Forget()
+	s.leader.Wake() // something may wait in it
 }

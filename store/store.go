@@ -132,15 +132,14 @@
 // ErrUnavailable; Each reads whatever there is, in pages of which that is true. What is
 // asked of one Reading is of one moment, and says how complete it is: see Read.
 //
-// Read store.go and config.go, start.go, then send.go (the flush), fold.go, poison.go and
-// apply.go (into the tables), caps.go and room.go (which apply asks), thresholds.go, lease.go
-// (who folds), rules.go (which rules of the zone are in force), retention.go, query.go,
-// read.go and each.go (which convert, and ask internal/read), and what goes to the database at once: now.go, erase.go;
-// shutdown.go and log.go for the end. Beside this package stand
+// Read store.go, config.go and start.go, then follow what is counted through the rooms beside
+// this package: internal/counter (live counts and the spool), internal/outbox (to the inbox),
+// internal/fold (into the tables) and internal/crossing (thresholds). AddNow, Take and Reset
+// are in now.go. query.go, read.go and each.go convert, and ask internal/read (from a Query to
+// spans of the tables, to SQL, to counts); what is removed, internal/upkeep removes. start.go,
+// health.go, log.go and shutdown.go are what their names say. All of them stand on
 // internal/naming (the grammar of names), internal/calendar (where buckets begin),
-// internal/counter (live counts and the spool), internal/read (from a Query to spans of
-// the tables, to SQL, to counts), internal/crossing (thresholds: what they
-// watch, and who is told) and internal/database (the only way to the database:
+// internal/clock (the database's time) and internal/database (the only way to the database:
 // connections, the tables, SQL, and what an error means).
 package store
 
@@ -149,7 +148,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -163,6 +161,7 @@ import (
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/crossing"
 	"github.com/usagekit/usagekit/internal/database"
+	"github.com/usagekit/usagekit/internal/fold"
 	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/internal/outbox"
 	"github.com/usagekit/usagekit/internal/upkeep"
@@ -219,29 +218,15 @@ type Store struct {
 	run    context.Context // ends the goroutines
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
-	kick   chan struct{} // a batch waits to be folded
 
-	caps     map[string]int
-	subjects atomic.Pointer[subjects]
-	watch    crossing.Watch
+	tables   *fold.Tables
+	folder   *fold.Folder
+	leader   *fold.Leader
 	notifier *crossing.Notifier
 
 	derivedOnce   sync.Once
 	oddOnce       sync.Once    // of tokens
 	foldedThrough atomic.Int64 // Unix ms; 0: unknown
-	conflicts     atomic.Int64 // folds undone by the guard
-
-	mu sync.Mutex
-
-	folding   foldMemory
-	refusals  map[string]refusal // by writer: what is folded behind that of others
-	foldNames int                // manyFoldNames; tests have less
-	seenFold  seenFold           // of foldLoop
-	idling    time.Duration      // of foldLoop: how long it waited last with nothing to fold
-	quiet     time.Duration      // quietAfter; tests have less
-	began     time.Time
-	stirred   atomic.Int64 // since began, when something was last known to be counted somewhere
-	asleep    atomic.Bool  // nothing looks at the database
 
 	stopOnce sync.Once
 	stopped  chan struct{}
@@ -262,7 +247,7 @@ func New(ctx context.Context, db *sqlx.DB, cfg Config) (*Store, error) {
 
 // begin has what goes on in the background begin.
 func (s *Store) begin() {
-	loops := []func(){s.outbox.SealLoop, s.outbox.SendLoop, s.foldLoop, s.pruner.Loop}
+	loops := []func(){s.outbox.SealLoop, s.outbox.SendLoop, s.leader.Run, s.pruner.Loop}
 	loops = append(loops, s.notifier.Loops()...)
 	loops = append(loops, func() {
 		s.db.Watch(s.run, s.interval, func(err error) { s.report(toWatch, err) })
@@ -309,15 +294,9 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 	}
 	s := &Store{
 		log: cfg.Logger, interval: cfg.Interval,
-		writer: database.NewID(),
-		kick:   make(chan struct{}, 1), foldNames: manyFoldNames, quiet: quietAfter, began: time.Now(),
+		writer:  database.NewID(),
 		stopped: make(chan struct{}),
-		caps:    maps.Clone(cfg.Caps),
 	}
-	if s.caps == nil {
-		s.caps = defaultCaps()
-	}
-	maps.DeleteFunc(s.caps, func(_ string, n int) bool { return n == 0 })
 	if s.log == nil {
 		s.log = slog.Default()
 	}
@@ -344,7 +323,9 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 	}
 	s.run, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.notifier = crossing.NewNotifier(s.run, s.db, s.log, s.calendar, cfg.receivers(), len(cfg.Thresholds) > 0)
-	s.watch = crossing.Watch{Thresholds: cfg.watched(), Receivers: s.notifier.Receivers()}
+	s.tables = fold.NewTables(s.clock, cfg.caps(), crossing.Watch{Thresholds: cfg.watched(), Receivers: s.notifier.Receivers()}, s.notifier.Look)
+	s.folder = fold.NewFolder(s.run, s.db, s.clock, s.tables, s.writer, s.log)
+	s.leader = s.newLeader(quietAfter)
 	if !cfg.StartOffline {
 		if err := s.start(ctx, false); err != nil {
 			return nil, fmt.Errorf("store: New: %w%s", err, database.Advice(err))
@@ -353,10 +334,22 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 	s.live = counter.New(maxNames, s.refused, s.spool)
 	s.pruner = upkeep.NewPruner(s.run, s.db, s.clock, s.notifier, s.log)
 	s.outbox = outbox.New(s.run, outbox.Config{
-		DB: s.db, Clock: s.clock, Live: s.live, Spool: s.spool, Writer: s.writer, Interval: s.interval, Log: s.log, Sent: s.sent, Asleep: s.asleep.Load,
+		DB: s.db, Clock: s.clock, Live: s.live, Spool: s.spool, Writer: s.writer, Interval: s.interval, Log: s.log, Sent: s.leader.Arrived, Asleep: s.leader.Asleep,
 		Sending: func(err error) { s.report(toSend, err) }, Adopting: func(err error) { s.report(toAdopt, err) },
 	})
 	return s, nil
+}
+
+// quietAfter is for how long after the last count anywhere the database is looked at; with
+// the last look, 100 s.
+const quietAfter = 75 * time.Second
+
+func (s *Store) newLeader(quiet time.Duration) *fold.Leader {
+	return fold.NewLeader(s.folder, s.interval, quiet, fold.Events{
+		Report: func(err error) { s.report(toFold, err) },
+		Folded: func() { s.pruner.Counted() },
+		Sleep:  s.notifier.Sleep,
+	})
 }
 
 // Add counts n, 1 … 2^53−1, under name: see the package comment. It never blocks
@@ -484,22 +477,12 @@ func (s *Store) Flush(ctx context.Context) error {
 	}
 	seq, err := s.outbox.Deliver(ctx)
 	if err == nil {
-		err = s.foldThrough(ctx, seq)
+		err = s.folder.Through(ctx, seq)
 	}
 	if err != nil {
 		return fmt.Errorf("store: flush: %w", err)
 	}
 	return nil
-}
-
-// sent has a batch looked after that has reached the inbox: at once, if this store may
-// fold it, or if nothing else looks.
-func (s *Store) sent(lease string, now int64) {
-	s.stir(0)
-	holder, until := s.parseLease(lease, now)
-	if holder == s.writer || until <= now || s.asleep.Load() {
-		signal(s.kick)
-	}
 }
 
 // report keeps what came of an attempt, unless it is the end that made it fail.
@@ -537,14 +520,3 @@ func (s *Store) pause(d time.Duration) bool {
 		return false
 	}
 }
-
-// signal leaves a mark in a channel of one.
-func signal(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
-
-// addCapped adds two counts; it saturates as every count does.
-func addCapped(a, b int64) int64 { return min(a+b, counter.Max) }

@@ -150,3 +150,12 @@ func (c *Clock) same(a, b *time.Location) bool {
 	}
 	return calendar.Same(a, b, from, now.AddDate(1, 0, 0))
 }
+
+// Possible is a stored time that something lasts until, and 0 where that cannot be,
+// because nothing lasts for that long: the clock was ahead when it was stored.
+func Possible(until, now int64, longest time.Duration) int64 {
+	if until-now > longest.Milliseconds() {
+		return 0
+	}
+	return until
+}

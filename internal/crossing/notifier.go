@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/database"
 )
 
@@ -108,7 +109,7 @@ func (n *Notifier) DropUnclaimed(ctx context.Context, now time.Time) error {
 					after = list[page-1].name
 				}
 				for _, w := range list {
-					last := time.UnixMilli(max(w.Time.UnixMilli(), possible(w.until, now.UnixMilli(), longestClaim)))
+					last := time.UnixMilli(max(w.Time.UnixMilli(), clock.Possible(w.until, now.UnixMilli(), longestClaim)))
 					if w.err != nil || slices.Contains(n.names, w.receiver) || now.Sub(last) < unclaimed {
 						continue
 					}
@@ -227,7 +228,7 @@ func (t *teller) look() (wait time.Duration, left bool) {
 
 // claimed is for how long somebody else has the word.
 func (w word) claimed() time.Duration {
-	return time.Duration(possible(w.until, w.now, longestClaim)-w.now) * time.Millisecond
+	return time.Duration(clock.Possible(w.until, w.now, longestClaim)-w.now) * time.Millisecond
 }
 
 // drop removes a word that cannot be read.

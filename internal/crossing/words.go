@@ -183,15 +183,6 @@ func parseWord(cal calendar.Calendar, name, value string) (w word) {
 	return w
 }
 
-// possible is a stored time that something lasts until, and 0 where that cannot be,
-// because nothing lasts for that long: the clock was ahead when it was stored.
-func possible(until, now int64, longest time.Duration) int64 {
-	if until-now > longest.Milliseconds() {
-		return 0
-	}
-	return until
-}
-
 // settle changes a word, or removes it, unless somebody else has meanwhile: errClaimed.
 func settle(ctx context.Context, tx *database.Tx, query string, args ...any) error {
 	n, err := tx.Exec(ctx, query, args...)

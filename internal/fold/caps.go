@@ -1,19 +1,15 @@
-package store
+package fold
 
 import (
 	"context"
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
-
-// defaultCaps are for a nil Config.Caps.
-func defaultCaps() map[string]int {
-	return map[string]int{"api": 5_000, "feature": 10_000, "llm": 1_000, "error": 1_000}
-}
 
 const (
 	// It also locks: who finds new subjects decides alone about all of them.
@@ -22,9 +18,15 @@ const (
 	sqlKnownSubjects = `SELECT DISTINCT CASE WHEN %s IN ('', ?, ?, ?, 'api.requests.') THEN key ELSE %[1]s END FROM usage_metrics WHERE key >= ? AND key < ?`
 )
 
-// subjects are those of the capped groups that the database has. A Store remembers
-// them, so that a fold of known names asks nothing; token tells whether another one
-// has found more since. What is published never changes.
+// caps are how many subjects a group may have in the database.
+type caps struct {
+	of    map[string]int           // by group; one that is not there has no cap
+	known atomic.Pointer[subjects] // that the database has; nil: not known
+}
+
+// subjects are those of the capped groups that the database has. They are remembered, so
+// that a fold of known names asks nothing; token tells whether another instance has found
+// more since. What is published never changes.
 type subjects struct {
 	token string
 	known map[string]bool
@@ -46,12 +48,12 @@ func budgetOf(name string) string {
 	return group
 }
 
-// capOf is how many subjects have a place in a budget.
-func (s *Store) capOf(budget string) int {
+// places is how many subjects have a place in a budget.
+func (c *caps) places(budget string) int {
 	if budget == areas {
-		return s.caps["api"]
+		return c.of["api"]
 	}
-	return s.caps[budget]
+	return c.of[budget]
 }
 
 // subjectOf returns the group of a name, and what a cap of it counts: the stem, or
@@ -64,18 +66,18 @@ func subjectOf(name string) (group, subject string) {
 	return group, naming.Stem(name)
 }
 
-// capSubjects moves what has a new subject beyond its group's cap to (other). Only
+// move moves what has a new subject beyond its group's cap to (other). Only
 // here is it known what is new: an instance knows no other's names.
 //
 // What was not counted for a month makes room for what is new: see makeRoom.
-func (s *Store) capSubjects(ctx context.Context, tx *database.Tx, sums *sums) error {
-	if len(s.caps) == 0 {
+func (c *caps) move(ctx context.Context, tx *database.Tx, sums *Sums) error {
+	if len(c.of) == 0 {
 		return nil
 	}
-	known := s.subjects.Load()
+	known := c.known.Load()
 	isNew := func(name string) bool {
 		group, subject := subjectOf(name)
-		if _, capped := s.caps[group]; !capped || known != nil && known.known[subject] {
+		if _, capped := c.of[group]; !capped || known != nil && known.known[subject] {
 			return false
 		}
 		_, subject, _ = naming.Split(name)
@@ -96,7 +98,7 @@ func (s *Store) capSubjects(ctx context.Context, tx *database.Tx, sums *sums) er
 	}
 	if known == nil || known.token != token {
 		var err error
-		if known, err = s.knownSubjects(ctx, tx, token); err != nil {
+		if known, err = c.read(ctx, tx, token); err != nil {
 			return err
 		}
 	}
@@ -113,13 +115,13 @@ func (s *Store) capSubjects(ctx context.Context, tx *database.Tx, sums *sums) er
 		budget := budgetOf(name)
 		_, of, measure := naming.Split(name)
 		wanted := of != naming.Other && (budget != areas || measure != naming.Other)
-		if wanted && next.count[budget] >= s.capOf(budget) && !looked[budget] {
+		if wanted && next.count[budget] >= c.places(budget) && !looked[budget] {
 			looked[budget] = true
-			if err := s.makeRoom(ctx, tx, sums, next, budget); err != nil {
+			if err := c.makeRoom(ctx, tx, sums, next, budget); err != nil {
 				return err
 			}
 		}
-		if wanted && next.count[budget] < s.capOf(budget) {
+		if wanted && next.count[budget] < c.places(budget) {
 			next.add(group, subject)
 			found = true
 			continue
@@ -170,14 +172,14 @@ func (k *subjects) otherOf(name string) string {
 	return name
 }
 
-// knownSubjects reads the subjects of all capped groups.
-func (s *Store) knownSubjects(ctx context.Context, tx *database.Tx, token string) (*subjects, error) {
+// read reads the subjects of all capped groups.
+func (c *caps) read(ctx context.Context, tx *database.Tx, token string) (*subjects, error) {
 	k := &subjects{token: token, known: map[string]bool{}, count: map[string]int{}, other: map[string]int{}, round: map[string]lookup{}}
-	for _, group := range slices.Sorted(maps.Keys(s.caps)) {
+	for _, group := range slices.Sorted(maps.Keys(c.of)) {
 		var list []string
-		text := fmt.Sprintf(sqlKnownSubjects, s.db.Stem("key"))
+		text := fmt.Sprintf(sqlKnownSubjects, tx.Stem("key"))
 		if group == "other" {
-			text += " OR " + s.db.Strpos + "(key, '.') = 0"
+			text += " OR " + tx.Strpos + "(key, '.') = 0"
 		}
 		err := tx.Select(ctx, &list, text, group+".", group+"..", group+"."+naming.Other+".", group+".", group+"/")
 		if err != nil {
@@ -188,27 +190,4 @@ func (s *Store) knownSubjects(ctx context.Context, tx *database.Tx, token string
 		}
 	}
 	return k, nil
-}
-
-// move has what was counted under a name count under another one.
-func (s *sums) move(name, to string) {
-	from := s.names[name]
-	delete(s.names, name)
-	m := s.sum(to)
-	for _, d := range from.dated {
-		m.add(d.quarter, d.n)
-		if m.whole != nil && from.whole == nil { // "api.requests" is no route, (other) is one
-			m.whole.add(d.quarter, d.n)
-		}
-	}
-}
-
-// applied notes what came of apply, once it is certain.
-func (s *Store) applied(sums *sums, crossings int) {
-	if sums != nil && sums.subjects != nil {
-		s.subjects.Store(sums.subjects)
-	}
-	if crossings > 0 {
-		s.notifier.Look()
-	}
 }

@@ -1,36 +1,25 @@
-package store
+package fold
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
 	"maps"
-	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
-	"time"
 
-	"github.com/jmoiron/sqlx"
-
-	"github.com/usagekit/usagekit/internal/counter"
-	"github.com/usagekit/usagekit/internal/dbtest"
-	"github.com/usagekit/usagekit/internal/naming"
 	"github.com/usagekit/usagekit/store/postgres"
-	"github.com/usagekit/usagekit/store/sqlite"
 )
 
-// rule is something by which an operator has a table refuse what is counted.
-type rule struct{ name, on, off string }
+// refusing is something by which an operator has a table refuse what is counted.
+type refusing struct{ name, on, off string }
 
-func trigger(code string) rule {
-	return rule{"a trigger that raises " + code,
+func trigger(code string) refusing {
+	return refusing{"a trigger that raises " + code,
 		`CREATE FUNCTION never() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'never' USING ERRCODE = '` + code + `'; END $$;
 CREATE TRIGGER never BEFORE INSERT ON usage_history FOR EACH ROW EXECUTE FUNCTION never()`,
 		`DROP TRIGGER never ON usage_history; DROP FUNCTION never`}
 }
 
-var rulesOfPostgres = []rule{
+var rulesOfPostgres = []refusing{
 	{"a CHECK", `ALTER TABLE usage_metrics ADD CONSTRAINT none CHECK (key NOT LIKE 'user.%') NOT VALID`, `ALTER TABLE usage_metrics DROP CONSTRAINT none`},
 	{"a missing partition", `ALTER TABLE usage_history RENAME TO whole; CREATE TABLE usage_history (LIKE whole INCLUDING ALL) PARTITION BY RANGE (bucket)`, `CREATE TABLE part PARTITION OF usage_history DEFAULT`},
 	{"a column that must be given", `ALTER TABLE usage_history ADD tenant TEXT NOT NULL`, `ALTER TABLE usage_history DROP tenant`},
@@ -43,7 +32,7 @@ var rulesOfPostgres = []rule{
 CREATE TRIGGER never BEFORE INSERT ON usage_metrics FOR EACH ROW EXECUTE FUNCTION never()`, `DROP TRIGGER never ON usage_metrics; DROP FUNCTION never`},
 }
 
-var rulesOfSQLite = []rule{
+var rulesOfSQLite = []refusing{
 	{"a trigger", `CREATE TRIGGER never BEFORE INSERT ON usage_history BEGIN SELECT RAISE(ABORT, 'never'); END`, `DROP TRIGGER never`},
 	{"a trigger for some", `CREATE TRIGGER never BEFORE INSERT ON usage_metrics WHEN NEW.key LIKE 'user.%' BEGIN SELECT RAISE(FAIL, 'never'); END`, `DROP TRIGGER never`},
 	{"a trigger that rolls back", `CREATE TRIGGER never BEFORE INSERT ON usage_metrics BEGIN SELECT RAISE(ROLLBACK, 'never'); END`, `DROP TRIGGER never`},
@@ -52,20 +41,19 @@ var rulesOfSQLite = []rule{
 	{"a trigger that wants a number", `CREATE TABLE numbers (n INTEGER CHECK (typeof(n) = 'integer')) STRICT; CREATE TRIGGER never BEFORE INSERT ON usage_metrics BEGIN INSERT INTO numbers VALUES (NEW.key); END`, `DROP TRIGGER never; DROP TABLE numbers`},
 }
 
-// each database, with its rules; New's loops do not run: a test folds by itself.
-func withRules(t *testing.T, test func(t *testing.T, s *Store, r rule)) {
+// each database, with its rules; a test folds by itself.
+func withRules(t *testing.T, test func(t *testing.T, s *instance, r refusing)) {
 	t.Helper()
 	for _, r := range rulesOfSQLite {
 		t.Run("sqlite/"+r.name, func(t *testing.T) {
-			db, err := sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
-			test(t, unstarted(t, db, err), r)
+			test(t, instanceOn(t, pools(t, "sqlite")()), r)
 		})
 	}
-	if Server == nil {
+	if server == nil {
 		t.Log("PostgreSQL was not tried: make test does")
 		return
 	}
-	url := Server.NewDatabase(t)
+	url := server.NewDatabase(t)
 	for i, r := range rulesOfPostgres {
 		t.Run("postgres/"+r.name, func(t *testing.T) {
 			schema := fmt.Sprintf("s%d", i)
@@ -73,71 +61,29 @@ func withRules(t *testing.T, test func(t *testing.T, s *Store, r rule)) {
 			if err == nil {
 				_, err = db.ExecContext(t.Context(), "CREATE SCHEMA "+schema)
 			}
-			test(t, unstarted(t, db, err), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { db.Close() })
+			test(t, instanceOn(t, db), r)
 		})
 	}
 }
 
-func unstarted(t *testing.T, db *sqlx.DB, err error) *Store {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { db.Close() })
-	s, err := open(t.Context(), db, Config{Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
 // inbox puts three batches of two writers there.
-func inbox(t *testing.T, s *Store) {
+func inbox(t *testing.T, s *instance) {
 	t.Helper()
-	b := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 1}, {Name: "feature.b.used", N: 1}, {Name: "user.1.requests", N: 1}}}
-	for _, w := range []struct {
-		writer string
-		seq    int
-	}{{"v", 1}, {"w", 1}, {"w", 2}} {
-		s.exec(t, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 4000000000000) ON CONFLICT DO NOTHING`, w.writer, []byte{})
-		s.exec(t, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, ?, ?, ?)`, w.writer, w.seq, b.Opened, b.Encode())
-	}
-}
-
-// foldAll folds until nothing waits.
-func foldAll(t *testing.T, s *Store) {
-	t.Helper()
-	for range 30 {
-		f, err := s.fold(context.WithoutCancel(t.Context()), true)
-		if err == nil && f.batches == 0 {
-			return
-		}
-	}
-	t.Error("30 folds were not enough")
-}
-
-func totalsWithout(t *testing.T, s *Store, group string) map[string]int64 {
-	t.Helper()
-	counts, err := s.Totals(t.Context(), Query{Except: []string{group, naming.RequestsToday}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	totals := map[string]int64{}
-	for _, c := range counts {
-		totals[c.Name] = c.N
-	}
-	var bad int
-	if s.get(t, &bad, `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'bad/%'`); bad > 0 {
-		totals["bad"] = int64(bad)
-	}
-	return totals
+	names := []string{"feature.a.used", "feature.b.used", "user.1.requests"}
+	s.arrives(t, "v", 1, names...)
+	s.arrives(t, "w", 1, names...)
+	s.arrives(t, "w", 2, names...)
 }
 
 // What an operator's mistake keeps out waits, whole, until the mistake is undone.
 func TestCountsOutlastAnOperatorsMistake(t *testing.T) {
-	withRules(t, func(t *testing.T, s *Store, r rule) {
+	withRules(t, func(t *testing.T, s *instance, r refusing) {
 		inbox(t, s)
-		s.exec(t, r.on)
+		s.execute(t, r.on)
 		var last error
 		defer func() {
 			if t.Failed() {
@@ -145,42 +91,34 @@ func TestCountsOutlastAnOperatorsMistake(t *testing.T) {
 			}
 		}()
 		for range 8 { // three are enough to try one batch alone, again and again
-			f, err := s.fold(t.Context(), true)
+			f, err := s.Fold(t.Context(), true)
 			if last = err; err == nil {
 				t.Fatalf("a fold against %s: %+v", r.name, f)
 			}
 		}
-		s.exec(t, r.off)
-		foldAll(t, s)
+		s.execute(t, r.off)
+		s.foldAll(t)
 		want := map[string]int64{"feature.a.used": 3, "feature.b.used": 3, "user.1.requests": 3}
-		if got := totalsWithout(t, s, "user.active."); !maps.Equal(got, want) {
+		if got := s.totals(t); !maps.Equal(got, want) {
 			t.Errorf("got %v\nwant %v", got, want)
 		}
 	})
 }
 
-// stood makes what refuses counts a rule that has stood for longer than anybody leaves
-// a mistake.
-func stood(s *Store) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.folding.refusedSince = s.folding.refusedSince.Add(-refusalPause)
-}
-
 // A rule that stays for some names is the operator's will: they count under (invalid),
 // where that is allowed, and from then on without a pause.
 func TestRulesThatStayKeepOnlyTheirNamesOut(t *testing.T) {
-	checks := func(condition string) rule {
-		return rule{on: `ALTER TABLE usage_metrics ADD CONSTRAINT none CHECK (NOT (` + condition + `))`}
+	checks := func(condition string) refusing {
+		return refusing{on: `ALTER TABLE usage_metrics ADD CONSTRAINT none CHECK (NOT (` + condition + `))`}
 	}
-	raises := func(condition string) rule {
-		return rule{on: `CREATE TRIGGER never BEFORE INSERT ON usage_metrics WHEN ` + condition + ` BEGIN SELECT RAISE(ABORT, 'never'); END`}
+	raises := func(condition string) refusing {
+		return refusing{on: `CREATE TRIGGER never BEFORE INSERT ON usage_metrics WHEN ` + condition + ` BEGIN SELECT RAISE(ABORT, 'never'); END`}
 	}
 	onlyUser := map[string]int64{"feature.a.used": 3, "feature.b.used": 3, "user.(invalid).requests": 3}
 	kept := map[string]int64{"bad": 3, "usagekit.counts.dropped": 9}
 	for _, c := range []struct {
 		name string
-		rule rule
+		rule refusing
 		want map[string]int64
 	}{
 		{"sqlite/a name", raises(`NEW.key = 'user.1.requests'`), onlyUser},
@@ -189,26 +127,18 @@ func TestRulesThatStayKeepOnlyTheirNamesOut(t *testing.T) {
 		{"postgres/a group", checks(`key LIKE 'user.%'`), kept},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			var db *sqlx.DB
-			var err error
-			if strings.HasPrefix(c.name, "sqlite") {
-				db, err = sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
-			} else if Server == nil {
-				t.Skip("PostgreSQL was not tried: make test does")
-			} else {
-				db, err = postgres.Open(Server.NewDatabase(t))
-			}
-			s := unstarted(t, db, err)
-			s.exec(t, c.rule.on)
+			kind, _, _ := strings.Cut(c.name, "/")
+			s := instanceOn(t, pools(t, kind)())
+			s.execute(t, c.rule.on)
 			inbox(t, s)
 			for range 4 {
-				if _, err := s.fold(t.Context(), true); err == nil {
+				if _, err := s.Fold(t.Context(), true); err == nil {
 					t.Fatal("a fold against the rule")
 				}
 			}
-			stood(s)
-			foldAll(t, s)
-			if got := totalsWithout(t, s, "user.active."); !maps.Equal(got, c.want) {
+			s.stood()
+			s.foldAll(t)
+			if got := s.totals(t); !maps.Equal(got, c.want) {
 				t.Errorf("got %v\nwant %v", got, c.want)
 			}
 		})
@@ -217,27 +147,27 @@ func TestRulesThatStayKeepOnlyTheirNamesOut(t *testing.T) {
 
 // A database that refuses everything says nothing about a batch, however long.
 func TestNothingIsSetAsideWhileEverythingIsRefused(t *testing.T) {
-	withRules(t, func(t *testing.T, s *Store, r rule) {
+	withRules(t, func(t *testing.T, s *instance, r refusing) {
 		switch r.name {
 		case "a missing partition", "a column that must be given", "a trigger", "a trigger that raises P0001":
 		default:
 			t.Skip("it refuses some")
 		}
 		inbox(t, s)
-		s.exec(t, r.on)
+		s.execute(t, r.on)
 		for range 4 {
-			_, _ = s.fold(t.Context(), true)
+			_, _ = s.Fold(t.Context(), true)
 		}
-		stood(s)
+		s.stood()
 		for range 8 {
-			if f, err := s.fold(t.Context(), true); err == nil {
+			if f, err := s.Fold(t.Context(), true); err == nil {
 				t.Fatalf("a fold against %s: %+v", r.name, f)
 			}
 		}
-		s.exec(t, r.off)
-		foldAll(t, s)
+		s.execute(t, r.off)
+		s.foldAll(t)
 		want := map[string]int64{"feature.a.used": 3, "feature.b.used": 3, "user.1.requests": 3}
-		if got := totalsWithout(t, s, "user.active."); !maps.Equal(got, want) {
+		if got := s.totals(t); !maps.Equal(got, want) {
 			t.Errorf("got %v\nwant %v", got, want)
 		}
 	})
@@ -246,32 +176,29 @@ func TestNothingIsSetAsideWhileEverythingIsRefused(t *testing.T) {
 // Where everything is refused no names are looked for: that would take seconds, at each
 // fold, of a batch of thousands.
 func TestNoNamesAreLookedForWhileEverythingIsRefused(t *testing.T) {
-	faults := &dbtest.Faults{}
-	plain, err := faults.Open("sqlite", "file:"+filepath.Join(t.TempDir(), "usage.db")+"?_txlock=immediate")
-	s := unstarted(t, sqlx.NewDb(plain, "sqlite"), err)
-	b := counter.Batch{Opened: time.Now().UnixMilli()}
+	s := instanceOn(t, pools(t, "sqlite")())
+	var names []string
 	for i := range 64 {
-		b.Counts = append(b.Counts, counter.Count{Name: fmt.Sprintf("feature.f%d.used", i), N: 1})
+		names = append(names, fmt.Sprintf("feature.f%d.used", i))
 	}
-	s.exec(t, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES ('v', 0, ?, 4000000000000)`, []byte{})
-	s.exec(t, `INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('v', 1, ?, ?)`, b.Opened, b.Encode())
-	s.exec(t, rulesOfSQLite[0].on)
+	s.arrives(t, "v", 1, names...)
+	s.execute(t, rulesOfSQLite[0].on)
 	for range 4 {
-		_, _ = s.fold(t.Context(), true)
+		_, _ = s.Fold(t.Context(), true)
 	}
-	stood(s)
-	_, _ = s.fold(t.Context(), true) // which batch it is
-	var tries atomic.Int64
-	faults.Set(func(op dbtest.Op) dbtest.Fault {
-		if strings.HasPrefix(op.Query, "SAVEPOINT usage_try") {
-			tries.Add(1)
+	s.stood()
+	_, _ = s.Fold(t.Context(), true) // which batch it is
+	tries := 0
+	s.db.Edit = func(q string) string {
+		if strings.HasPrefix(q, "SAVEPOINT usage_try") {
+			tries++
 		}
-		return dbtest.Fault{}
-	})
-	if f, err := s.fold(t.Context(), true); err == nil {
+		return q
+	}
+	if f, err := s.Fold(t.Context(), true); err == nil {
 		t.Errorf("a fold against a rule for all: %+v", f)
 	}
-	if n := tries.Load(); n != 1 {
-		t.Errorf("%d tries, want 1", n)
+	if tries != 1 {
+		t.Errorf("%d tries, want 1", tries)
 	}
 }

@@ -1,10 +1,9 @@
-package store
+package fold
 
 import (
 	"context"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -12,20 +11,20 @@ import (
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/database"
-	"github.com/usagekit/usagekit/store/sqlite"
 )
 
-// roomOf is a store of one budget, "feature", whose subjects all have a place.
+// roomOf is an instance of one budget, "feature", whose subjects all have a place.
 type roomOf struct {
 	*testing.T
-	s    *Store
+	s    *instance
 	next *subjects
 }
 
-func newRoom(t *testing.T, places int) *roomOf {
-	db, err := sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
-	r := &roomOf{t, unstarted(t, db, err), &subjects{known: map[string]bool{}, count: map[string]int{}, other: map[string]int{}, round: map[string]lookup{}}}
-	r.s.caps = map[string]int{"feature": places}
+func newRoom(t *testing.T, places int) *roomOf { return newRoomOf(t, places, kept400()) }
+
+func newRoomOf(t *testing.T, places int, kept clock.Kept) *roomOf {
+	t.Helper()
+	r := &roomOf{t, instanceOf(t, pools(t, "sqlite")(), kept, map[string]int{"feature": places}), &subjects{known: map[string]bool{}, count: map[string]int{}, other: map[string]int{}, round: map[string]lookup{}}}
 	for i := range places {
 		r.next.add("feature", r.subject(i))
 	}
@@ -37,8 +36,8 @@ func (r *roomOf) subject(i int) string { return fmt.Sprintf("feature.s%04d.", i)
 // counted has a name have a count so many days ago.
 func (r *roomOf) counted(name string, ago int) {
 	r.Helper()
-	day := r.s.calendar().Start(calendar.Day, time.Now().AddDate(0, 0, -ago)).Unix()
-	r.s.exec(r.T, `INSERT INTO usage_history (step, bucket, key, value) VALUES (2, ?, ?, 1)`, day, name)
+	day := r.s.tables.clock.Calendar().Start(calendar.Day, time.Now().AddDate(0, 0, -ago)).Unix()
+	r.s.execute(r.T, `INSERT INTO usage_history (step, bucket, key, value) VALUES (2, ?, ?, 1)`, day, name)
 }
 
 // look looks for idle ones, by a database whose clock is off, and returns how many are gone.
@@ -46,9 +45,9 @@ func (r *roomOf) look(off time.Duration) (gone int) {
 	r.Helper()
 	before := len(r.next.known)
 	err := r.s.db.Glance(r.Context(), func(ctx context.Context, tx *database.Tx) error {
-		sums := r.s.newSums(time.Now().Add(off), removal{Last: time.Now().UnixMilli()})
-		sums.horizon = r.s.horizon(time.Now())
-		return r.s.makeRoom(ctx, tx, sums, r.next, "feature")
+		sums := r.s.tables.Sums(time.Now().Add(off), clock.Removal{Last: time.Now().UnixMilli()})
+		sums.horizon = r.s.tables.clock.Horizon(time.Now())
+		return r.s.tables.caps.makeRoom(ctx, tx, sums, r.next, "feature")
 	})
 	if err != nil {
 		r.Fatal(err)
@@ -73,15 +72,16 @@ func TestIdleSubjectsHaveWitnesses(t *testing.T) {
 		"one day":                   {[]int{0, 1}, 0, 0, 0},
 		"two days":                  {[]int{1, 2}, 0, 0, 3},
 		"two days, too long ago":    {[]int{40, 41}, 0, 0, 0},
-		"clocks that differ":        {[]int{1, 2}, maxSkew + time.Hour, 0, 0},
+		"clocks that differ":        {[]int{1, 2}, clock.MaxSkew + time.Hour, 0, 0},
 		"history of a fortnight":    {[]int{1, 2}, 0, 14 * 24 * time.Hour, 0},
 		"history of a month, a day": {[]int{1, 2}, 0, idleAfter + 24*time.Hour, 3},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRoom(t, 3)
+			kept := kept400()
 			if c.daily > 0 {
-				r.s.clock = clock.New(nil, Retention{Daily: c.daily}.kept())
+				kept.Days = c.daily
 			}
+			r := newRoomOf(t, 3, kept)
 			for _, ago := range c.days {
 				r.counted("user.registrations", ago)
 			}
@@ -158,15 +158,15 @@ func TestIdleSubjectsAreLookedForOnceInAFold(t *testing.T) {
 	for i := range all {
 		r.counted(r.subject(i)+"used", 1+i%2)
 	}
-	r.s.subjects.Store(r.next)
+	r.s.tables.caps.known.Store(r.next)
 	var round lookup
 	err := r.s.db.Write(t.Context(), database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 		now := time.Now()
-		sums := r.s.newSums(now, removal{Last: now.UnixMilli()})
+		sums := r.s.tables.Sums(now, clock.Removal{Last: now.UnixMilli()})
 		for i := range 3 {
-			sums.add(now.UnixMilli(), fmt.Sprintf("feature.new%d.used", i), 1)
+			sums.Add(now.UnixMilli(), fmt.Sprintf("feature.new%d.used", i), 1)
 		}
-		err := r.s.capSubjects(ctx, tx, sums)
+		err := r.s.tables.caps.move(ctx, tx, sums)
 		round = sums.subjects.round["feature"]
 		return err
 	})

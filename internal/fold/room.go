@@ -1,4 +1,4 @@
-package store
+package fold
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/usagekit/usagekit/internal/calendar"
+	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/database"
 	"github.com/usagekit/usagekit/internal/naming"
 )
@@ -39,25 +40,25 @@ type lookup struct {
 
 // makeRoom takes idle subjects of a budget out of next until there is room for one at
 // least, or it has looked enough.
-func (s *Store) makeRoom(ctx context.Context, tx *database.Tx, sums *sums, next *subjects, budget string) error {
+func (c *caps) makeRoom(ctx context.Context, tx *database.Tx, sums *Sums, next *subjects, budget string) error {
 	round, now := next.round[budget], sums.now
 	if wait := round.again.Sub(now); round.last == "" && wait > 0 && wait <= idleAgain { // no longer, whatever the clock did
 		return nil
 	}
 	defer func() { next.round[budget] = round }()
 	round.again = now.Add(idleAgain)
-	today := s.calendar().Start(calendar.Day, now)
-	from := s.calendar().Start(calendar.Day, sums.sure.Add(-idleAfter))
-	if now.Sub(sums.sure) > idleAfter || time.Since(now).Abs() > maxSkew || sums.horizon.Of(calendar.Day, naming.Personal(budget+".x.y")) > from.Unix() {
+	today := sums.calendar.Start(calendar.Day, now)
+	from := sums.calendar.Start(calendar.Day, sums.sure.Add(-idleAfter))
+	if now.Sub(sums.sure) > idleAfter || time.Since(now).Abs() > clock.MaxSkew || sums.horizon.Of(calendar.Day, naming.Personal(budget+".x.y")) > from.Unix() {
 		return nil
 	}
-	before := s.calendar().Buckets(calendar.Day, from, today)
-	rows, args := s.db.Values(database.Column{Name: "day", Numbers: before})
+	before := sums.calendar.Buckets(calendar.Day, from, today)
+	rows, args := tx.Values(database.Column{Name: "day", Numbers: before})
 	var days int
 	if err := tx.Get(ctx, &days, strings.Replace(sqlDaysCounted, "%s", rows, 1), args...); err != nil || days < idleWitness {
 		return err
 	}
-	in, list := s.db.OneOf("h.bucket", append(before, today.Unix()))
+	in, list := tx.OneOf("h.bucket", append(before, today.Unix()))
 	counted := map[string]bool{} // by this very fold
 	for name := range sums.names {
 		_, subject := subjectOf(name)
@@ -65,7 +66,7 @@ func (s *Store) makeRoom(ctx context.Context, tx *database.Tx, sums *sums, next 
 	}
 	rest := next.after(budget, round.last)
 	for range idleChunks {
-		if len(rest) == 0 || next.count[budget] < s.capOf(budget) {
+		if len(rest) == 0 || next.count[budget] < c.places(budget) {
 			break
 		}
 		piece := rest[:min(idleChunk, len(rest))]
@@ -78,7 +79,7 @@ func (s *Store) makeRoom(ctx context.Context, tx *database.Tx, sums *sums, next 
 				last[i] = naming.After(subject)
 			}
 		}
-		rows, args := s.db.Values(database.Column{Name: "first", Texts: piece}, database.Column{Name: "last", Texts: last})
+		rows, args := tx.Values(database.Column{Name: "first", Texts: piece}, database.Column{Name: "last", Texts: last})
 		var idle []string
 		text := strings.Replace(strings.Replace(sqlIdle, "%s", rows, 1), "%s", in, 1)
 		if err := tx.Select(ctx, &idle, text, append(args, list)...); err != nil {
