@@ -70,7 +70,7 @@ func subjectOf(name string) (group, subject string) {
 // here is it known what is new: an instance knows no other's names.
 //
 // What was not counted for a month makes room for what is new: see makeRoom.
-func (c *caps) move(ctx context.Context, tx *database.Tx, sums *Sums) error {
+func (c *caps) move(ctx context.Context, tx *database.Tx, sums *sums) error {
 	if len(c.of) == 0 {
 		return nil
 	}

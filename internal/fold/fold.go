@@ -113,7 +113,7 @@ type Result struct {
 
 	newer   string        // a batch that waits for a later release
 	refused error         // why some wait that the database refuses; nil: none do
-	upserts time.Duration // what Apply took
+	upserts time.Duration // what apply took
 	after   memory        // what it has learned, once it is certain
 	written Written
 	reports []report // to be logged then
@@ -265,7 +265,7 @@ func (f *Folder) fold(ctx context.Context, tx *database.Tx, force bool, m memory
 	if len(c.list) > 0 {
 		tried.Store(&c)
 	}
-	g := merging{tables: f.tables, sums: f.tables.Sums(held.now, held.pruned), now: now, pruned: held.pruned, guards: map[string]*guard{}, suspect: m.suspect, panics: m.panics}
+	g := merging{tables: f.tables, sums: f.tables.newSums(held.now, held.pruned), now: now, pruned: held.pruned, guards: map[string]*guard{}, suspect: m.suspect, panics: m.panics}
 	merged, err := f.mergeAll(ctx, tx, &g, c.list)
 	if err != nil {
 		return Result{}, err
@@ -285,7 +285,7 @@ func (f *Folder) fold(ctx context.Context, tx *database.Tx, force bool, m memory
 		return Result{}, err
 	}
 	start := time.Now()
-	written, err := f.tables.Apply(ctx, tx, g.sums)
+	written, err := f.tables.apply(ctx, tx, g.sums)
 	if err != nil {
 		return Result{}, err
 	}

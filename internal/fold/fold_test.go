@@ -33,7 +33,7 @@ func BenchmarkMerge(b *testing.B) {
 	b.ReportMetric(float64(size)/float64(len(payloads)), "B/batch")
 	b.ReportAllocs()
 	for b.Loop() {
-		m := merging{sums: tables.Sums(time.UnixMilli(1_800_000_000_000), clock.Removal{}), now: 1_800_000_000_000, guards: map[string]*guard{}}
+		m := merging{sums: tables.newSums(time.UnixMilli(1_800_000_000_000), clock.Removal{}), now: 1_800_000_000_000, guards: map[string]*guard{}}
 		for i, p := range payloads {
 			if err := m.merge(b.Context(), nil, waiting{Writer: fmt.Sprint(i), Seq: 1, Payload: p}); err != nil {
 				b.Fatal(err)
@@ -77,9 +77,10 @@ func TestFoldOfManyNames(t *testing.T) {
 	}
 }
 
-// BenchmarkFoldSQLite folds batches of 100,000 names: three rows each.
+// BenchmarkFoldSQLite folds batches of 100,000 names, of which 10,000 have a place: three
+// rows each.
 func BenchmarkFoldSQLite(b *testing.B) {
-	s := instanceOn(b, pools(b, "sqlite")())
+	s := instanceOf(b, pools(b, "sqlite")(), kept400(), map[string]int{"feature": 10_000})
 	list := make([]string, 100_000)
 	for i := range list {
 		list[i] = fmt.Sprintf("feature.f%d.used", i)

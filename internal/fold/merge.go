@@ -21,7 +21,7 @@ const sqlAdvance = `UPDATE usage_writers AS w SET seq = v.seq, sum = %s, seen = 
 // merging is what a fold gathers before it writes.
 type merging struct {
 	tables  *Tables
-	sums    *Sums
+	sums    *sums
 	now     int64 // the database's time, Unix ms
 	pruned  clock.Removal
 	guards  map[string]*guard
@@ -87,7 +87,7 @@ func (m *merging) merge(ctx context.Context, tx *database.Tx, w waiting) error {
 		}
 	}
 	if err != nil {
-		m.sums.Add(m.now, "usagekit.counts.dropped", dropped)
+		m.sums.add(m.now, "usagekit.counts.dropped", dropped)
 		return m.setAside(ctx, tx, w, err)
 	}
 	at := payload.Opened
@@ -96,7 +96,7 @@ func (m *merging) merge(ctx context.Context, tx *database.Tx, w waiting) error {
 		at = m.now
 	}
 	for name, n := range payload.Counts() {
-		m.sums.Add(at, instead(name, refused), n)
+		m.sums.add(at, instead(name, refused), n)
 	}
 	return nil
 }

@@ -69,11 +69,11 @@ func (m *merging) tryOut(ctx context.Context, tx *database.Tx, b counter.Batch) 
 	if _, err := tx.Exec(ctx, `SAVEPOINT usage_try`); err != nil {
 		return nil, err
 	}
-	sums := m.tables.Sums(time.UnixMilli(m.now), m.pruned)
+	sums := m.tables.newSums(time.UnixMilli(m.now), m.pruned)
 	for _, c := range b.Counts {
-		sums.Add(b.Opened, c.Name, c.N)
+		sums.add(b.Opened, c.Name, c.N)
 	}
-	_, why = m.tables.Apply(ctx, tx, sums)
+	_, why = m.tables.apply(ctx, tx, sums)
 	if _, err := tx.Exec(ctx, `ROLLBACK TO SAVEPOINT usage_try`); err != nil {
 		return nil, errors.Join(why, err)
 	}

@@ -40,7 +40,7 @@ type lookup struct {
 
 // makeRoom takes idle subjects of a budget out of next until there is room for one at
 // least, or it has looked enough.
-func (c *caps) makeRoom(ctx context.Context, tx *database.Tx, sums *Sums, next *subjects, budget string) error {
+func (c *caps) makeRoom(ctx context.Context, tx *database.Tx, sums *sums, next *subjects, budget string) error {
 	round, now := next.round[budget], sums.now
 	if wait := round.again.Sub(now); round.last == "" && wait > 0 && wait <= idleAgain { // no longer, whatever the clock did
 		return nil

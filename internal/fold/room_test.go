@@ -45,7 +45,7 @@ func (r *roomOf) look(off time.Duration) (gone int) {
 	r.Helper()
 	before := len(r.next.known)
 	err := r.s.db.Glance(r.Context(), func(ctx context.Context, tx *database.Tx) error {
-		sums := r.s.tables.Sums(time.Now().Add(off), clock.Removal{Last: time.Now().UnixMilli()})
+		sums := r.s.tables.newSums(time.Now().Add(off), clock.Removal{Last: time.Now().UnixMilli()})
 		sums.horizon = r.s.tables.clock.Horizon(time.Now())
 		return r.s.tables.caps.makeRoom(ctx, tx, sums, r.next, "feature")
 	})
@@ -162,9 +162,9 @@ func TestIdleSubjectsAreLookedForOnceInAFold(t *testing.T) {
 	var round lookup
 	err := r.s.db.Write(t.Context(), database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 		now := time.Now()
-		sums := r.s.tables.Sums(now, clock.Removal{Last: now.UnixMilli()})
+		sums := r.s.tables.newSums(now, clock.Removal{Last: now.UnixMilli()})
 		for i := range 3 {
-			sums.Add(now.UnixMilli(), fmt.Sprintf("feature.new%d.used", i), 1)
+			sums.add(now.UnixMilli(), fmt.Sprintf("feature.new%d.used", i), 1)
 		}
 		err := r.s.tables.caps.move(ctx, tx, sums)
 		round = sums.subjects.round["feature"]

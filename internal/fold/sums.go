@@ -25,9 +25,9 @@ type row struct {
 	n int64
 }
 
-// Sums is what is added to the tables: counts of any number of batches, merged by name,
+// sums is what is added to the tables: counts of any number of batches, merged by name,
 // with what is derived from them. A name that comes again makes no string.
-type Sums struct {
+type sums struct {
 	calendar calendar.Calendar
 	now      time.Time // the database's
 	sure     time.Time // the earlier of it and of the last removal: see clock.Removal
@@ -50,9 +50,9 @@ type sum struct {
 
 type dated struct{ quarter, n int64 } // Unix ms
 
-// Add merges n of a name, counted at the time at (Unix ms). The name may be the memory of
+// add merges n of a name, counted at the time at (Unix ms). The name may be the memory of
 // a payload.
-func (s *Sums) Add(at int64, name string, n int64) {
+func (s *sums) add(at int64, name string, n int64) {
 	m := s.names[name]
 	if m == nil {
 		m = s.sum(naming.Kept(name))
@@ -64,7 +64,7 @@ func (s *Sums) Add(at int64, name string, n int64) {
 }
 
 // sum returns the sum of a name that may be counted under.
-func (s *Sums) sum(name string) *sum {
+func (s *sums) sum(name string) *sum {
 	if m := s.names[name]; m != nil {
 		return m
 	}
@@ -81,7 +81,7 @@ func (s *Sums) sum(name string) *sum {
 }
 
 // next returns a new sum.
-func (s *Sums) next(name string) *sum {
+func (s *sums) next(name string) *sum {
 	if len(s.made) == 0 {
 		s.made = make([]sum, 256)
 	}
@@ -106,7 +106,7 @@ func (m *sum) add(quarter, n int64) {
 func addCapped(a, b int64) int64 { return min(a+b, counter.Max) }
 
 // move has what was counted under a name count under another one.
-func (s *Sums) move(name, to string) {
+func (s *sums) move(name, to string) {
 	from := s.names[name]
 	delete(s.names, name)
 	m := s.sum(to)
@@ -120,7 +120,7 @@ func (s *Sums) move(name, to string) {
 
 // rows returns what is added to totals, to history, and to the history of users'
 // requests, each in the order of its primary key.
-func (s *Sums) rows() (totals, history, users []row) {
+func (s *sums) rows() (totals, history, users []row) {
 	type start struct {
 		step   calendar.Step
 		bucket int64
@@ -166,7 +166,7 @@ func (s *Sums) rows() (totals, history, users []row) {
 	return totals, history, users
 }
 
-func (s *Sums) startsOf(quarter int64) [3]int64 {
+func (s *sums) startsOf(quarter int64) [3]int64 {
 	starts, ok := s.starts[quarter]
 	if !ok {
 		t := time.UnixMilli(quarter)

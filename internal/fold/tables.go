@@ -52,14 +52,14 @@ func NewTables(c *clock.Clock, limits map[string]int, watch crossing.Watch, cros
 	return t
 }
 
-// Sums returns none yet, to be added at the database's time now.
-func (t *Tables) Sums(now time.Time, pruned clock.Removal) *Sums {
+// newSums returns none yet, to be added at the database's time now.
+func (t *Tables) newSums(now time.Time, pruned clock.Removal) *sums {
 	sure := pruned.Before(now)
 	h := t.clock.Horizon(sure)
 	if time.Since(now).Abs() > clock.MaxSkew { // who knows what is old
 		h = calendar.Unknown()
 	}
-	return &Sums{calendar: t.clock.Calendar(), now: now, sure: sure, horizon: h, names: map[string]*sum{}, routes: map[string]*sum{}, starts: map[int64][3]int64{}}
+	return &sums{calendar: t.clock.Calendar(), now: now, sure: sure, horizon: h, names: map[string]*sum{}, routes: map[string]*sum{}, starts: map[int64][3]int64{}}
 }
 
 // Written is what a transaction has changed that this process knows of, once it is certain.
@@ -68,10 +68,10 @@ type Written struct {
 	crossed  int
 }
 
-// Apply adds sums to totals and history, in the order of their keys. It derives the active
+// apply adds sums to totals and history, in the order of their keys. It derives the active
 // users, those whose first requests of a day or month these are; moves what is beyond a
 // cap; and records the thresholds that are crossed.
-func (t *Tables) Apply(ctx context.Context, tx *database.Tx, sums *Sums) (Written, error) {
+func (t *Tables) apply(ctx context.Context, tx *database.Tx, sums *sums) (Written, error) {
 	if err := t.caps.move(ctx, tx, sums); err != nil {
 		return Written{}, err
 	}
@@ -109,7 +109,7 @@ func (t *Tables) Apply(ctx context.Context, tx *database.Tx, sums *Sums) (Writte
 	return Written{sums.subjects, n}, err
 }
 
-// Applied takes note of what Apply has done, once that is certain.
+// Applied takes note of what was written, once that is certain.
 func (t *Tables) Applied(w Written) {
 	if w.subjects != nil {
 		t.caps.known.Store(w.subjects)
@@ -119,15 +119,15 @@ func (t *Tables) Applied(w Written) {
 	}
 }
 
-// Add is Apply of one count, made now; it returns the total as well.
+// Add is the whole of one count, made now; it returns the total as well.
 func (t *Tables) Add(ctx context.Context, tx *database.Tx, name string, n int64) (total int64, w Written, err error) {
 	now, pruned, err := t.clock.Now(ctx, tx)
 	if err != nil {
 		return 0, w, err
 	}
-	sums := t.Sums(now, pruned)
-	sums.Add(now.UnixMilli(), name, n)
-	if w, err = t.Apply(ctx, tx, sums); err != nil {
+	sums := t.newSums(now, pruned)
+	sums.add(now.UnixMilli(), name, n)
+	if w, err = t.apply(ctx, tx, sums); err != nil {
 		return 0, w, err
 	}
 	counted := ""
