@@ -1,0 +1,260 @@
+CREATE TABLE usage_metrics (
+    key   TEXT PRIMARY KEY,
+    value INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+INSERT INTO usage_metrics VALUES('api.(unmatched).requests',2);
+INSERT INTO usage_metrics VALUES('api.(unmatched).status_4xx',2);
+INSERT INTO usage_metrics VALUES('api.GET /novels/{id}.latency_100ms',10);
+INSERT INTO usage_metrics VALUES('api.GET /novels/{id}.latency_25ms',60);
+INSERT INTO usage_metrics VALUES('api.GET /novels/{id}.latency_5ms',30);
+INSERT INTO usage_metrics VALUES('api.GET /novels/{id}.latency_inf',11);
+INSERT INTO usage_metrics VALUES('api.GET /novels/{id}.requests',118);
+INSERT INTO usage_metrics VALUES('api.GET /novels/{id}.status_2xx',113);
+INSERT INTO usage_metrics VALUES('api.GET /novels/{id}.status_5xx',5);
+INSERT INTO usage_metrics VALUES('api.POST /novels.requests',5);
+INSERT INTO usage_metrics VALUES('api.POST /novels.status_4xx',5);
+INSERT INTO usage_metrics VALUES('api.requests.latency_100ms',10);
+INSERT INTO usage_metrics VALUES('api.requests.latency_25ms',60);
+INSERT INTO usage_metrics VALUES('api.requests.latency_5ms',30);
+INSERT INTO usage_metrics VALUES('api.requests.latency_inf',11);
+INSERT INTO usage_metrics VALUES('api.requests.novels',111);
+INSERT INTO usage_metrics VALUES('api.requests.novels.new',5);
+INSERT INTO usage_metrics VALUES('api.requests.status_2xx',113);
+INSERT INTO usage_metrics VALUES('api.requests.status_4xx',7);
+INSERT INTO usage_metrics VALUES('api.requests.status_5xx',5);
+INSERT INTO usage_metrics VALUES('api.requests.total',125);
+INSERT INTO usage_metrics VALUES('bare',5);
+INSERT INTO usage_metrics VALUES('error.llm.timeout',7);
+INSERT INTO usage_metrics VALUES('feature.(other).used',13);
+INSERT INTO usage_metrics VALUES('feature.chapter.written',4);
+INSERT INTO usage_metrics VALUES('feature.map.drawn',1);
+INSERT INTO usage_metrics VALUES('feature.outline.generated',44);
+INSERT INTO usage_metrics VALUES('llm.(other).calls',2);
+INSERT INTO usage_metrics VALUES('llm.(other).tokens',50);
+INSERT INTO usage_metrics VALUES('llm.gpt-5.calls',5);
+INSERT INTO usage_metrics VALUES('llm.gpt-5.input_tokens',4000);
+INSERT INTO usage_metrics VALUES('llm.gpt-5.output_tokens',900);
+INSERT INTO usage_metrics VALUES('llm.gpt-5.tokens',5000);
+INSERT INTO usage_metrics VALUES('quota.42.refused',3);
+INSERT INTO usage_metrics VALUES('usagekit.counts.dropped',63);
+INSERT INTO usage_metrics VALUES('user.42.7.requests',2);
+INSERT INTO usage_metrics VALUES('user.42.requests',65);
+INSERT INTO usage_metrics VALUES('user.7.requests',37);
+INSERT INTO usage_metrics VALUES('user.9.requests',3);
+INSERT INTO usage_metrics VALUES('user.jörg@example.com.requests',1);
+INSERT INTO usage_metrics VALUES('user.registrations',3);
+CREATE TABLE usage_history (
+    step   INTEGER NOT NULL, -- 1 hour, 2 day, 3 month
+    bucket INTEGER NOT NULL, -- its start in the zone, Unix seconds
+    key    TEXT NOT NULL,
+    value  INTEGER NOT NULL,
+    PRIMARY KEY (step, bucket, key)
+) STRICT, WITHOUT ROWID;
+INSERT INTO usage_history VALUES(1,1709154000,'api.GET /novels/{id}.latency_100ms',10);
+INSERT INTO usage_history VALUES(1,1709154000,'api.GET /novels/{id}.latency_5ms',30);
+INSERT INTO usage_history VALUES(1,1709154000,'api.GET /novels/{id}.requests',40);
+INSERT INTO usage_history VALUES(1,1709154000,'api.GET /novels/{id}.status_2xx',38);
+INSERT INTO usage_history VALUES(1,1709154000,'api.GET /novels/{id}.status_5xx',2);
+INSERT INTO usage_history VALUES(1,1709154000,'api.requests.latency_100ms',10);
+INSERT INTO usage_history VALUES(1,1709154000,'api.requests.latency_5ms',30);
+INSERT INTO usage_history VALUES(1,1709154000,'api.requests.novels',40);
+INSERT INTO usage_history VALUES(1,1709154000,'api.requests.status_2xx',38);
+INSERT INTO usage_history VALUES(1,1709154000,'api.requests.status_5xx',2);
+INSERT INTO usage_history VALUES(1,1709154000,'api.requests.total',40);
+INSERT INTO usage_history VALUES(1,1709154000,'bare',5);
+INSERT INTO usage_history VALUES(1,1709154000,'error.llm.timeout',2);
+INSERT INTO usage_history VALUES(1,1709154000,'feature.chapter.written',4);
+INSERT INTO usage_history VALUES(1,1709154000,'feature.outline.generated',9);
+INSERT INTO usage_history VALUES(1,1709154000,'llm.gpt-5.calls',4);
+INSERT INTO usage_history VALUES(1,1709154000,'llm.gpt-5.input_tokens',4000);
+INSERT INTO usage_history VALUES(1,1709154000,'llm.gpt-5.output_tokens',900);
+INSERT INTO usage_history VALUES(1,1709154000,'llm.gpt-5.tokens',4900);
+INSERT INTO usage_history VALUES(1,1709161200,'api.GET /novels/{id}.latency_inf',11);
+INSERT INTO usage_history VALUES(1,1709161200,'api.GET /novels/{id}.requests',11);
+INSERT INTO usage_history VALUES(1,1709161200,'api.GET /novels/{id}.status_2xx',11);
+INSERT INTO usage_history VALUES(1,1709161200,'api.POST /novels.requests',5);
+INSERT INTO usage_history VALUES(1,1709161200,'api.POST /novels.status_4xx',5);
+INSERT INTO usage_history VALUES(1,1709161200,'api.requests.latency_inf',11);
+INSERT INTO usage_history VALUES(1,1709161200,'api.requests.novels',11);
+INSERT INTO usage_history VALUES(1,1709161200,'api.requests.novels.new',5);
+INSERT INTO usage_history VALUES(1,1709161200,'api.requests.status_2xx',11);
+INSERT INTO usage_history VALUES(1,1709161200,'api.requests.status_4xx',5);
+INSERT INTO usage_history VALUES(1,1709161200,'api.requests.total',16);
+INSERT INTO usage_history VALUES(1,1709161200,'feature.outline.generated',2);
+INSERT INTO usage_history VALUES(1,1711836000,'api.(unmatched).requests',2);
+INSERT INTO usage_history VALUES(1,1711836000,'api.(unmatched).status_4xx',2);
+INSERT INTO usage_history VALUES(1,1711836000,'api.GET /novels/{id}.latency_25ms',60);
+INSERT INTO usage_history VALUES(1,1711836000,'api.GET /novels/{id}.requests',60);
+INSERT INTO usage_history VALUES(1,1711836000,'api.GET /novels/{id}.status_2xx',57);
+INSERT INTO usage_history VALUES(1,1711836000,'api.GET /novels/{id}.status_5xx',3);
+INSERT INTO usage_history VALUES(1,1711836000,'api.requests.latency_25ms',60);
+INSERT INTO usage_history VALUES(1,1711836000,'api.requests.novels',60);
+INSERT INTO usage_history VALUES(1,1711836000,'api.requests.status_2xx',57);
+INSERT INTO usage_history VALUES(1,1711836000,'api.requests.status_4xx',2);
+INSERT INTO usage_history VALUES(1,1711836000,'api.requests.status_5xx',3);
+INSERT INTO usage_history VALUES(1,1711836000,'api.requests.total',62);
+INSERT INTO usage_history VALUES(1,1711836000,'feature.(other).used',13);
+INSERT INTO usage_history VALUES(1,1711836000,'feature.map.drawn',1);
+INSERT INTO usage_history VALUES(1,1711836000,'feature.outline.generated',30);
+INSERT INTO usage_history VALUES(1,1711836000,'llm.(other).calls',2);
+INSERT INTO usage_history VALUES(1,1711836000,'llm.(other).tokens',50);
+INSERT INTO usage_history VALUES(1,1711836000,'llm.gpt-5.calls',1);
+INSERT INTO usage_history VALUES(1,1711836000,'llm.gpt-5.tokens',100);
+INSERT INTO usage_history VALUES(1,1711836000,'quota.42.refused',3);
+INSERT INTO usage_history VALUES(1,1711843200,'api.GET /novels/{id}.requests',3);
+INSERT INTO usage_history VALUES(1,1711843200,'api.GET /novels/{id}.status_2xx',3);
+INSERT INTO usage_history VALUES(1,1711843200,'api.requests.status_2xx',3);
+INSERT INTO usage_history VALUES(1,1711843200,'api.requests.total',3);
+INSERT INTO usage_history VALUES(1,1711846800,'api.GET /novels/{id}.requests',4);
+INSERT INTO usage_history VALUES(1,1711846800,'api.GET /novels/{id}.status_2xx',4);
+INSERT INTO usage_history VALUES(1,1711846800,'api.requests.status_2xx',4);
+INSERT INTO usage_history VALUES(1,1711846800,'api.requests.total',4);
+INSERT INTO usage_history VALUES(1,1729987200,'error.llm.timeout',1);
+INSERT INTO usage_history VALUES(1,1729987200,'feature.outline.generated',1);
+INSERT INTO usage_history VALUES(1,1729990800,'error.llm.timeout',4);
+INSERT INTO usage_history VALUES(1,1729990800,'feature.outline.generated',2);
+INSERT INTO usage_history VALUES(1,1729998000,'usagekit.counts.dropped',63);
+INSERT INTO usage_history VALUES(1,1730073600,'quota.42.hourly',4);
+INSERT INTO usage_history VALUES(2,1709074800,'api.GET /novels/{id}.latency_100ms',10);
+INSERT INTO usage_history VALUES(2,1709074800,'api.GET /novels/{id}.latency_5ms',30);
+INSERT INTO usage_history VALUES(2,1709074800,'api.GET /novels/{id}.requests',40);
+INSERT INTO usage_history VALUES(2,1709074800,'api.GET /novels/{id}.status_2xx',38);
+INSERT INTO usage_history VALUES(2,1709074800,'api.GET /novels/{id}.status_5xx',2);
+INSERT INTO usage_history VALUES(2,1709074800,'api.requests.latency_100ms',10);
+INSERT INTO usage_history VALUES(2,1709074800,'api.requests.latency_5ms',30);
+INSERT INTO usage_history VALUES(2,1709074800,'api.requests.novels',40);
+INSERT INTO usage_history VALUES(2,1709074800,'api.requests.status_2xx',38);
+INSERT INTO usage_history VALUES(2,1709074800,'api.requests.status_5xx',2);
+INSERT INTO usage_history VALUES(2,1709074800,'api.requests.total',40);
+INSERT INTO usage_history VALUES(2,1709074800,'bare',5);
+INSERT INTO usage_history VALUES(2,1709074800,'error.llm.timeout',2);
+INSERT INTO usage_history VALUES(2,1709074800,'feature.chapter.written',4);
+INSERT INTO usage_history VALUES(2,1709074800,'feature.outline.generated',9);
+INSERT INTO usage_history VALUES(2,1709074800,'llm.gpt-5.calls',4);
+INSERT INTO usage_history VALUES(2,1709074800,'llm.gpt-5.input_tokens',4000);
+INSERT INTO usage_history VALUES(2,1709074800,'llm.gpt-5.output_tokens',900);
+INSERT INTO usage_history VALUES(2,1709074800,'llm.gpt-5.tokens',4900);
+INSERT INTO usage_history VALUES(2,1709074800,'user.42.requests',25);
+INSERT INTO usage_history VALUES(2,1709074800,'user.7.requests',15);
+INSERT INTO usage_history VALUES(2,1709074800,'user.active.daily',2);
+INSERT INTO usage_history VALUES(2,1709074800,'user.registrations',3);
+INSERT INTO usage_history VALUES(2,1709161200,'api.GET /novels/{id}.latency_inf',11);
+INSERT INTO usage_history VALUES(2,1709161200,'api.GET /novels/{id}.requests',11);
+INSERT INTO usage_history VALUES(2,1709161200,'api.GET /novels/{id}.status_2xx',11);
+INSERT INTO usage_history VALUES(2,1709161200,'api.POST /novels.requests',5);
+INSERT INTO usage_history VALUES(2,1709161200,'api.POST /novels.status_4xx',5);
+INSERT INTO usage_history VALUES(2,1709161200,'api.requests.latency_inf',11);
+INSERT INTO usage_history VALUES(2,1709161200,'api.requests.novels',11);
+INSERT INTO usage_history VALUES(2,1709161200,'api.requests.novels.new',5);
+INSERT INTO usage_history VALUES(2,1709161200,'api.requests.status_2xx',11);
+INSERT INTO usage_history VALUES(2,1709161200,'api.requests.status_4xx',5);
+INSERT INTO usage_history VALUES(2,1709161200,'api.requests.total',16);
+INSERT INTO usage_history VALUES(2,1709161200,'feature.outline.generated',2);
+INSERT INTO usage_history VALUES(2,1709161200,'user.42.7.requests',2);
+INSERT INTO usage_history VALUES(2,1709161200,'user.42.requests',8);
+INSERT INTO usage_history VALUES(2,1709161200,'user.active.daily',3);
+INSERT INTO usage_history VALUES(2,1709161200,'user.jörg@example.com.requests',1);
+INSERT INTO usage_history VALUES(2,1711753200,'api.(unmatched).requests',2);
+INSERT INTO usage_history VALUES(2,1711753200,'api.(unmatched).status_4xx',2);
+INSERT INTO usage_history VALUES(2,1711753200,'api.GET /novels/{id}.latency_25ms',60);
+INSERT INTO usage_history VALUES(2,1711753200,'api.GET /novels/{id}.requests',60);
+INSERT INTO usage_history VALUES(2,1711753200,'api.GET /novels/{id}.status_2xx',57);
+INSERT INTO usage_history VALUES(2,1711753200,'api.GET /novels/{id}.status_5xx',3);
+INSERT INTO usage_history VALUES(2,1711753200,'api.requests.latency_25ms',60);
+INSERT INTO usage_history VALUES(2,1711753200,'api.requests.novels',60);
+INSERT INTO usage_history VALUES(2,1711753200,'api.requests.status_2xx',57);
+INSERT INTO usage_history VALUES(2,1711753200,'api.requests.status_4xx',2);
+INSERT INTO usage_history VALUES(2,1711753200,'api.requests.status_5xx',3);
+INSERT INTO usage_history VALUES(2,1711753200,'api.requests.total',62);
+INSERT INTO usage_history VALUES(2,1711753200,'feature.(other).used',13);
+INSERT INTO usage_history VALUES(2,1711753200,'feature.map.drawn',1);
+INSERT INTO usage_history VALUES(2,1711753200,'feature.outline.generated',30);
+INSERT INTO usage_history VALUES(2,1711753200,'llm.(other).calls',2);
+INSERT INTO usage_history VALUES(2,1711753200,'llm.(other).tokens',50);
+INSERT INTO usage_history VALUES(2,1711753200,'llm.gpt-5.calls',1);
+INSERT INTO usage_history VALUES(2,1711753200,'llm.gpt-5.tokens',100);
+INSERT INTO usage_history VALUES(2,1711753200,'quota.42.refused',3);
+INSERT INTO usage_history VALUES(2,1711753200,'user.42.requests',31);
+INSERT INTO usage_history VALUES(2,1711753200,'user.7.requests',20);
+INSERT INTO usage_history VALUES(2,1711753200,'user.active.daily',2);
+INSERT INTO usage_history VALUES(2,1711839600,'api.GET /novels/{id}.requests',7);
+INSERT INTO usage_history VALUES(2,1711839600,'api.GET /novels/{id}.status_2xx',7);
+INSERT INTO usage_history VALUES(2,1711839600,'api.requests.status_2xx',7);
+INSERT INTO usage_history VALUES(2,1711839600,'api.requests.total',7);
+INSERT INTO usage_history VALUES(2,1711839600,'user.42.requests',1);
+INSERT INTO usage_history VALUES(2,1711839600,'user.7.requests',2);
+INSERT INTO usage_history VALUES(2,1711839600,'user.active.daily',2);
+INSERT INTO usage_history VALUES(2,1729980000,'error.llm.timeout',5);
+INSERT INTO usage_history VALUES(2,1729980000,'feature.outline.generated',3);
+INSERT INTO usage_history VALUES(2,1729980000,'quota.7.daily',2);
+INSERT INTO usage_history VALUES(2,1729980000,'usagekit.counts.dropped',63);
+INSERT INTO usage_history VALUES(2,1729980000,'user.9.requests',3);
+INSERT INTO usage_history VALUES(2,1729980000,'user.active.daily',1);
+INSERT INTO usage_history VALUES(2,1730070000,'quota.42.daily',7);
+INSERT INTO usage_history VALUES(3,1706742000,'user.42.7.requests',2);
+INSERT INTO usage_history VALUES(3,1706742000,'user.42.requests',33);
+INSERT INTO usage_history VALUES(3,1706742000,'user.7.requests',15);
+INSERT INTO usage_history VALUES(3,1706742000,'user.active.monthly',4);
+INSERT INTO usage_history VALUES(3,1706742000,'user.jörg@example.com.requests',1);
+INSERT INTO usage_history VALUES(3,1706742000,'user.registrations',3);
+INSERT INTO usage_history VALUES(3,1709247600,'user.42.requests',32);
+INSERT INTO usage_history VALUES(3,1709247600,'user.7.requests',22);
+INSERT INTO usage_history VALUES(3,1709247600,'user.active.monthly',2);
+INSERT INTO usage_history VALUES(3,1727733600,'user.9.requests',3);
+INSERT INTO usage_history VALUES(3,1727733600,'user.active.monthly',1);
+CREATE TABLE usage_inbox (
+    writer  TEXT NOT NULL,
+    seq     INTEGER NOT NULL,
+    opened  INTEGER NOT NULL, -- Unix milliseconds
+    payload BLOB NOT NULL,
+    PRIMARY KEY (writer, seq)
+) STRICT, WITHOUT ROWID;
+INSERT INTO usage_inbox VALUES('b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2',3,1711847400000,X'01C0C4B990E93103001D6170692E474554202F6E6F76656C732F7B69647D2E726571756573747304150A7374617475735F32787804000F757365722E372E726571756573747302571B221C87A5FE99AE3750CFE01A5371');
+INSERT INTO usage_inbox VALUES('d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4',2,1730003400000,X'01C0EAF3E1AC3205001D6170692E474554202F6E6F76656C732F7B69647D2E726571756573747302150A7374617475735F327878020012666561747572652E6C617465722E757365640908116F75746C696E652E67656E657261746564500010757365722E34322E726571756573747303FCAE8D81A2482299F2646E6C357B00A3');
+INSERT INTO usage_inbox VALUES('d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4',3,1730075400000,X'01C0AE9E84AD32020010757365722E31312E726571756573747301050B34322E726571756573747309721A59DBC630DBFD9E92D907C642B2CD');
+INSERT INTO usage_inbox VALUES('e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5',1,1730076300000,X'01E0A5D584AD320400196170692E504F5354202F6E6F76656C732E726571756573747303110A7374617475735F3278780300046261726501000F757365722E372E72657175657374730376E91A4E93B24C407B7ECB11FAE8B9B2');
+CREATE TABLE usage_writers (
+    writer TEXT PRIMARY KEY,
+    seq    INTEGER NOT NULL, -- of its last batch that was folded
+    sum    BLOB NOT NULL,    -- the checksum of that batch
+    seen   INTEGER NOT NULL  -- Unix milliseconds
+) STRICT, WITHOUT ROWID;
+INSERT INTO usage_writers VALUES('5da182b7ad756baaa632ce660c62803c',0,X'',1730073600000);
+INSERT INTO usage_writers VALUES('a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1',2,X'E04389413BD43678ED6AC69B1A1E6A09',1730073600000);
+INSERT INTO usage_writers VALUES('b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2',3,X'571B221C87A5FE99AE3750CFE01A5371',1730073600000);
+INSERT INTO usage_writers VALUES('c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3',3,X'6F20626174636820616E79206D6F7265',1730073600000);
+INSERT INTO usage_writers VALUES('d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4',1,X'0A219D6FA31442A37571DE5B99E48964',1730073600000);
+INSERT INTO usage_writers VALUES('e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5',0,X'',1730073600000);
+CREATE TABLE usage_meta (
+    name  TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO usage_meta VALUES('bad/c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3/3','ASB3aGF0IGEgZGlzayBtYWRlIG9mIGEgYmF0Y2gsIHdoaWNoIGlzIG5vIGJhdGNoIGFueSBtb3Jl');
+INSERT INTO usage_meta VALUES('bad/d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4/1','AcCNmOCsMgQAF2ZlYXR1cmUuY2hhcHRlci53cml0dGVuMgAQcXVvdGEuNDIucmVmdXNlZAEAEHVzZXIuNDIucmVxdWVzdHMGBQo3LnJlcXVlc3RzBQohnW+jFEKjdXHeW5nkiWQ=');
+INSERT INTO usage_meta VALUES('crossing/0/0/10/feature.outline.generated','11 1730073600000');
+INSERT INTO usage_meta VALUES('crossing/0/0/100/api.GET /novels/{id}.requests','118 1730073600000');
+INSERT INTO usage_meta VALUES('crossing/1/1709154000/2/api.requests.status_5xx','2 1730073600000');
+INSERT INTO usage_meta VALUES('crossing/1/1711836000/2/api.requests.status_5xx','3 1730073600000');
+INSERT INTO usage_meta VALUES('crossing/2/1709074800/20/user.42.requests','25 1730073600000');
+INSERT INTO usage_meta VALUES('crossing/2/1711753200/20/user.42.requests','31 1730073600000');
+INSERT INTO usage_meta VALUES('crossing/2/1711753200/20/user.7.requests','20 1730073600000');
+INSERT INTO usage_meta VALUES('crossing/2/1711753200/50/api.requests.total','62 1730073600000');
+INSERT INTO usage_meta VALUES('crossing/3/1706742000/3/user.active.monthly','4 1730073600000');
+INSERT INTO usage_meta VALUES('crossing/3/1706742000/30/user.42.requests','33 1730073600000');
+INSERT INTO usage_meta VALUES('crossing/3/1709247600/30/user.42.requests','32 1730073600000');
+INSERT INTO usage_meta VALUES('folded','1730073600000');
+INSERT INTO usage_meta VALUES('id','679570ae8eb66f9c11145c174bb5a0dd');
+INSERT INTO usage_meta VALUES('lease','d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4 1730073600000');
+INSERT INTO usage_meta VALUES('notify/1730073600000/0/0/100/api.GET /novels/{id}.requests','1730073600000 1 118');
+INSERT INTO usage_meta VALUES('notify/1730073600000/1/1711836000/2/api.requests.status_5xx','0 0 3');
+INSERT INTO usage_meta VALUES('notify/1730073600000/2/1711753200/20/user.42.requests','0 0 31');
+INSERT INTO usage_meta VALUES('notify/1730073600000/2/1711753200/20/user.7.requests','0 0 20');
+INSERT INTO usage_meta VALUES('notify/1730073600000/2/1711753200/50/api.requests.total','0 0 62');
+INSERT INTO usage_meta VALUES('notify/1730073600000/3/1709247600/30/user.42.requests','0 0 32');
+INSERT INTO usage_meta VALUES('schema','2');
+INSERT INTO usage_meta VALUES('subjects','b871943f50b1e8b1b9c3ebdba7db82ee');
+INSERT INTO usage_meta VALUES('zone','Europe/Berlin');
+CREATE VIEW usage_hourly AS
+    SELECT strftime('%Y-%m-%dT%H:%M:%SZ', bucket, 'unixepoch') AS time, key, value FROM usage_history WHERE step = 1;
+CREATE VIEW usage_daily AS
+    SELECT strftime('%Y-%m-%dT%H:%M:%SZ', bucket, 'unixepoch') AS time, key, value FROM usage_history WHERE step = 2;
