@@ -109,8 +109,8 @@ func (p *params) number(name string, whenAbsent, least, most int) int {
 	return n
 }
 
-// selection is a Query, and the last hours, days or months that it is of, if it is: what those
-// are, the database's clock says, to who reads them.
+// selection is a Query, and which range up to now it asks for, if it does: where that begins
+// and ends, the clock of the Reading says that answers it.
 type selection struct {
 	store.Query
 	last recent
