@@ -3,7 +3,7 @@
 // be removed for its age (removal.go); and which buckets of history there are (stored.go).
 //
 // Several processes count in one database, and none of them decides such a thing alone: a
-// host's clock may be wrong, and its zones may be old. So all of it stands in usage_meta,
+// host's clock may be wrong, and its zones may be old. So all of it stands in tables,
 // and each transaction that has to do with time reads it anew: see Follow.
 package clock
 
@@ -19,9 +19,9 @@ import (
 )
 
 const (
-	sqlMeta    = `SELECT value FROM usage_meta WHERE name = ?`
-	sqlSetMeta = `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value`
 	sqlNewMeta = `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING`
+	sqlSettle  = `SELECT (SELECT value FROM usage_meta WHERE name = 'zone') AS zone, COALESCE((SELECT value FROM usage_meta WHERE name = 'folded'), '') AS folded,
+EXISTS (SELECT 1 FROM usage_removal) AS removal`
 )
 
 // MaxSkew is how much the database's clock may differ from this host's before neither is
@@ -64,28 +64,27 @@ func New(wanted *time.Location, kept Kept) *Clock {
 // force, and whether its clock is right, as far as can be known. It is the first of a
 // start; what it returns is called when that is certain.
 func (c *Clock) Settle(ctx context.Context, tx *database.Tx) (settled func(), err error) {
-	var meta []struct{ Name, Value string }
-	if err := tx.Select(ctx, &meta, `SELECT name, value FROM usage_meta WHERE name IN ('zone', 'pruned', 'folded')`); err != nil {
+	if _, err := tx.Exec(ctx, sqlNewMeta, "zone", c.Wanted().String()); err != nil {
 		return nil, err
 	}
-	has := map[string]string{}
-	for _, m := range meta {
-		has[m.Name] = m.Value
+	var has struct {
+		Zone, Folded string
+		Removal      bool
 	}
-	last := tx.Now // nothing was removed yet; or by a release that did not note it, and folded
-	if folded, err := strconv.ParseInt(has["folded"], 10, 64); err == nil {
-		last = min(last, folded)
+	if err := tx.Get(ctx, &has, sqlSettle); err != nil {
+		return nil, err
 	}
-	for _, m := range [][2]string{{"zone", c.Wanted().String()}, {"pruned", Removal{Last: last}.String()}} {
-		if _, ok := has[m[0]]; ok {
-			continue
+	removal := RemovalOf(tx)
+	if !has.Removal {
+		removal = Removal{Last: tx.Now} // nothing was removed yet; or by a release that did not note it, and folded
+		if folded, err := strconv.ParseInt(has.Folded, 10, 64); err == nil {
+			removal.Last = min(tx.Now, folded)
 		}
-		if _, err := tx.Exec(ctx, sqlNewMeta, m[0], m[1]); err != nil {
+		if err := removal.set(ctx, tx); err != nil {
 			return nil, err
 		}
-		has[m[0]] = m[1]
 	}
-	own, err := time.LoadLocation(has["zone"])
+	own, err := time.LoadLocation(has.Zone)
 	if err != nil {
 		return nil, database.Fault(fmt.Sprintf("the database's zone: %v: import _ \"time/tzdata\" where the system has no zones", err))
 	}
@@ -93,7 +92,7 @@ func (c *Clock) Settle(ctx context.Context, tx *database.Tx) (settled func(), er
 		own = c.wanted // which may have other rules than the system's
 	}
 	asked, _ := Asked{}.next(time.UnixMilli(tx.Now))
-	if ParseRemoval(has["pruned"]).at(tx.Now, false, false).Doubted == 0 {
+	if removal.at(tx.Now, false, false).Doubted == 0 {
 		asked.Since = time.Time{}
 	}
 	if err := c.settleRules(ctx, tx, own); err != nil {
@@ -138,7 +137,7 @@ func (c *Clock) Horizon(now time.Time) calendar.Horizon {
 // Now is the database's time in a transaction that writes, and as of when history was
 // removed last.
 func (c *Clock) Now(ctx context.Context, tx *database.Tx) (time.Time, Removal, error) {
-	return time.UnixMilli(tx.Now), ParseRemoval(tx.Pruned), c.Follow(ctx, tx, tx.Rules)
+	return time.UnixMilli(tx.Now), RemovalOf(tx), c.Follow(ctx, tx, tx.Rules)
 }
 
 // same tells whether two zones are one for what is kept, and for a year to come.

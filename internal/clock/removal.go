@@ -19,21 +19,20 @@ const (
 // from what time on it has said so, and until, and how often it had gone on before that
 // without being looked at. Unix milliseconds; 0: never, none.
 //
-// It stands in usage_meta. A clock that jumps takes what is stored along only where
+// It stands in usage_removal. A clock that jumps takes what is stored along only where
 // that was written after the jump: this is what was written before.
 type Removal struct{ Last, Doubted, Seen, Gaps int64 }
 
-// ParseRemoval returns none of what cannot be read, which doubts every clock. A release
-// of before writes no gaps.
-func ParseRemoval(text string) (r Removal) {
-	if n, _ := fmt.Sscan(text, &r.Last, &r.Doubted, &r.Seen, &r.Gaps); n < 3 {
-		return Removal{}
-	}
-	return r
-}
+// RemovalOf is what a transaction that writes knows of it: none where that was removed,
+// which doubts every clock.
+func RemovalOf(tx *database.Tx) Removal { return Removal{tx.Removed, tx.Doubted, tx.Seen, tx.Gaps} }
 
-func (r Removal) String() string {
-	return fmt.Sprintf("%d %d %d %d", r.Last, r.Doubted, r.Seen, r.Gaps)
+const sqlSetRemoval = `INSERT INTO usage_removal (one, last, doubted, seen, gaps) VALUES (1, ?, ?, ?, ?)
+ON CONFLICT (one) DO UPDATE SET last = excluded.last, doubted = excluded.doubted, seen = excluded.seen, gaps = excluded.gaps`
+
+func (r Removal) set(ctx context.Context, tx *database.Tx) error {
+	_, err := tx.Exec(ctx, sqlSetRemoval, r.Last, r.Doubted, r.Seen, r.Gaps)
+	return err
 }
 
 // at returns what r becomes when a clock says now. steady tells that somebody has seen
@@ -56,7 +55,7 @@ func (r Removal) at(now int64, steady, jumped bool) Removal {
 	return Removal{r.Last, r.Doubted, now, r.Gaps}
 }
 
-// Before is the earlier of now and of when history was removed Last: what is too old by
+// Before is the earlier of now and of when history was removed last: what is too old by
 // that is gone, and must not come back; what is not may be there still.
 func (r Removal) Before(now time.Time) time.Time { return time.UnixMilli(min(now.UnixMilli(), r.Last)) }
 
@@ -97,8 +96,8 @@ func (c *Clock) Believe(ctx context.Context, db *database.DB) (time.Time, error)
 			return database.Fault("the database's clock differs from this host's by " + skew.Round(time.Second).String() + ": nothing is removed until one of them is set right")
 		}
 		is, jump := was.next(now)
-		r := ParseRemoval(tx.Pruned).at(tx.Now, is.steady(), jump.Abs() > maxGap) // less is what a suspended host makes
-		_, err := tx.Exec(ctx, sqlSetMeta, "pruned", r.String())
+		r := RemovalOf(tx).at(tx.Now, is.steady(), jump.Abs() > maxGap) // less is what a suspended host makes
+		err := r.set(ctx, tx)
 		if r.Doubted == 0 {
 			is.Since = time.Time{}
 		}

@@ -36,9 +36,4 @@ func TestRemovalAt(t *testing.T) {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
 		}
 	}
-	for text, want := range map[string]Removal{"1 2 3": {1, 2, 3, 0}, "1 2 3 4": {1, 2, 3, 4}, "1 2": {}, "x": {}, "": {}} {
-		if got := ParseRemoval(text); got != want {
-			t.Errorf("%q is %v, want %v", text, got, want)
-		}
-	}
 }

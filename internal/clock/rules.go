@@ -4,8 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
-	"strings"
 	"time"
 
 	"github.com/usagekit/usagekit/internal/calendar"
@@ -14,17 +12,18 @@ import (
 
 // A zone's rules are in the image of an instance, and not every instance has the same:
 // images carry old ones for a year. So that all begin their buckets at the same times,
-// they stand in usage_meta, too: "rules" says which are in force, "rules/<which>" has
-// when an instance was seen that has them itself, and what they are. Rules that come
+// they stand in usage_rules, too: which are in force, when an instance was seen that has
+// them itself, and what they are. Rules that come
 // for the first time are in force from then on; those of before, that an older image
 // brings again, when nobody was seen with the others for rulesKept. Each instance that
 // counts says once a day that it is there, whoever folds; and a weekend in which nobody
 // counts is no reason to think that it is gone.
 const (
 	// Rules is a column for Follow, of a transaction that only reads.
-	Rules     = `COALESCE((SELECT r.value FROM usage_meta r WHERE r.name = 'rules'), '') AS rules`
-	rulesKept = 8 * 24 * time.Hour
-	rulesAnew = 24 * time.Hour
+	Rules        = `COALESCE((SELECT which FROM usage_rules WHERE in_force = 1), '') AS rules`
+	sqlKeepRules = `INSERT INTO usage_rules (which, rules, seen, in_force) VALUES (?, ?, ?, 1) ON CONFLICT (which) DO UPDATE SET seen = excluded.seen, in_force = 1`
+	rulesKept    = 8 * 24 * time.Hour
+	rulesAnew    = 24 * time.Hour
 )
 
 // rules are those in force.
@@ -39,32 +38,34 @@ type rules struct {
 func (c *Clock) settleRules(ctx context.Context, tx *database.Tx, own *time.Location) error {
 	text := calendar.Rules(own)
 	which := calendar.Which(text)
-	var found []struct{ Name, Value string }
-	err := tx.Select(ctx, &found, `SELECT name, value FROM usage_meta WHERE name IN ('rules', ?) OR name = (SELECT 'rules/' || r.value FROM usage_meta r WHERE r.name = 'rules')`, "rules/"+which)
+	var found []struct {
+		Which, Rules string
+		Seen         int64
+		InForce      bool `db:"in_force"`
+	}
+	err := tx.Select(ctx, &found, `SELECT which, rules, seen, in_force = 1 AS in_force FROM usage_rules WHERE in_force = 1 OR which = ?`, which)
 	if err != nil {
 		return err
 	}
-	has := map[string]string{}
-	for _, m := range found {
-		has[m.Name] = m.Value
+	known := false
+	for _, r := range found {
+		known = known || r.Which == which
 	}
-	var seen int64
-	_, force, _ := strings.Cut(has["rules/"+has["rules"]], " ")
-	_, _ = fmt.Sscan(has["rules/"+has["rules"]], &seen)
-	if has["rules"] != which && has["rules"] != "" {
-		if theirs, err := calendar.ParseRules(force); err == nil && theirs.String() == own.String() {
-			_, known := has["rules/"+which]
-			if c.same(own, theirs) || known && tx.Now-seen < rulesKept.Milliseconds() {
+	for _, r := range found {
+		if !r.InForce || r.Which == which {
+			continue
+		}
+		if theirs, err := calendar.ParseRules(r.Rules); err == nil && theirs.String() == own.String() {
+			if c.same(own, theirs) || known && tx.Now-r.Seen < rulesKept.Milliseconds() {
 				return nil
 			}
 		}
 	}
-	for _, m := range [][2]string{{"rules", which}, {"rules/" + which, fmt.Sprintf("%d %s", tx.Now, text)}} {
-		if _, err := tx.Exec(ctx, sqlSetMeta, m[0], m[1]); err != nil {
-			return err
-		}
+	if _, err := tx.Exec(ctx, `UPDATE usage_rules SET in_force = 0 WHERE in_force = 1 AND which <> ?`, which); err != nil {
+		return err
 	}
-	return nil
+	_, err = tx.Exec(ctx, sqlKeepRules, which, text, tx.Now)
+	return err
 }
 
 // Follow takes over the rules that are in force, when they are not those of before.
@@ -72,19 +73,18 @@ func (c *Clock) Follow(ctx context.Context, tx *database.Tx, which string) error
 	if r := c.rules.Load(); which == "" || r != nil && r.which == which {
 		return nil
 	}
-	var value string
-	if err := tx.Get(ctx, &value, sqlMeta, "rules/"+which); errors.Is(err, sql.ErrNoRows) {
+	var text string
+	if err := tx.Get(ctx, &text, `SELECT rules FROM usage_rules WHERE which = ?`, which); errors.Is(err, sql.ErrNoRows) {
 		return nil // somebody removed it: one's own are as good
 	} else if err != nil {
 		return err
 	}
-	_, text, _ := strings.Cut(value, " ")
 	r := &rules{which: which}
 	zone := c.own
 	if calendar.Which(calendar.Rules(zone)) != which {
 		theirs, err := calendar.ParseRules(text)
 		if err != nil {
-			return database.Fault("usage_meta: the zone's rules cannot be read: " + err.Error())
+			return database.Fault("usage_rules: the zone's rules cannot be read: " + err.Error())
 		}
 		if r.other = !c.same(zone, theirs); r.other {
 			zone = theirs
@@ -115,7 +115,7 @@ func (c *Clock) Keep(ctx context.Context, tx *database.Tx) error {
 	if calendar.Which(own) != r.which {
 		return nil
 	}
-	_, err := tx.Exec(ctx, sqlSetMeta, "rules/"+r.which, fmt.Sprintf("%d %s", tx.Now, own))
+	_, err := tx.Exec(ctx, `UPDATE usage_rules SET seen = ? WHERE which = ?`, tx.Now, r.which)
 	return err
 }
 

@@ -153,7 +153,7 @@ func (v *service) write(f func(context.Context, *database.Tx) error) {
 // words are how many are still to be told.
 func (v *service) words() (n int) {
 	v.Helper()
-	if err := v.pool.Get(&n, `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'tell/%' OR name LIKE 'notify/%'`); err != nil {
+	if err := v.pool.Get(&n, `SELECT COUNT(*) FROM usage_notices`); err != nil {
 		v.Fatal(err)
 	}
 	return n
@@ -249,10 +249,8 @@ func TestWordIsLeftToThoseThatHaveItsReceiver(t *testing.T) {
 func TestWordForNobodyIsForAll(t *testing.T) {
 	inVirtualTime(t, func(v *service) {
 		got := &told{times: map[string]int{}}
-		v.crossed(nil, "feature.a.used", "feature.b.used", "feature.c.used")
-		claimed := fmt.Sprintf("%d 1 6", time.Now().Add(50*time.Second).UnixMilli())
-		v.pool.MustExec(`UPDATE usage_meta SET value = ? WHERE name LIKE 'notify/%.b.used'`, claimed)
-		v.pool.MustExec(`UPDATE usage_meta SET name = 'notify/0/x' WHERE name LIKE 'notify/%.c.used'`)
+		v.crossed(nil, "feature.a.used", "feature.b.used")
+		v.pool.MustExec(`UPDATE usage_notices SET claimed = ?, tries = 1 WHERE receiver = '' AND key = 'feature.b.used'`, time.Now().Add(50*time.Second).UnixMilli())
 		receivers := map[string]Receiver{"mail": got.receiver("mail", nil), "pager": got.receiver("pager", nil)}
 		_, end := v.instance(receivers)
 		_, endOther := v.instance(receivers) // which shares them out at the same time
@@ -264,9 +262,6 @@ func TestWordForNobodyIsForAll(t *testing.T) {
 		endOther()
 		if words := v.words(); words != 0 {
 			t.Errorf("%d are to be told in the end", words)
-		}
-		if !strings.Contains(v.logs.String(), "notify/0/x") {
-			t.Error("the log does not say which one cannot be read")
 		}
 	})
 }
@@ -295,20 +290,13 @@ func TestWordForAReceiverThatIsGoneIsDropped(t *testing.T) {
 		v.crossedAt(now.Add(-8*day), []string{"gone", "hangs", "fails"}, "feature.a.used")
 		v.crossedAt(now.Add(-8*day), nil, "feature.b.used")
 		v.crossedAt(now.Add(-6*day), []string{"gone"}, "feature.c.used")
-		v.pool.MustExec(`UPDATE usage_meta SET value = ? WHERE name LIKE 'tell/fails/%'`, fmt.Sprintf("%d 900 6", now.Add(-6*day).UnixMilli()))
+		v.pool.MustExec(`UPDATE usage_notices SET claimed = ?, tries = 900 WHERE receiver = 'fails'`, now.Add(-6*day).UnixMilli())
 		hangs := NewNotifier(v.Context(), v.db, slog.New(slog.NewTextHandler(&v.logs, nil)), utc, map[string]Receiver{"hangs": nil}, true)
 		plain := NewNotifier(v.Context(), v.db, slog.New(slog.DiscardHandler), utc, nil, false)
 		left := func() (left []string) {
 			t.Helper()
-			if err := v.pool.Select(&left, `SELECT name FROM usage_meta WHERE name LIKE 'tell/%' OR name LIKE 'notify/%' ORDER BY name`); err != nil {
+			if err := v.pool.Select(&left, `SELECT CASE receiver WHEN '' THEN 'all' ELSE receiver END || ' ' || key FROM usage_notices ORDER BY 1`); err != nil {
 				t.Fatal(err)
-			}
-			for i, name := range left {
-				parts := strings.Split(name, "/")
-				left[i] = parts[1] + " " + parts[len(parts)-1]
-				if parts[0] == "notify" {
-					left[i] = "all " + parts[len(parts)-1]
-				}
 			}
 			return left
 		}
@@ -356,18 +344,18 @@ func TestEraseAndPrune(t *testing.T) {
 			}
 			return err
 		})
-		left := func(like string) (n int) {
+		left := func(where string) (n int) {
 			v.Helper()
-			if err := v.pool.Get(&n, v.pool.Rebind(`SELECT COUNT(*) FROM usage_meta WHERE (name LIKE 'crossing/%' OR name LIKE 'notify/%' OR name LIKE 'tell/%') AND name LIKE ?`), like); err != nil {
+			if err := v.pool.Get(&n, `SELECT COUNT(*) FROM (SELECT key, step, 'recorded' AS what FROM usage_crossings UNION ALL SELECT key, step, 'to be told' FROM usage_notices) AS x WHERE `+where); err != nil {
 				v.Fatal(err)
 			}
 			return n
 		}
-		pages := func(f func(ctx context.Context, tx *database.Tx, after string) (string, error)) {
+		pages := func(f func(ctx context.Context, tx *database.Tx, after Cursor) (Cursor, bool, error)) {
 			v.Helper()
-			for after, n := "", 0; n == 0 || after != ""; n++ {
+			for after, more, n := (Cursor{}), true, 0; more; n++ {
 				v.write(func(ctx context.Context, tx *database.Tx) (err error) {
-					after, err = f(ctx, tx, after)
+					after, more, err = f(ctx, tx, after)
 					return err
 				})
 				if n > 100 {
@@ -375,29 +363,29 @@ func TestEraseAndPrune(t *testing.T) {
 				}
 			}
 		}
-		all := left("%")
-		pages(func(ctx context.Context, tx *database.Tx, after string) (string, error) {
+		all := left("true")
+		pages(func(ctx context.Context, tx *database.Tx, after Cursor) (Cursor, bool, error) {
 			return Erase(ctx, tx, after, func(name string) bool { return strings.HasPrefix(name, "user.7.") })
 		})
-		if n, want := all-left("%"), 3*(1+10)+2; n != want || left("%user.7.%") != 0 {
-			v.Errorf("%d were erased, want %d; %d of the user are left", n, want, left("%user.7.%"))
+		if n, want := all-left("true"), 3*(1+10)+2; n != want || left("key LIKE 'user.7.%'") != 0 {
+			v.Errorf("%d were erased, want %d; %d of the user are left", n, want, left("key LIKE 'user.7.%'"))
 		}
-		pages(func(ctx context.Context, tx *database.Tx, after string) (string, error) {
+		pages(func(ctx context.Context, tx *database.Tx, after Cursor) (Cursor, bool, error) {
 			return Prune(ctx, tx, utc(), after, func(c Crossing) bool { return c.Start.Before(day.AddDate(0, 0, 4)) })
 		})
-		if n := left("crossing/2/%"); n != 6 {
+		if n := left("what = 'recorded' AND step = 2"); n != 6 {
 			v.Errorf("%d records of days are left, want 6", n)
 		}
-		if n := left("crossing/0/%"); n != 2*page+9 {
+		if n := left("what = 'recorded' AND step = 0"); n != 2*page+9 {
 			v.Errorf("%d records of all time are left, want %d", n, 2*page+9)
 		}
-		if n := left("tell/%"); n != 2*(2*page+9+10) {
+		if n := left("what = 'to be told'"); n != 2*(2*page+9+10) {
 			v.Errorf("%d are still to be told, want %d", n, 2*(2*page+9+10))
 		}
 		v.write(func(ctx context.Context, tx *database.Tx) error {
 			return Reset(ctx, tx, []string{"user.8.requests"})
 		})
-		if n := left("crossing/0/%/user.8.requests"); n != 0 || left("crossing/2/%/user.8.requests") != 6 {
+		if n := left("what = 'recorded' AND step = 0 AND key = 'user.8.requests'"); n != 0 || left("what = 'recorded' AND step = 2 AND key = 'user.8.requests'") != 6 {
 			v.Errorf("after Reset: %d records of all time", n)
 		}
 	})
@@ -416,7 +404,7 @@ func TestAClaimOfTheFutureIsNone(t *testing.T) {
 		at := time.Now().Add(ahead).UnixMilli() // one, so that they are told in the order of their names
 		for name, claimed := range map[string]time.Duration{"a.hours": ahead, "b.minutes": 10 * time.Minute, "c.claimed": 50 * time.Second, "d.later": maxPause, "e.free": 0} {
 			for _, to := range []string{"mail", ""} {
-				v.pool.MustExec(v.pool.Rebind(`INSERT INTO usage_meta VALUES (?, ?)`), fmt.Sprintf("%s%013d/0/0/5/%s", wordsTo(to), at, name+to), fmt.Sprintf("%d 1 5", time.Now().Add(claimed).UnixMilli()))
+				v.pool.MustExec(v.pool.Rebind(`INSERT INTO usage_notices VALUES (?, ?, 0, 0, 5, ?, 5, ?, 1)`), to, at, name+to, time.Now().Add(claimed).UnixMilli())
 			}
 		}
 		n.tellers[0].look()
@@ -426,16 +414,24 @@ func TestAClaimOfTheFutureIsNone(t *testing.T) {
 	})
 }
 
-// What a receiver is called may be anything.
+// What a receiver is called, and a counter, may be anything.
 func TestWordsOfReceivers(t *testing.T) {
-	for _, receiver := range []string{"", "mail", "a/b", "ü%2F", "\u2028 \"'?", strings.Repeat("x", 64), "/"} {
-		c := Crossing{Name: "user.a/b.requests", Step: calendar.Day, Start: time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC), Value: 5}
-		w := parseWord(utc(), wordsTo(receiver)+"0000000000123/"+c.key(), "9 2 7")
-		if c.N, c.Time = 7, time.UnixMilli(123).UTC(); w.err != nil || w.receiver != receiver || w.Crossing != c || w.until != 9 || w.tries != 2 {
-			t.Errorf("%q: %+v, want %+v", receiver, w, c)
+	onEach(t, func(v *service) {
+		for _, receiver := range []string{"mail", "a/b", "ü%2F", "\u2028 \"'?", strings.Repeat("x", 64), "/"} {
+			w := Watch{Thresholds: []Threshold{{Value: 5, Step: calendar.Day}}, Receivers: []string{receiver}}
+			start := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+			var list []word
+			v.write(func(ctx context.Context, tx *database.Tx) error {
+				name := "user.a/" + receiver + ".requests"
+				_, err := w.Record(ctx, tx, w.Crossed(nil, calendar.Day, start.Unix(), name, 5, 7), time.UnixMilli(123))
+				if err == nil {
+					list, err = words(ctx, tx, receiver, word{}, 10)
+				}
+				if want := (Crossing{Name: name, Step: calendar.Day, Start: start, Value: 5, N: 7, Time: time.UnixMilli(123).UTC()}); err == nil && (len(list) != 1 || list[0].crossing(utc()) != want) {
+					v.Errorf("%q: %+v, want %+v", receiver, list, want)
+				}
+				return err
+			})
 		}
-		if prefix := wordsTo(receiver); w.name <= prefix || w.name >= end(prefix) {
-			t.Errorf("%q: %q is not within its own", receiver, w.name)
-		}
-	}
+	})
 }

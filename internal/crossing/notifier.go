@@ -3,7 +3,6 @@ package crossing
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"math"
@@ -90,45 +89,36 @@ func (n *Notifier) Sleep(asleep bool) {
 // DropUnclaimed removes words that nobody has claimed for a week, whose receivers this
 // instance lacks as well; now is a time that is believed.
 func (n *Notifier) DropUnclaimed(ctx context.Context, now time.Time) error {
-	cal := n.calendar()
-	for _, kind := range []string{toAll, toOne} {
-		if kind == toAll && len(n.tellers) > 0 {
-			continue
-		}
-		for after := kind; after != ""; {
-			dropped := map[string][]word{}
-			err := n.db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
-				if err := tx.Begin(ctx); err != nil {
-					return err
-				}
-				list, err := wordsBetween(ctx, tx, cal, after, end(kind), page)
-				if err != nil {
-					return err
-				}
-				if after = ""; len(list) == page {
-					after = list[page-1].name
-				}
-				for _, w := range list {
-					last := time.UnixMilli(max(w.Time.UnixMilli(), clock.Possible(w.until, now.UnixMilli(), longestClaim)))
-					if w.err != nil || slices.Contains(n.names, w.receiver) || now.Sub(last) < unclaimed {
-						continue
-					}
-					switch err := settle(ctx, tx, sqlSettle, w.name, w.value); err {
-					case nil:
-						dropped[w.receiver] = append(dropped[w.receiver], w)
-					case errClaimed:
-					default:
-						return err
-					}
-				}
-				return nil
-			})
+	for after, more := (word{}), true; more; {
+		dropped := map[string][]word{}
+		err := n.db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
+			list, err := allWords(ctx, tx, after, page)
 			if err != nil {
 				return err
 			}
-			for receiver, list := range dropped {
-				n.log.Warn("usagekit: crossings are told to nobody: for a week no instance has had their receiver", "receiver", receiver, "crossings", len(list), "one of", list[0].Name)
+			if more = len(list) == page; more {
+				after = list[page-1]
 			}
+			for _, w := range list {
+				last := time.UnixMilli(max(w.Time, clock.Possible(w.Claimed, now.UnixMilli(), longestClaim)))
+				if w.Receiver == "" && len(n.tellers) > 0 || slices.Contains(n.names, w.Receiver) || now.Sub(last) < unclaimed {
+					continue
+				}
+				switch err := w.settle(ctx, tx); err {
+				case nil:
+					dropped[w.Receiver] = append(dropped[w.Receiver], w)
+				case errClaimed:
+				default:
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		for receiver, list := range dropped {
+			n.log.Warn("usagekit: crossings are told to nobody: for a week no instance has had their receiver", "receiver", receiver, "crossings", len(list), "one of", list[0].Key)
 		}
 	}
 	return nil
@@ -178,16 +168,15 @@ func (t *teller) loop() {
 // something may be left to be sent.
 func (t *teller) look() (wait time.Duration, left bool) {
 	wait = lookEvery/2 + rand.N(lookEvery)
-	for after := ""; ; {
+	for after := (word{}); ; {
 		var all, own []word
-		cal := t.n.calendar()
 		err := t.n.db.Glance(t.n.run, func(ctx context.Context, tx *database.Tx) (err error) {
 			if t.name != "" {
-				if all, err = words(ctx, tx, cal, "", "", piece); err != nil {
+				if all, err = words(ctx, tx, "", word{}, piece); err != nil {
 					return err
 				}
 			}
-			own, err = words(ctx, tx, cal, t.name, after, piece)
+			own, err = words(ctx, tx, t.name, after, piece)
 			return err
 		})
 		if err != nil {
@@ -199,16 +188,14 @@ func (t *teller) look() (wait time.Duration, left bool) {
 		case err != nil:
 			wait, left = min(wait, database.MaxBackoff), true
 		case shared: // and some of them are one's own
-			after = ""
+			after = word{}
 			continue
 		case claimed > 0:
 			wait, left = min(wait, claimed), true
 		}
 		for _, w := range own {
-			w.now += time.Since(read).Milliseconds()
+			w.Now += time.Since(read).Milliseconds()
 			switch claimed := w.claimed(); {
-			case w.err != nil:
-				t.n.drop(w)
 			case claimed > 0:
 				wait, left = min(wait, claimed+time.Millisecond), true
 			default:
@@ -222,19 +209,13 @@ func (t *teller) look() (wait time.Duration, left bool) {
 		if len(own) < piece {
 			return wait, left
 		}
-		after = own[len(own)-1].name
+		after = own[len(own)-1]
 	}
 }
 
 // claimed is for how long somebody else has the word.
 func (w word) claimed() time.Duration {
-	return time.Duration(clock.Possible(w.until, w.now, longestClaim)-w.now) * time.Millisecond
-}
-
-// drop removes a word that cannot be read.
-func (n *Notifier) drop(w word) {
-	n.log.Error("usagekit: a crossing cannot be read, and is not told", "name", w.name, "error", w.err)
-	_ = n.settle(sqlSettle, w.name, w.value)
+	return time.Duration(clock.Possible(w.Claimed, w.Now, longestClaim)-w.Now) * time.Millisecond
 }
 
 // share shares out the words that are to all, and wakes those that they are to now; claimed
@@ -243,8 +224,6 @@ func (n *Notifier) share(all []word) (shared bool, claimed time.Duration, err er
 	var free []word
 	for _, w := range all {
 		switch left := w.claimed(); {
-		case w.err != nil:
-			n.drop(w)
 		case left <= 0:
 			free = append(free, w)
 		case claimed == 0 || left < claimed:
@@ -256,9 +235,6 @@ func (n *Notifier) share(all []word) (shared bool, claimed time.Duration, err er
 	}
 	some := false
 	err = n.db.Write(n.run, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
-		if err := tx.Begin(ctx); err != nil {
-			return err
-		}
 		count, err := share(ctx, tx, free, n.names)
 		some = count > 0
 		return err
@@ -276,39 +252,36 @@ func (t *teller) notify(w word) (pause time.Duration, told, ok bool) {
 	if len(t.busy) > 0 { // an earlier call has not returned
 		return 0, false, false
 	}
-	claim := func(d time.Duration) string {
-		return fmt.Sprintf("%d %d %d", w.now+d.Milliseconds(), w.tries+1, w.N)
+	start, before := time.Now(), w.Tries
+	claim := func(d time.Duration) error {
+		return t.n.write(func(ctx context.Context, tx *database.Tx) error {
+			return w.claim(ctx, tx, w.Now+d.Milliseconds(), before+1)
+		})
 	}
-	start, claimed := time.Now(), claim(claimTime)
-	switch err := t.n.settle(sqlClaim, claimed, w.name, w.value); {
+	switch err := claim(claimTime); {
 	case errors.Is(err, errClaimed):
 		return claimTime, false, true
 	case err != nil:
 		return 0, false, false
 	}
-	if err := t.call(w.Crossing); err != nil {
+	if err := t.call(w.crossing(t.n.calendar())); err != nil {
 		if t.n.run.Err() == nil && !t.failing {
 			t.failing = true
-			t.n.log.Warn("usagekit: Config.Notify failed, and is asked again", "receiver", t.name, "name", w.Name, "at", w.Value, "error", err)
+			t.n.log.Warn("usagekit: Config.Notify failed, and is asked again", "receiver", t.name, "name", w.Key, "at", w.Value, "error", err)
 		}
-		pause = min(time.Second<<min(w.tries, 20), maxPause)
-		_ = t.n.settle(sqlClaim, claim(time.Since(start)+pause), w.name, claimed) // else when the claim ends
+		pause = min(time.Second<<min(before, 20), maxPause)
+		_ = claim(time.Since(start) + pause) // else when the claim ends
 		return pause, false, t.n.run.Err() == nil
 	}
 	if t.failing {
 		t.failing = false
-		t.n.log.Info("usagekit: Config.Notify works again", "receiver", t.name, "name", w.Name)
+		t.n.log.Info("usagekit: Config.Notify works again", "receiver", t.name, "name", w.Key)
 	}
-	return lookEvery, true, t.n.settle(sqlSettle, w.name, claimed) == nil
+	return lookEvery, true, t.n.write(w.settle) == nil
 }
 
-func (n *Notifier) settle(query string, args ...any) error {
-	return n.db.Write(n.run, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
-		if err := tx.Begin(ctx); err != nil {
-			return err
-		}
-		return settle(ctx, tx, query, args...)
-	})
+func (n *Notifier) write(f func(context.Context, *database.Tx) error) error {
+	return n.db.Write(n.run, database.WriteTimeout, f)
 }
 
 // call calls the receiver, outside of any transaction. One that does not return in time is

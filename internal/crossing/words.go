@@ -1,11 +1,9 @@
 package crossing
 
 import (
+	"cmp"
 	"context"
-	"fmt"
-	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -13,96 +11,99 @@ import (
 	"github.com/usagekit/usagekit/internal/database"
 )
 
-// crossing/<step>/<bucket>/<value>/<name> is the record: "<n> <time>". A word that it is
-// still to be told is tell/<receiver>/<time>/<the same>, or notify/<time>/<the same> where
-// it is not said whom: "<until> <tries> <n>", claimed until then. Times are Unix
-// milliseconds, the database's, and buckets seconds.
+// A row of usage_crossings is the record, and one of usage_notices a word that it is still to
+// be told. Times are Unix milliseconds, the database's, and buckets seconds.
 const (
-	sqlRecord = `INSERT INTO usage_meta (name, value) %s ON CONFLICT DO NOTHING RETURNING name`
-	sqlLeave  = `INSERT INTO usage_meta (name, value) %s ON CONFLICT DO NOTHING`
-	sqlFind   = `SELECT name, value, %s AS now FROM usage_meta WHERE name > ? AND name < ? ORDER BY name LIMIT ?`
-	sqlClaim  = `UPDATE usage_meta SET value = ? WHERE name = ? AND value = ?`
-	sqlSettle = `DELETE FROM usage_meta WHERE name = ? AND value = ?`
-	sqlForget = `DELETE FROM usage_meta WHERE `
+	sqlRecord = `INSERT INTO usage_crossings (step, bucket, value, key, n, time) %s ON CONFLICT DO NOTHING RETURNING step, bucket, value, key, n, time`
+	sqlLeave  = `INSERT INTO usage_notices (receiver, time, step, bucket, value, key, n, claimed, tries) %s ON CONFLICT DO NOTHING`
+
+	sqlWords    = `SELECT receiver, time, step, bucket, value, key, n, claimed, tries, %s AS now FROM usage_notices `
+	sqlWordsTo  = sqlWords + `WHERE receiver = ? AND (time, step, bucket, value, key) > (?, ?, ?, ?, ?) ORDER BY time, step, bucket, value, key LIMIT ?`
+	sqlAllWords = sqlWords + `WHERE (receiver, time, step, bucket, value, key) > (?, ?, ?, ?, ?, ?) ORDER BY receiver, time, step, bucket, value, key LIMIT ?`
+	ofWord      = ` WHERE receiver = ? AND time = ? AND step = ? AND bucket = ? AND value = ? AND key = ? AND claimed = ? AND tries = ?`
+	sqlClaim    = `UPDATE usage_notices SET claimed = ?, tries = ?` + ofWord
+	sqlSettle   = `DELETE FROM usage_notices` + ofWord
+
+	sqlRecords = `SELECT step, bucket, value, key, n, time FROM usage_crossings WHERE (step, bucket, value, key) > (?, ?, ?, ?) ORDER BY step, bucket, value, key LIMIT ?`
+	sqlForget  = `DELETE FROM usage_crossings WHERE step = ? AND bucket = ? AND value = ? AND key = ?`
+	sqlReset   = `DELETE FROM usage_crossings WHERE step = 0 AND `
 )
 
 const (
-	recorded = "crossing/"
-	toAll    = "notify/"
-	toOne    = "tell/"
-
 	chunk = 5_000 // rows of one statement
 	page  = 2_000 // that are looked through in one transaction
 )
 
-// wordsTo begins what is stored of the words to a receiver; "": to all.
-func wordsTo(receiver string) string {
-	if receiver == "" {
-		return toAll
-	}
-	return toOne + url.PathEscape(receiver) + "/"
+// record is a crossing as it is stored.
+type record struct {
+	Step          calendar.Step
+	Bucket, Value int64
+	Key           string
+	N             int64
+	Time          int64
 }
 
-// end is what comes after all that begins with a prefix that ends in a slash.
-func end(prefix string) string { return strings.TrimSuffix(prefix, "/") + "0" }
-
-func (c Crossing) key() string {
+func (c Crossing) record(now time.Time) record {
 	bucket := int64(0)
 	if c.Step != 0 {
 		bucket = c.Start.Unix()
 	}
-	return fmt.Sprintf("%d/%d/%d/%s", c.Step, bucket, c.Value, c.Name)
+	return record{c.Step, bucket, c.Value, c.Name, c.N, now.UnixMilli()}
 }
 
-// parse is the inverse of key. A bucket is where the calendar has it.
-func parse(cal calendar.Calendar, key string) (Crossing, error) {
-	parts := strings.SplitN(key, "/", 4)
-	if len(parts) < 4 {
-		return Crossing{}, database.Fault("usage_meta: " + strconv.Quote(key) + " is no crossing")
+// crossing is the inverse of that. A bucket is where the calendar has it.
+func (r record) crossing(cal calendar.Calendar) Crossing {
+	c := Crossing{Name: r.Key, Step: r.Step, Value: r.Value, N: r.N, Time: time.UnixMilli(r.Time).In(cal.Zone())}
+	if r.Step != 0 {
+		c.Start = time.Unix(cal.Place(r.Step, r.Bucket), 0).In(cal.Zone())
 	}
-	var n [3]int64
-	for i := range n {
-		var err error
-		if n[i], err = strconv.ParseInt(parts[i], 10, 64); err != nil {
-			return Crossing{}, database.Fault("usage_meta: " + strconv.Quote(key) + " is no crossing")
-		}
+	return c
+}
+
+// compare is the order of the key.
+func (r record) compare(o record) int {
+	return cmp.Or(cmp.Compare(r.Step, o.Step), cmp.Compare(r.Bucket, o.Bucket), cmp.Compare(r.Value, o.Value), strings.Compare(r.Key, o.Key))
+}
+
+func (r record) same(o record) bool { return r.compare(o) == 0 }
+
+// columns are those of records: step, bucket, value, key, n and time.
+func columns(list []record) []database.Column {
+	numbers := [5][]int64{}
+	keys := make([]string, len(list))
+	for i := range numbers {
+		numbers[i] = make([]int64, len(list))
 	}
-	c := Crossing{Step: calendar.Step(n[0]), Value: n[2], Name: parts[3]}
-	if c.Step >= calendar.Hour && c.Step <= calendar.Month {
-		c.Start = time.Unix(cal.Place(c.Step, n[1]), 0).In(cal.Zone())
+	for i, r := range list {
+		keys[i] = r.Key
+		numbers[0][i], numbers[1][i], numbers[2][i], numbers[3][i], numbers[4][i] = int64(r.Step), r.Bucket, r.Value, r.N, r.Time
 	}
-	return c, nil
+	return []database.Column{{Name: "step", Numbers: numbers[0]}, {Name: "bucket", Numbers: numbers[1]}, {Name: "value", Numbers: numbers[2]},
+		{Name: "key", Texts: keys}, {Name: "n", Numbers: numbers[3]}, {Name: "time", Numbers: numbers[4]}}
 }
 
 // Record records what is new of the crossings, and that word is to be sent: with what was
 // counted, or not at all. It returns how many those are.
 func (w Watch) Record(ctx context.Context, tx *database.Tx, crossed []Crossing, now time.Time) (int, error) {
+	list := make([]record, len(crossed))
+	for i, c := range crossed {
+		list[i] = c.record(now)
+	}
+	slices.SortFunc(list, record.compare) // as every other transaction does
+	list = slices.CompactFunc(list, record.same)
 	n := 0
-	slices.SortFunc(crossed, func(a, b Crossing) int { return strings.Compare(a.key(), b.key()) }) // as every other transaction does
-	crossed = slices.CompactFunc(crossed, func(a, b Crossing) bool { return a.key() == b.key() })
-	for list := range slices.Chunk(crossed, chunk) {
-		var names, values []string
-		counts := map[string]int64{}
-		for _, c := range list {
-			name := recorded + c.key()
-			names, values = append(names, name), append(values, fmt.Sprintf("%d %d", c.N, now.UnixMilli()))
-			counts[name] = c.N
-		}
-		rows, args := tx.Rows(database.Column{Name: "name", Texts: names}, database.Column{Name: "value", Texts: values})
-		var fresh []string
+	for list := range slices.Chunk(list, chunk) {
+		rows, args := tx.Rows(columns(list)...)
+		var fresh []record
 		if err := tx.Select(ctx, &fresh, strings.Replace(sqlRecord, "%s", rows, 1), args...); err != nil {
 			return 0, err
 		}
-		slices.Sort(fresh)
-		left := make([]word, len(fresh))
-		for i, name := range fresh {
-			left[i] = word{key: fmt.Sprintf("%013d/", now.UnixMilli()) + strings.TrimPrefix(name, recorded), Crossing: Crossing{N: counts[name]}}
-		}
+		slices.SortFunc(fresh, record.compare)
 		receivers := w.Receivers
 		if len(receivers) == 0 {
 			receivers = []string{""}
 		}
-		if err := leave(ctx, tx, left, receivers); err != nil {
+		if err := leave(ctx, tx, fresh, receivers); err != nil {
 			return 0, err
 		}
 		n += len(fresh)
@@ -111,16 +112,17 @@ func (w Watch) Record(ctx context.Context, tx *database.Tx, crossed []Crossing, 
 }
 
 // leave leaves a word of each crossing for each receiver, which nobody has claimed.
-func leave(ctx context.Context, tx *database.Tx, list []word, receivers []string) error {
+func leave(ctx context.Context, tx *database.Tx, list []record, receivers []string) error {
 	if len(list) == 0 {
 		return nil
 	}
+	of := columns(list)
+	zeros := make([]int64, len(list))
 	for _, receiver := range receivers {
-		names, values := make([]string, len(list)), make([]string, len(list))
-		for i, w := range list {
-			names[i], values[i] = wordsTo(receiver)+w.key, fmt.Sprintf("0 0 %d", w.N)
-		}
-		if err := tx.ExecRows(ctx, sqlLeave, database.Column{Name: "name", Texts: names}, database.Column{Name: "value", Texts: values}); err != nil {
+		to := slices.Repeat([]string{receiver}, len(list))
+		err := tx.ExecRows(ctx, sqlLeave, database.Column{Name: "receiver", Texts: to}, of[5], of[0], of[1], of[2], of[3], of[4],
+			database.Column{Name: "claimed", Numbers: zeros}, database.Column{Name: "tries", Numbers: zeros})
+		if err != nil {
 			return err
 		}
 	}
@@ -129,63 +131,42 @@ func leave(ctx context.Context, tx *database.Tx, list []word, receivers []string
 
 // word is a crossing that is to be told, as it is stored.
 type word struct {
-	Crossing
-	receiver    string
-	key         string // what its name has behind wordsTo(receiver)
-	name, value string
-	until       int64 // Unix ms; 0: nobody has claimed it yet
-	tries       int
-	now         int64 // when it was read
-	err         error // it cannot be read
+	Receiver string // "": whoever finds it
+	record
+	Claimed int64 // until when; 0: nobody has claimed it yet
+	Tries   int64
+	Now     int64 // when it was read
 }
 
-// words reads a page of those to a receiver, the oldest first: those behind the name after.
-func words(ctx context.Context, tx *database.Tx, cal calendar.Calendar, receiver, after string, limit int) ([]word, error) {
-	prefix := wordsTo(receiver)
-	return wordsBetween(ctx, tx, cal, max(after, prefix), end(prefix), limit)
+// words reads a page of those to a receiver, the oldest first: those behind another.
+func words(ctx context.Context, tx *database.Tx, receiver string, after word, limit int) (list []word, err error) {
+	err = tx.Select(ctx, &list, strings.Replace(sqlWordsTo, "%s", tx.Clock(), 1), receiver, after.Time, after.Step, after.Bucket, after.Value, after.Key, limit)
+	return list, err
 }
 
-func wordsBetween(ctx context.Context, tx *database.Tx, cal calendar.Calendar, after, before string, limit int) ([]word, error) {
-	var rows []struct {
-		Name, Value string
-		Now         int64
-	}
-	if err := tx.Select(ctx, &rows, strings.Replace(sqlFind, "%s", tx.Clock(), 1), after, before, limit); err != nil {
-		return nil, err
-	}
-	list := make([]word, len(rows))
-	for i, r := range rows {
-		list[i] = parseWord(cal, r.Name, r.Value)
-		list[i].now = r.Now
-	}
-	return list, nil
+// allWords reads a page of those to anybody.
+func allWords(ctx context.Context, tx *database.Tx, after word, limit int) (list []word, err error) {
+	err = tx.Select(ctx, &list, strings.Replace(sqlAllWords, "%s", tx.Clock(), 1), after.Receiver, after.Time, after.Step, after.Bucket, after.Value, after.Key, limit)
+	return list, err
 }
 
-func parseWord(cal calendar.Calendar, name, value string) (w word) {
-	w.name, w.value = name, value
-	w.key = strings.TrimPrefix(name, toAll)
-	if to, ok := strings.CutPrefix(name, toOne); ok {
-		to, w.key, _ = strings.Cut(to, "/")
-		w.receiver, w.err = url.PathUnescape(to)
+// claim has nobody else tell a word until then.
+func (w *word) claim(ctx context.Context, tx *database.Tx, until, tries int64) error {
+	if err := w.change(ctx, tx, sqlClaim, until, tries); err != nil {
+		return err
 	}
-	at, key, _ := strings.Cut(w.key, "/")
-	var ms int64
-	if w.err == nil {
-		ms, w.err = strconv.ParseInt(at, 10, 64)
-	}
-	if w.err == nil {
-		w.Crossing, w.err = parse(cal, key)
-	}
-	if w.err == nil {
-		_, w.err = fmt.Sscan(value, &w.until, &w.tries, &w.N)
-	}
-	w.Time = time.UnixMilli(ms).In(cal.Zone())
-	return w
+	w.Claimed, w.Tries = until, tries
+	return nil
 }
 
-// settle changes a word, or removes it, unless somebody else has meanwhile: errClaimed.
-func settle(ctx context.Context, tx *database.Tx, query string, args ...any) error {
-	n, err := tx.Exec(ctx, query, args...)
+// settle removes a word.
+func (w *word) settle(ctx context.Context, tx *database.Tx) error {
+	return w.change(ctx, tx, sqlSettle)
+}
+
+// change changes a word unless somebody else has meanwhile: errClaimed.
+func (w *word) change(ctx context.Context, tx *database.Tx, query string, args ...any) error {
+	n, err := tx.Exec(ctx, query, append(args, w.Receiver, w.Time, w.Step, w.Bucket, w.Value, w.Key, w.Claimed, w.Tries)...)
 	if err == nil && n == 0 {
 		err = errClaimed
 	}
@@ -195,14 +176,14 @@ func settle(ctx context.Context, tx *database.Tx, query string, args ...any) err
 // errClaimed says that another instance tells it.
 const errClaimed = database.Fault("store: another instance has claimed the crossing")
 
-// share has each of the words, which are to all, be one to each receiver instead; but for
-// those that somebody else has taken. It returns how many.
+// share has each of the words, which are to whoever finds them, be one to each receiver
+// instead; but for those that somebody else has taken. It returns how many.
 func share(ctx context.Context, tx *database.Tx, list []word, receivers []string) (int, error) {
-	var mine []word
+	var mine []record
 	for _, w := range list {
-		switch err := settle(ctx, tx, sqlSettle, w.name, w.value); err {
+		switch err := w.settle(ctx, tx); err {
 		case nil:
-			mine = append(mine, w)
+			mine = append(mine, w.record)
 		case errClaimed:
 		default:
 			return 0, err
@@ -213,72 +194,64 @@ func share(ctx context.Context, tx *database.Tx, list []word, receivers []string
 
 // Reset forgets what counters have crossed of all time: they may cross it again.
 func Reset(ctx context.Context, tx *database.Tx, names []string) error {
-	var found []string
-	err := tx.Select(ctx, &found, `SELECT name FROM usage_meta WHERE name >= 'crossing/0/' AND name < 'crossing/00'`)
-	if err != nil {
-		return err
-	}
-	return forget(ctx, tx, found, func(c Crossing) bool { return slices.Contains(names, c.Name) })
+	in, list := tx.OneOfTexts("key", names)
+	_, err := tx.Exec(ctx, sqlReset+in, list)
+	return err
 }
 
-// Prune forgets crossings of buckets that are gone, among a page of them: those behind
-// after, "" for the first. It returns where the next page begins; "": that was the last.
-func Prune(ctx context.Context, tx *database.Tx, cal calendar.Calendar, after string, gone func(Crossing) bool) (next string, err error) {
-	names, next, err := stored(ctx, tx, max(after, recorded+"1"), end(recorded)) // those of all time stay
-	if err != nil {
-		return "", err
+// Cursor is where a page of rows ended. The zero Cursor is before the first page.
+type Cursor struct {
+	last  word
+	words bool // it is among these
+}
+
+// Prune forgets crossings of buckets that are gone, among a page of them, and returns where
+// that ended; more is false when it was the last.
+func Prune(ctx context.Context, tx *database.Tx, cal calendar.Calendar, after Cursor, gone func(Crossing) bool) (end Cursor, more bool, err error) {
+	if after == (Cursor{}) {
+		after.last.Step, after.last.Bucket = calendar.Hour, calendar.Forever // those of all time stay
 	}
-	return next, forgetIn(ctx, tx, cal, names, gone)
+	return forget(ctx, tx, after, func(r record) bool { return gone(r.crossing(cal)) })
 }
 
 // Erase removes crossings, and word of them, of counters that are to be forgotten, among a
 // page of them: see Prune.
-func Erase(ctx context.Context, tx *database.Tx, after string, gone func(name string) bool) (next string, err error) {
-	kinds := []string{recorded, toAll, toOne} // in the order of their names
-	for i, kind := range kinds {
-		if after >= end(kind) {
+func Erase(ctx context.Context, tx *database.Tx, after Cursor, gone func(name string) bool) (end Cursor, more bool, err error) {
+	if !after.words {
+		end, more, err = forget(ctx, tx, after, func(r record) bool { return gone(r.Key) })
+		if !more {
+			end, more = Cursor{words: true}, true
+		}
+		return end, more, err
+	}
+	list, err := allWords(ctx, tx, after.last, page)
+	if err != nil || len(list) == 0 {
+		return after, false, err
+	}
+	for _, w := range list {
+		if !gone(w.Key) {
 			continue
 		}
-		names, next, err := stored(ctx, tx, max(after, kind), end(kind))
-		if err != nil {
-			return "", err
-		}
-		if next == "" && i+1 < len(kinds) {
-			next = kinds[i+1]
-		}
-		return next, forget(ctx, tx, names, func(c Crossing) bool { return gone(c.Name) })
-	}
-	return "", nil
-}
-
-// stored reads a page of names.
-func stored(ctx context.Context, tx *database.Tx, after, before string) (names []string, next string, err error) {
-	err = tx.Select(ctx, &names, `SELECT name FROM usage_meta WHERE name > ? AND name < ? ORDER BY name LIMIT ?`, after, before, page)
-	if len(names) == page {
-		next = names[page-1]
-	}
-	return names, next, err
-}
-
-// forget removes those of the names of which gone says so.
-func forget(ctx context.Context, tx *database.Tx, names []string, gone func(Crossing) bool) error {
-	return forgetIn(ctx, tx, calendar.In(time.UTC), names, gone)
-}
-
-func forgetIn(ctx context.Context, tx *database.Tx, cal calendar.Calendar, names []string, gone func(Crossing) bool) error {
-	names = slices.DeleteFunc(names, func(name string) bool {
-		key, ok := strings.CutPrefix(name, recorded)
-		if !ok {
-			_, key, _ = strings.Cut(parseWord(cal, name, "").key, "/")
-		}
-		c, err := parse(cal, key)
-		return err != nil || !gone(c)
-	})
-	for names := range slices.Chunk(names, chunk) {
-		in, list := tx.OneOfTexts("name", names)
-		if _, err := tx.Exec(ctx, sqlForget+in, list); err != nil {
-			return err
+		if err := w.settle(ctx, tx); err != nil && err != errClaimed {
+			return after, false, err
 		}
 	}
-	return nil
+	return Cursor{list[len(list)-1], true}, len(list) == page, nil
+}
+
+func forget(ctx context.Context, tx *database.Tx, after Cursor, gone func(record) bool) (end Cursor, more bool, err error) {
+	var list []record
+	last := after.last
+	if err := tx.Select(ctx, &list, sqlRecords, last.Step, last.Bucket, last.Value, last.Key, page); err != nil || len(list) == 0 {
+		return after, false, err
+	}
+	for _, r := range list {
+		if !gone(r) {
+			continue
+		}
+		if _, err := tx.Exec(ctx, sqlForget, r.Step, r.Bucket, r.Value, r.Key); err != nil {
+			return after, false, err
+		}
+	}
+	return Cursor{last: word{record: list[len(list)-1]}}, len(list) == page, nil
 }

@@ -89,7 +89,7 @@ func New(driverName, schema string) (*Dialect, error) {
 	default:
 		return nil, fmt.Errorf("store: the driver %q is not known: want PostgreSQL (lib/pq, pgx) or SQLite", driverName)
 	}
-	d.tables = regexp.MustCompile(`\busage_(metrics|history|inbox|writers|meta|hourly|daily)\b`)
+	d.tables = regexp.MustCompile(`\busage_(metrics|history|inbox|writers|meta|crossings|notices|quarantine|rules|removal|hourly|daily)\b`)
 	return d, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	cryptorand "crypto/rand"
 	"database/sql"
 	"embed"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -93,6 +94,11 @@ func (db *DB) migrate(ctx context.Context, tx *Tx) (found migrated, settled func
 		if _, err := tx.Exec(ctx, texts[version]); err != nil {
 			return found, nil, fmt.Errorf("migration %d: %w", version+1, err)
 		}
+		if strings.Contains(texts[version], "CREATE TABLE usage_quarantine") {
+			if err := tx.quarantine(ctx); err != nil {
+				return found, nil, fmt.Errorf("migration %d: %w", version+1, err)
+			}
+		}
 		if _, err := tx.Exec(ctx, sqlSetMeta, "schema", strconv.Itoa(version+1)); err != nil {
 			return found, nil, err
 		}
@@ -109,6 +115,32 @@ func (db *DB) migrate(ctx context.Context, tx *Tx) (found migrated, settled func
 	}
 	settled, err = db.cfg.Settle(ctx, tx, found.id)
 	return found, settled, err
+}
+
+// quarantine moves batches that could not be counted out of usage_meta, where they were
+// base64, which not every database can read.
+func (t *Tx) quarantine(ctx context.Context) error {
+	for {
+		var bad struct{ Name, Value string }
+		err := t.Get(ctx, &bad, `SELECT name, value FROM usage_meta WHERE name > 'bad/' AND name < 'bad0' LIMIT 1`)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		payload, err := base64.StdEncoding.DecodeString(bad.Value)
+		if err != nil {
+			payload = []byte(bad.Value) // it can be looked at, as before
+		}
+		writer, number, _ := strings.Cut(strings.TrimPrefix(bad.Name, "bad/"), "/")
+		seq, _ := strconv.ParseInt(number, 10, 64)
+		if _, err := t.Exec(ctx, `INSERT INTO usage_quarantine (writer, seq, payload) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`, writer, seq, payload); err != nil {
+			return err
+		}
+		if _, err := t.Exec(ctx, `DELETE FROM usage_meta WHERE name = ?`, bad.Name); err != nil {
+			return err
+		}
+	}
 }
 
 // migrationsOf are their texts, in the order of their names.

@@ -19,14 +19,16 @@ type Tx struct {
 // Opening is what a writing transaction knows from the statement that it begins with. That
 // also bounds it on the server, and makes its COMMIT durable.
 type Opening struct {
-	Now    int64  // the database's time, Unix milliseconds
-	Floor  int    // the least version of the tables that may write to them
-	Rules  string // which rules of the zone are in force
-	Pruned string // as of when history was removed last
+	Now                          int64  // the database's time, Unix milliseconds
+	Floor                        int    // the least version of the tables that may write to them
+	Rules                        string // which rules of the zone are in force
+	Removed, Doubted, Seen, Gaps int64  // see clock.Removal
 }
 
 const sqlOpening = `SELECT %s AS bounded, %s AS now, CAST(COALESCE((SELECT value FROM usage_meta WHERE name = 'floor'), '0') AS INTEGER) AS floor,
-COALESCE((SELECT value FROM usage_meta WHERE name = 'rules'), '') AS rules, COALESCE((SELECT value FROM usage_meta WHERE name = 'pruned'), '') AS pruned`
+COALESCE((SELECT which FROM usage_rules WHERE in_force = 1), '') AS rules,
+COALESCE(r.last, 0) AS removed, COALESCE(r.doubted, 0) AS doubted, COALESCE(r.seen, 0) AS seen, COALESCE(r.gaps, 0) AS gaps
+FROM (SELECT 1 AS one) AS o LEFT JOIN usage_removal r ON r.one = o.one`
 
 // open is the first statement of a writing transaction. bounds are those of the server.
 func (t *Tx) open(ctx context.Context, bounds string) error {

@@ -133,7 +133,7 @@ func Register(ctx context.Context, tx *database.Tx, writer string) error {
 }
 
 // seenNow is when a writer that is seen now was seen.
-func seenNow(tx *database.Tx) int64 { return clock.ParseRemoval(tx.Pruned).Since(tx.Now) }
+func seenNow(tx *database.Tx) int64 { return clock.RemovalOf(tx).Since(tx.Now) }
 
 func (o *Outbox) register(writer string) error {
 	return o.DB.Fill(o.run, o.patience(), func(ctx context.Context, tx *database.Tx) error {

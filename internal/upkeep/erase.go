@@ -2,7 +2,7 @@ package upkeep
 
 import (
 	"context"
-	"encoding/base64"
+	"database/sql"
 	"errors"
 	"slices"
 	"strings"
@@ -22,8 +22,9 @@ const (
 	sqlHoldLease = `UPDATE usage_meta SET value = value WHERE name = 'lease'`
 	sqlInbox     = `SELECT writer, seq, opened, payload FROM usage_inbox WHERE (writer, seq) > (?, ?) ORDER BY writer, seq LIMIT ?`
 	sqlRewrite   = `UPDATE usage_inbox SET payload = ? WHERE writer = ? AND seq = ?`
-	sqlBad       = `SELECT name, value FROM usage_meta WHERE name > ? AND name < 'bad0' ORDER BY name LIMIT 1`
-	sqlSetBad    = `UPDATE usage_meta SET value = ? WHERE name = ?`
+	sqlKept      = `SELECT writer, seq, payload FROM usage_quarantine WHERE (writer, seq) > (?, ?) ORDER BY writer, seq LIMIT 1`
+	sqlSetKept   = `UPDATE usage_quarantine SET payload = ? WHERE writer = ? AND seq = ?`
+	sqlDropKept  = `DELETE FROM usage_quarantine WHERE writer = ? AND seq = ?`
 )
 
 // Eraser removes what the database holds of a user.
@@ -38,7 +39,7 @@ func NewEraser(run context.Context, db *database.DB, by *clock.Clock) *Eraser {
 	return &Eraser{run, db, by}
 }
 
-// Erase removes a user's rows, records, and part of each batch that waits or was set aside.
+// Erase removes a user's rows, records, and part of each batch that waits or could not be counted.
 // What is repeated of it finds nothing any more.
 func (e *Eraser) Erase(ctx context.Context, user string) error {
 	err := e.waiting(ctx, user)
@@ -51,7 +52,7 @@ func (e *Eraser) Erase(ctx context.Context, user string) error {
 		err = e.records(ctx, user)
 	}
 	if err == nil {
-		err = e.bad(ctx, user)
+		err = e.quarantine(ctx, user)
 	}
 	if err == nil {
 		err = e.db.EmptyLog(ctx)
@@ -193,44 +194,47 @@ func eraseKeys(ctx context.Context, tx *database.Tx, user, begin, table, where s
 // records removes a user's crossings. They are found by looking at everybody's, of
 // which there may be a million: in pages, while folds go on.
 func (e *Eraser) records(ctx context.Context, user string) error {
-	for after := ""; ; {
-		next, err := database.Again(ctx, e.run, e.db, func(ctx context.Context, tx *database.Tx) (string, error) {
-			return crossing.Erase(ctx, tx, after, func(name string) bool { return isOf(name, user) })
-		})
-		if err != nil || next == "" {
-			return err
-		}
-		after = next
+	type page struct {
+		end  crossing.Cursor
+		more bool
 	}
-}
-
-// bad takes a user out of the batches that were set aside, one after the other.
-func (e *Eraser) bad(ctx context.Context, user string) error {
-	for last := "bad/"; last != ""; {
-		name, err := database.Again(ctx, e.run, e.db, func(ctx context.Context, tx *database.Tx) (string, error) {
-			var list []struct{ Name, Value string }
-			if err := tx.Select(ctx, &list, sqlBad, last); err != nil || len(list) == 0 {
-				return "", err
-			}
-			b := list[0]
-			payload, err := base64.StdEncoding.DecodeString(b.Value)
-			var changed bool
-			if err == nil {
-				payload, changed, err = without(payload, user)
-			}
-			switch {
-			case err != nil:
-				_, err = tx.Exec(ctx, `DELETE FROM usage_meta WHERE name = ?`, b.Name)
-				return b.Name, err
-			case changed:
-				_, err = tx.Exec(ctx, sqlSetBad, base64.StdEncoding.EncodeToString(payload), b.Name)
-			}
-			return b.Name, err
+	for at := (page{more: true}); at.more; {
+		next, err := database.Again(ctx, e.run, e.db, func(ctx context.Context, tx *database.Tx) (p page, err error) {
+			p.end, p.more, err = crossing.Erase(ctx, tx, at.end, func(name string) bool { return isOf(name, user) })
+			return p, err
 		})
 		if err != nil {
 			return err
 		}
-		last = name
+		at = next
+	}
+	return nil
+}
+
+// quarantine takes a user out of the batches that could not be counted, one after the other.
+func (e *Eraser) quarantine(ctx context.Context, user string) error {
+	for last, more := (batch{}), true; more; {
+		b, err := database.Again(ctx, e.run, e.db, func(ctx context.Context, tx *database.Tx) (b batch, err error) {
+			err = tx.Get(ctx, &b, sqlKept, last.Writer, last.Seq)
+			if errors.Is(err, sql.ErrNoRows) {
+				return batch{}, nil
+			} else if err != nil {
+				return b, err
+			}
+			switch payload, changed, err := without(b.Payload, user); {
+			case err != nil:
+				_, err = tx.Exec(ctx, sqlDropKept, b.Writer, b.Seq)
+				return b, err
+			case changed:
+				_, err = tx.Exec(ctx, sqlSetKept, payload, b.Writer, b.Seq)
+				return b, err
+			}
+			return b, nil
+		})
+		if err != nil {
+			return err
+		}
+		last, more = b, b.Writer != ""
 	}
 	return nil
 }

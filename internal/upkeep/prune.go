@@ -192,15 +192,19 @@ func (p *Pruner) records(ctx context.Context, now time.Time, h calendar.Horizon)
 	gone := func(c crossing.Crossing) bool {
 		return c.Start.Unix() < max(h.Of(c.Step, naming.Personal(c.Name)), h.Days)
 	}
-	for after, more := "", true; more; more = after != "" {
-		err := p.db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
-			next, err := crossing.Prune(ctx, tx, p.clock.Calendar(), after, gone)
-			after = next
+	for after, more := (crossing.Cursor{}), true; more; {
+		var done struct { // by an attempt that may outlast this call
+			end  crossing.Cursor
+			more bool
+		}
+		err := p.db.Write(ctx, database.WriteTimeout, func(ctx context.Context, tx *database.Tx) (err error) {
+			done.end, done.more, err = crossing.Prune(ctx, tx, p.clock.Calendar(), after, gone)
 			return err
 		})
 		if err != nil {
 			return err
 		}
+		after, more = done.end, done.more
 	}
 	if err := p.notifier.DropUnclaimed(ctx, now); err != nil {
 		return err
