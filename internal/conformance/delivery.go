@@ -168,7 +168,7 @@ func undecodable(t *testing.T, b *bench) {
 	b.payload("v", 1, now, good)
 	b.fold(s)
 	b.want(s, map[string]int64{"feature.a.used": 3, "usagekit.counts.dropped": 2})
-	if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name IN ('bad/w/2', 'bad/w/3')`); n != 2 {
+	if n := b.number(`SELECT COUNT(*) FROM usage_quarantine WHERE writer = 'w' AND seq IN (2, 3)`); n != 2 {
 		t.Errorf("%d of 2 bad batches are kept", n)
 	}
 	if n := b.reported("cannot be counted", 2); n != 2 {
@@ -211,7 +211,7 @@ CREATE TRIGGER poison BEFORE INSERT ON usage_metrics FOR EACH ROW EXECUTE FUNCTI
 		"feature.a.used": 8, "feature.(invalid).used": 1, "feature.(invalid).again": 1, "user.active.daily": 98, "user.7.requests": 1,
 		"usagekit.counts.dropped": 6, // batch 5
 	})
-	if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name = 'bad/w/5'`); n != 1 {
+	if n := b.number(`SELECT COUNT(*) FROM usage_quarantine WHERE writer = 'w' AND seq = 5`); n != 1 {
 		t.Error("the batch that cannot be counted was not kept")
 	}
 }

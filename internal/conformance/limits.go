@@ -211,7 +211,7 @@ func thresholds(t *testing.T, b *bench) {
 	s.Add("feature.a.used", 99)
 	s.Add("user.1.requests", 2)
 	b.flush(s)
-	if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'crossing/%'`); n != 0 {
+	if n := b.number(`SELECT COUNT(*) FROM usage_crossings`); n != 0 {
 		t.Errorf("%d crossings before any", n)
 	}
 	s.Add("feature.a.used", 1)
@@ -231,11 +231,11 @@ func thresholds(t *testing.T, b *bench) {
 		"feature.a.used Step(0) 100": 1, "feature.b.used Step(0) 100": 1, "feature.b.used Step(0) 200": 1, "feature.c.used Step(0) 100": 1,
 		"user.1.requests day 3": 1, "user.active.monthly month 2": 1, "api.requests.total hour 5": 1,
 	}
-	if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'crossing/%'`); n != int64(len(want)) {
+	if n := b.number(`SELECT COUNT(*) FROM usage_crossings`); n != int64(len(want)) {
 		t.Errorf("%d crossings recorded, want %d", n, len(want))
 	}
 	b.until(func() bool {
-		return b.number(`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'notify/%' OR name LIKE 'tell/%'`) == 0
+		return b.number(`SELECT COUNT(*) FROM usage_notices`) == 0
 	})
 	mu.Lock()
 	if !maps.Equal(told, want) || !maps.Equal(paged, want) {
@@ -245,7 +245,7 @@ func thresholds(t *testing.T, b *bench) {
 
 	// A reset counter may cross again; a user's day may not.
 	var first string
-	if err := b.db.GetContext(b.ctx, &first, `SELECT value FROM usage_meta WHERE name = 'crossing/0/0/100/feature.a.used'`); err != nil {
+	if err := b.db.GetContext(b.ctx, &first, `SELECT CAST(n AS TEXT) || ' ' || CAST(time AS TEXT) FROM usage_crossings WHERE step = 0 AND value = 100 AND key = 'feature.a.used'`); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Reset(b.ctx, "feature.a.used"); err != nil {
@@ -254,10 +254,10 @@ func thresholds(t *testing.T, b *bench) {
 	s.Add("feature.a.used", 100)
 	s.Add("user.1.requests", 3)
 	b.flush(s)
-	if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name = 'crossing/0/0/100/feature.a.used' AND value <> ?`, first); n != 1 {
+	if n := b.number(`SELECT COUNT(*) FROM usage_crossings WHERE step = 0 AND value = 100 AND key = 'feature.a.used' AND CAST(n AS TEXT) || ' ' || CAST(time AS TEXT) <> ?`, first); n != 1 {
 		t.Error("the second crossing is not recorded")
 	}
-	if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'crossing/%'`); n != int64(len(want)) {
+	if n := b.number(`SELECT COUNT(*) FROM usage_crossings`); n != int64(len(want)) {
 		t.Errorf("%d crossings recorded after a Reset, want %d", n, len(want))
 	}
 }

@@ -327,7 +327,7 @@ func erase(t *testing.T, b *bench) {
 				}
 			}
 		}
-		if n := b.number(`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'bad/%'`); n != 0 {
+		if n := b.number(`SELECT COUNT(*) FROM usage_quarantine`); n != 0 {
 			t.Errorf("%d batches are left that may hold anybody", n)
 		}
 		var payloads [][]byte

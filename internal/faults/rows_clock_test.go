@@ -23,9 +23,10 @@ func impossibleTimes(r *trial) {
 		for _, ahead := range []time.Duration{10 * time.Minute, 3 * time.Hour, 73 * 365 * 24 * time.Hour} {
 			ms := time.Now().Add(ahead).UnixMilli()
 			spoil := func() {
-				for name, value := range map[string]string{"lease": fmt.Sprintf("dead %d", ms), "folded": fmt.Sprint(ms), "pruned": fmt.Sprintf("%d 0 0", ms)} {
+				for name, value := range map[string]string{"lease": fmt.Sprintf("dead %d", ms), "folded": fmt.Sprint(ms)} {
 					r.exec(`UPDATE usage_meta SET value = ? WHERE name = ?`, value, name)
 				}
+				r.exec(`UPDATE usage_removal SET last = ?, doubted = 0, seen = 0, gaps = 0`, ms)
 				r.exec(`UPDATE usage_writers SET seen = ?`, ms)
 			}
 			if r.mode.spools() { // its leader is dead, too

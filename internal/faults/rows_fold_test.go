@@ -123,7 +123,7 @@ func badBatches(r *trial) {
 		return ""
 	})
 	for query, want := range map[string]int64{
-		`SELECT COUNT(*) FROM usage_meta WHERE name = 'bad/damaged/1'`:                                            1,
+		`SELECT COUNT(*) FROM usage_quarantine WHERE writer = 'damaged' AND seq = 1`:                              1,
 		`SELECT COALESCE(SUM(value), 0) FROM usage_metrics WHERE key = 'usagekit.counts.dropped'`:                 1,
 		`SELECT COUNT(*) FROM usage_history WHERE bucket > EXTRACT(EPOCH FROM now()) + 86400`:                     0,
 		`SELECT COALESCE(SUM(value), 0) FROM usage_history WHERE step = 1 AND key = 'feature.late.used'`:          2,

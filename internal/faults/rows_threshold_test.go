@@ -351,11 +351,11 @@ func (r *race) drainRacers() {
 // tellTheRest has another process tell what the dead ones have left.
 func (r *race) tellTheRest() {
 	r.Helper()
-	const pending = `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'tell/%'`
+	const pending = `SELECT COUNT(*) FROM usage_notices`
 	r.Logf("%d told, %d left by who told them last", len(r.lines()), r.one(pending))
 	if !r.full {
 		// A claim lasts a minute: here it runs out at once. The long form waits.
-		_, err := r.db.ExecContext(r.ctx, `UPDATE usage_meta SET value = '0 1 ' || split_part(value, ' ', 3) WHERE name LIKE 'tell/%'`)
+		_, err := r.db.ExecContext(r.ctx, `UPDATE usage_notices SET claimed = 0`)
 		r.must(err)
 	}
 	db := must1(postgres.Open(r.url))(r.trial)
@@ -433,15 +433,14 @@ func (r *race) check() {
 // recorded are the crossings that the database knows, each with its N.
 func (r *race) recorded() map[string]int64 {
 	r.Helper()
-	rows := must1(r.db.QueryContext(r.ctx, `SELECT name, value FROM usage_meta WHERE name LIKE 'crossing/%'`))(r.trial)
+	rows := must1(r.db.QueryContext(r.ctx, `SELECT step || '/' || bucket || '/' || value || '/' || key, n FROM usage_crossings`))(r.trial)
 	defer rows.Close()
 	all := map[string]int64{}
 	for rows.Next() {
-		var name, value string
-		r.must(rows.Scan(&name, &value))
-		var n, at int64
-		must1(fmt.Sscan(value, &n, &at))(r.trial)
-		all[strings.TrimPrefix(name, "crossing/")] = n
+		var name string
+		var n int64
+		r.must(rows.Scan(&name, &n))
+		all[name] = n
 	}
 	r.must(rows.Err())
 	return all
@@ -480,7 +479,7 @@ func notified(t *testing.T, f func(ctx context.Context, call int) error) (usage 
 	}
 	return usage, func() (n int) {
 		t.Helper()
-		if err := db.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'tell/%'`); err != nil {
+		if err := db.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM usage_notices`); err != nil {
 			t.Fatal(err)
 		}
 		return n
