@@ -134,29 +134,29 @@ func TestRetentionWhenTheClockIsRightAgain(t *testing.T) {
 		was := s.count(t, allHistory)
 		now := time.Now().UnixMilli()
 		for _, c := range []struct {
-			name, record string
-			known        int64 // afterwards
+			name   string
+			record removal // none: it was removed
+			known  int64   // afterwards
 		}{
-			{"it was ahead, and not believed", removal{Last: now, Doubted: now + 70*365*day, Seen: now + 70*365*day, Gaps: 0}.String(), now},
-			{"it was behind", removal{Last: now, Doubted: now - 20*365*day, Seen: now - 20*365*day, Gaps: 0}.String(), now},
-			{"it is behind what was believed", removal{Last: now + 70*365*day}.String(), now + 70*365*day},
-			{"and has been for a week", removal{Last: now + 70*365*day, Doubted: now - 7*day, Seen: now - day, Gaps: 0}.String(), now},
-			{"the record is damaged", "x", now},
+			{"it was ahead, and not believed", removal{Last: now, Doubted: now + 70*365*day, Seen: now + 70*365*day, Gaps: 0}, now},
+			{"it was behind", removal{Last: now, Doubted: now - 20*365*day, Seen: now - 20*365*day, Gaps: 0}, now},
+			{"it is behind what was believed", removal{Last: now + 70*365*day}, now + 70*365*day},
+			{"and has been for a week", removal{Last: now + 70*365*day, Doubted: now - 7*day, Seen: now - day, Gaps: 0}, now},
+			{"the record is gone", removal{}, now},
 		} {
-			s.exec(t, `UPDATE usage_meta SET value = ? WHERE name = 'pruned'`, c.record)
+			s.setRemoval(t, c.record)
 			s.clock.Asked = clock.Asked{} // as of a process that has just begun
-			if err := s.newPruner().Prune(t.Context()); err != nil && c.record != "x" {
+			if err := s.newPruner().Prune(t.Context()); err != nil && c.record != (removal{}) {
 				t.Errorf("%s: %v", c.name, err)
 			}
-			var record string
-			if s.get(t, &record, `SELECT value FROM usage_meta WHERE name = 'pruned'`); c.record != "x" && !strings.HasPrefix(record, fmt.Sprint(c.known)) {
-				t.Errorf("%s: the record is %q then", c.name, record)
+			if last := s.count(t, `SELECT last FROM usage_removal`); c.record != (removal{}) && last != c.known {
+				t.Errorf("%s: the record is %d then, want %d", c.name, last, c.known)
 			}
 			if n := s.count(t, allHistory); n != was {
 				t.Fatalf("%s: %d rows of %d are left", c.name, n, was)
 			}
 		}
-		s.exec(t, `UPDATE usage_meta SET value = ? WHERE name = 'pruned'`, removal{Last: now, Doubted: now + 50*day, Seen: now + 50*day, Gaps: 0}.String())
+		s.setRemoval(t, removal{Last: now, Doubted: now + 50*day, Seen: now + 50*day, Gaps: 0})
 		time.Sleep(60 * 24 * time.Hour)
 		s.clock.Asked = clock.Asked{}
 		if err := s.newPruner().Prune(t.Context()); err == nil || s.count(t, allHistory) != was {
@@ -229,7 +229,7 @@ func TestWritersWhenTheClockIsBehind(t *testing.T) {
 		time.Sleep(200 * 24 * time.Hour)
 		s := restart(Config{})
 		now := time.Now()
-		s.exec(t, `UPDATE usage_meta SET value = ? WHERE name = 'pruned'`, removal{Last: now.UnixMilli()}.String())
+		s.setRemoval(t, removal{Last: now.UnixMilli()})
 		batch := counter.Batch{Opened: now.UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 2}}}
 		for _, w := range []string{"folds", "sends"} {
 			s.exec(t, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 1)`, w, []byte{})
@@ -254,6 +254,15 @@ func TestWritersWhenTheClockIsBehind(t *testing.T) {
 			t.Errorf("%d of 2 writers are remembered", n)
 		}
 	})
+}
+
+// setRemoval has the database say as of when history was removed last; none where that is r.
+func (s *Store) setRemoval(t *testing.T, r removal) {
+	t.Helper()
+	s.exec(t, `DELETE FROM usage_removal`)
+	if r != (removal{}) {
+		s.exec(t, `INSERT INTO usage_removal (one, last, doubted, seen, gaps) VALUES (1, ?, ?, ?, ?)`, r.Last, r.Doubted, r.Seen, r.Gaps)
+	}
 }
 
 // sendAs sends a batch as another writer.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -42,16 +41,15 @@ func TestEraseBesideManyCrossingsKeepsNoFoldWaiting(t *testing.T) {
 			var values []string
 			var args []any
 			for i := range others / 30 {
-				values, args = append(values, "(?, '1 1')"), append(args, fmt.Sprintf("crossing/0/0/1/user.%d.requests", list*others/30+i))
+				values, args = append(values, "(0, 0, 1, ?, 1, 1)"), append(args, fmt.Sprintf("user.%d.requests", list*others/30+i))
 			}
-			tx.MustExec(tx.Rebind(`INSERT INTO usage_meta (name, value) VALUES `+strings.Join(values, ", ")), args...)
+			tx.MustExec(tx.Rebind(`INSERT INTO usage_crossings VALUES `+strings.Join(values, ", ")), args...)
 		}
-		for _, name := range []string{"crossing/0/0/1/user.me.requests", "crossing/2/86400/7/user.me.requests", "notify/0000000000001/0/0/1/user.me.requests", "tell/mail/0000000000001/0/0/1/user.me.requests"} {
-			tx.MustExec(tx.Rebind(`INSERT INTO usage_meta (name, value) VALUES (?, '0 0 1')`), name)
-		}
+		tx.MustExec(`INSERT INTO usage_crossings VALUES (0, 0, 1, 'user.me.requests', 1, 1), (2, 86400, 7, 'user.me.requests', 7, 1)`)
+		tx.MustExec(`INSERT INTO usage_notices VALUES ('', 1, 0, 0, 1, 'user.me.requests', 1, 0, 0), ('mail', 1, 0, 0, 1, 'user.me.requests', 1, 0, 0)`)
 		b := counter.Batch{Opened: time.Now().UnixMilli(), Counts: []counter.Count{{Name: "user.me.requests", N: 1}}}
 		for i := range 3 {
-			tx.MustExec(tx.Rebind(`INSERT INTO usage_meta (name, value) VALUES (?, ?)`), fmt.Sprintf("bad/w/%d", i), base64Of(b.Encode()))
+			tx.MustExec(tx.Rebind(`INSERT INTO usage_quarantine VALUES ('w', ?, ?)`), i, b.Encode())
 		}
 		if err := tx.Commit(); err != nil {
 			t.Fatal(err)
@@ -61,7 +59,7 @@ func TestEraseBesideManyCrossingsKeepsNoFoldWaiting(t *testing.T) {
 		faults.Set(func(op dbtest.Op) dbtest.Fault {
 			mu.Lock()
 			defer mu.Unlock()
-			records := strings.Contains(op.Query, "SELECT") && strings.Contains(op.Query, "usage_meta") && (strings.Contains(op.Query, "crossing") || strings.Contains(op.Query, "bad/") || strings.Contains(op.Query, "name >"))
+			records := strings.Contains(op.Query, "SELECT") && (strings.Contains(op.Query, "usage_crossings") || strings.Contains(op.Query, "usage_notices") || strings.Contains(op.Query, "usage_quarantine"))
 			switch {
 			case op.Kind == dbtest.Begin:
 				leased = false
@@ -82,14 +80,14 @@ func TestEraseBesideManyCrossingsKeepsNoFoldWaiting(t *testing.T) {
 			t.Errorf("with the lease, or all at once: %s", whole)
 		}
 		var left, mine int
-		if err := db.Get(&left, `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'crossing/%'`); err != nil || left != others {
+		if err := db.Get(&left, `SELECT COUNT(*) FROM usage_crossings`); err != nil || left != others {
 			t.Errorf("%d crossings of %d others are left, %v", left, others, err)
 		}
-		if err := db.Get(&mine, `SELECT COUNT(*) FROM usage_meta WHERE name LIKE '%user.me.%'`); err != nil || mine != 0 {
+		if err := db.Get(&mine, `SELECT COUNT(*) FROM (SELECT key FROM usage_crossings UNION ALL SELECT key FROM usage_notices) AS records WHERE key LIKE '%user.me.%'`); err != nil || mine != 0 {
 			t.Errorf("%d records are left, %v", mine, err)
 		}
-		var bad []string
-		if err := db.Select(&bad, `SELECT value FROM usage_meta WHERE name LIKE 'bad/%'`); err != nil || len(bad) != 3 || strings.Contains(strings.Join(bad, " "), base64Of(b.Encode())) {
+		var bad [][]byte
+		if err := db.Select(&bad, `SELECT payload FROM usage_quarantine`); err != nil || len(bad) != 3 || bytes.Contains(bytes.Join(bad, nil), b.Encode()) {
 			t.Errorf("what was set aside: %v, %v", bad, err)
 		}
 	}
@@ -331,5 +329,3 @@ func eraseUnstarted(t *testing.T, s *Store, user string) error {
 	}
 	return s.Erase(t.Context(), user)
 }
-
-func base64Of(b []byte) string { return base64.StdEncoding.EncodeToString(b) }

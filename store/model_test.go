@@ -634,7 +634,7 @@ func (m *model) check() {
 		m.violation("names that nobody added to: %v", stored)
 	}
 	for what, query := range map[string]string{
-		"batches set aside": `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'bad/%'`,
+		"batches set aside": `SELECT COUNT(*) FROM usage_quarantine`,
 		"totals that are not the sum of their days": `SELECT COUNT(*) FROM usage_metrics m WHERE value <>
 			(SELECT SUM(value) FROM usage_history h WHERE h.key = m.key AND h.step = 2)`,
 		"buckets with another number of active users than there are": `SELECT COUNT(*) FROM usage_history a WHERE key IN ('user.active.daily', 'user.active.monthly') AND value <>

@@ -94,13 +94,11 @@ func TestRetention(t *testing.T) {
 		db.MustExec(`INSERT INTO usage_metrics VALUES ('user.42.requests', 5)`)
 		old := s.calendar().Start(calendar.Day, now.AddDate(0, 0, -2000)).Unix()
 		young := s.calendar().Start(calendar.Day, now.AddDate(0, 0, -3)).Unix()
-		for _, name := range []string{
-			"crossing/0/0/5/user.42.requests", fmt.Sprintf("crossing/2/%d/5/user.42.requests", old), fmt.Sprintf("crossing/2/%d/5/user.42.requests", young),
-		} {
-			db.MustExec(db.Rebind(`INSERT INTO usage_meta VALUES (?, '{}')`), name)
+		for _, at := range [][2]int64{{0, 0}, {2, old}, {2, young}} {
+			db.MustExec(db.Rebind(`INSERT INTO usage_crossings VALUES (?, ?, 5, 'user.42.requests', 5, 1)`), at[0], at[1])
 		}
 		for _, days := range []time.Duration{6, 8} { // of which nobody has told a receiver that this instance lacks
-			db.MustExec(db.Rebind(`INSERT INTO usage_meta VALUES (?, '0 0 5')`), fmt.Sprintf("tell/mail/%013d/0/0/5/user.42.requests", now.Add(-days*day).UnixMilli()))
+			db.MustExec(db.Rebind(`INSERT INTO usage_notices VALUES ('mail', ?, 0, 0, 5, 'user.42.requests', 5, 0, 0)`), now.Add(-days*day).UnixMilli())
 		}
 		for writer, ago := range map[string]time.Duration{"gone": 91 * day, "waits": 91 * day, "here": 80 * day} {
 			db.MustExec(db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 1, ?, ?)`), writer, []byte{}, now.Add(-ago).UnixMilli())
@@ -133,8 +131,8 @@ func TestRetention(t *testing.T) {
 		}
 		for query, want := range map[string]int{
 			`SELECT value FROM usage_metrics WHERE key = 'user.42.requests'`:       5,
-			`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'crossing/%'`:         2,
-			`SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'tell/%'`:             1,
+			`SELECT COUNT(*) FROM usage_crossings`:                                 2,
+			`SELECT COUNT(*) FROM usage_notices`:                                   1,
 			`SELECT COUNT(*) FROM usage_writers WHERE writer IN ('gone')`:          0,
 			`SELECT COUNT(*) FROM usage_writers WHERE writer IN ('waits', 'here')`: 2,
 		} {

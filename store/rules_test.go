@@ -20,7 +20,7 @@ func TestRulesOfALivingInstance(t *testing.T) {
 	}
 	inForce := func(t *testing.T, s *Store) (which string) {
 		t.Helper()
-		if s.get(t, &which, `SELECT value FROM usage_meta WHERE name = 'rules'`); which == "" {
+		if s.get(t, &which, `SELECT which FROM usage_rules WHERE in_force = 1`); which == "" {
 			t.Fatal("none is")
 		}
 		return which

@@ -113,7 +113,7 @@
 // refuses counts, may be a mistake: what it refuses waits, whole, with what its instance
 // flushed after it (and a Flush there says so), and Stats.Err says why; those of others
 // are folded meanwhile. Where it refuses some names for 15 minutes, those count under (invalid), and a
-// batch of which even that is refused is kept in usage_meta and counts as dropped; while
+// batch of which even that is refused is kept in usage_quarantine and counts as dropped; while
 // it refuses everything, nothing is given up.
 //
 // With a spool, each count is made in a mapped file, where the kernel keeps it

@@ -58,7 +58,7 @@ func TestNotify(t *testing.T) {
 		t.Helper()
 		for until := time.Now().Add(dbtest.Limit); time.Now().Before(until); {
 			var n int
-			if err := db.Get(&n, `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'notify/%' OR name LIKE 'tell/%'`); err != nil {
+			if err := db.Get(&n, `SELECT COUNT(*) FROM usage_notices`); err != nil {
 				t.Fatal(err)
 			}
 			if n == 0 {
@@ -151,7 +151,7 @@ func TestNotify(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		db.MustExec(`INSERT INTO usage_meta VALUES ('tell/pager/0000000000001/0/0/3/feature.b.used', '0 0 7')`)
+		db.MustExec(`INSERT INTO usage_notices VALUES ('pager', 1, 0, 0, 3, 'feature.b.used', 7, 0, 0)`)
 		if _, err := other.AddNow(t.Context(), "feature.c.used", 4); err != nil { // it is awake, and looks
 			t.Fatal(err)
 		}

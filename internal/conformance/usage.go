@@ -305,7 +305,7 @@ func erase(t *testing.T, b *bench) {
 		before := others()
 		b.exec(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 0)`, writer, []byte{}) // not seen for long: the next sweep folds it
 		b.exec(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, 1, 1, ?)`, writer, waiting)
-		b.exec(`INSERT INTO usage_meta (name, value) VALUES (?, 'bm90IGEgYmF0Y2g=')`, fmt.Sprintf("bad/x/%d", i))
+		b.exec(`INSERT INTO usage_quarantine (writer, seq, payload) VALUES ('x', ?, ?)`, i+1, []byte("not a batch"))
 		if i == 0 {
 			b.exec(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES (?, 2, 1, ?)`, writer, []byte("user.42.requests, damaged"))
 		}
@@ -318,7 +318,7 @@ func erase(t *testing.T, b *bench) {
 		subject := strings.Replace(id, "(x", "((x", 1)
 		for _, query := range []string{
 			`SELECT COUNT(*) FROM usage_metrics WHERE key = ?`, `SELECT COUNT(*) FROM usage_history WHERE key = ?`,
-			`SELECT COUNT(*) FROM usage_meta WHERE name LIKE '%/' || ?`,
+			`SELECT COUNT(*) FROM (SELECT key FROM usage_crossings UNION ALL SELECT key FROM usage_notices) AS records WHERE key = ?`,
 		} {
 			for _, name := range []string{"user.%s.requests", "user.%s.logins", "user.%s.logins\x00", "quota.%s.refused", "quota.%s.daily", "quota.%s.hourly", "quota.%s.monthly"} {
 				name = naming.Clean(fmt.Sprintf(name, subject))

@@ -151,7 +151,7 @@ func (i *instance) totals(t testing.TB) map[string]int64 {
 		totals[r.Key] = r.Value
 	}
 	var bad int64
-	if err := i.pool.GetContext(t.Context(), &bad, `SELECT COUNT(*) FROM usage_meta WHERE name LIKE 'bad/%'`); err != nil {
+	if err := i.pool.GetContext(t.Context(), &bad, `SELECT COUNT(*) FROM usage_quarantine`); err != nil {
 		t.Fatal(err)
 	}
 	if bad > 0 {

@@ -88,7 +88,7 @@ func (m *merging) merge(ctx context.Context, tx *database.Tx, w waiting) error {
 	}
 	if err != nil {
 		m.sums.add(m.now, "usagekit.counts.dropped", dropped)
-		return m.setAside(ctx, tx, w, err)
+		return m.quarantine(ctx, tx, w, err)
 	}
 	at := payload.Opened
 	if at > m.now+24*time.Hour.Milliseconds() {

@@ -2,7 +2,6 @@ package fold
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"maps"
 	"time"
@@ -13,11 +12,11 @@ import (
 )
 
 const (
-	badKept  = 100
+	maxKept  = 100
 	maxTries = 500 // to find the names of a batch that the database refuses
 
-	sqlBadCount = `SELECT COUNT(*) FROM usage_meta WHERE name >= 'bad/' AND name < 'bad0'`
-	sqlBad      = `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING`
+	sqlKept = `SELECT COUNT(*) FROM usage_quarantine`
+	sqlKeep = `INSERT INTO usage_quarantine (writer, seq, payload) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`
 )
 
 // errTooMany ends the search for the names of a batch that the database refuses.
@@ -107,17 +106,17 @@ func (m *merging) refusedOf(ctx context.Context, tx *database.Tx, b counter.Batc
 	return refused, nil
 }
 
-// setAside keeps a batch that cannot be counted where somebody can look at it.
-func (m *merging) setAside(ctx context.Context, tx *database.Tx, w waiting, why error) error {
+// quarantine keeps a batch that cannot be counted where somebody can look at it.
+func (m *merging) quarantine(ctx context.Context, tx *database.Tx, w waiting, why error) error {
 	var kept int
-	if err := tx.Get(ctx, &kept, sqlBadCount); err != nil {
+	if err := tx.Get(ctx, &kept, sqlKept); err != nil {
 		return err
 	}
-	if kept >= badKept {
-		m.report("a batch cannot be counted, and is dropped: usage_meta has as many as are kept", "batch", w.name(), "error", why)
+	if kept >= maxKept {
+		m.report("a batch cannot be counted, and is dropped: usage_quarantine has as many as are kept", "batch", w.name(), "error", why)
 		return nil
 	}
-	m.report("a batch cannot be counted; it is kept in usage_meta", "name", "bad/"+w.name(), "error", why)
-	_, err := tx.Exec(ctx, sqlBad, "bad/"+w.name(), base64.StdEncoding.EncodeToString(w.Payload))
+	m.report("a batch cannot be counted; it is kept in usage_quarantine", "batch", w.name(), "error", why)
+	_, err := tx.Exec(ctx, sqlKeep, w.Writer, w.Seq, w.Payload)
 	return err
 }
