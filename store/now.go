@@ -93,9 +93,6 @@ func (s *Store) Reset(ctx context.Context, names ...string) error {
 		return fmt.Errorf("store: Reset: %w", err)
 	}
 	_, err := database.Again(ctx, s.run, s.db, func(ctx context.Context, tx *database.Tx) (none struct{}, err error) {
-		if err := tx.Begin(ctx); err != nil {
-			return none, err
-		}
 		for _, name := range names {
 			if _, err := tx.Exec(ctx, sqlReset, name); err != nil {
 				return none, err

@@ -79,7 +79,7 @@ func scripted(t *testing.T) (*Store, sqlmock.Sqlmock) {
 
 // opens scripts the statement that a writing transaction begins with.
 func opens(script sqlmock.Sqlmock, now int64) {
-	script.ExpectQuery(`statement_timeout`).WillReturnRows(sqlmock.NewRows([]string{"bounded", "now", "floor", "rules", "pruned"}).AddRow("", now, 0, "", ""))
+	script.ExpectQuery(`statement_timeout`).WillReturnRows(sqlmock.NewRows([]string{"bounded", "now", "floor", "rules", "removed", "doubted", "seen", "gaps"}).AddRow("", now, 0, "", 0, 0, 0, 0))
 }
 
 // A flush is one transaction that touches no row of anybody else. Whatever its

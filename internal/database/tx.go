@@ -41,9 +41,6 @@ func (t *Tx) open(ctx context.Context, bounds string) error {
 	return err
 }
 
-// Begin does nothing.
-func (t *Tx) Begin(context.Context) error { return nil }
-
 // Get reads one row; sql.ErrNoRows when there is none.
 func (t *Tx) Get(ctx context.Context, dest any, query string, args ...any) error {
 	return t.tx.GetContext(ctx, dest, t.text(query), args...)

@@ -117,6 +117,6 @@ func (m *merging) quarantine(ctx context.Context, tx *database.Tx, w waiting, wh
 		return nil
 	}
 	m.report("a batch cannot be counted; it is kept in usage_quarantine", "batch", w.name(), "error", why)
-	_, err := tx.Exec(ctx, sqlKeep, w.Writer, w.Seq, w.Payload)
+	_, err := tx.Exec(ctx, sqlKeep, w.Writer, w.Seq, append([]byte{}, w.Payload...)) // none of a driver's that makes NULL of an empty one
 	return err
 }
