@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"encoding/base64"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -303,17 +302,16 @@ func tablesOf(t *testing.T, db *sqlx.DB) map[string]string {
 // setAside is what somebody finds who looks for batches that could not be counted.
 func setAside(t *testing.T, db *sqlx.DB) (list []string) {
 	t.Helper()
-	var rows []struct{ Name, Value string }
-	if err := db.Select(&rows, `SELECT substr(name, 5) AS name, value FROM usage_meta WHERE name LIKE 'bad/%'`); err != nil {
+	var rows []struct {
+		Name    string
+		Payload []byte
+	}
+	if err := db.Select(&rows, `SELECT writer || '/' || seq AS name, payload FROM usage_quarantine`); err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range rows {
-		payload, err := base64.StdEncoding.DecodeString(r.Value)
-		if err != nil {
-			t.Fatal(err)
-		}
 		text := "no batch"
-		if b, err := counter.Decode(payload); err == nil {
+		if b, err := counter.Decode(r.Payload); err == nil {
 			var counts []string
 			for _, c := range b.Counts {
 				counts = append(counts, fmt.Sprintf("%s %d", c.Name, c.N))
