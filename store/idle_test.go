@@ -328,59 +328,42 @@ func TestIdleInstancesOnPostgreSQL(t *testing.T) {
 		t.Log("PostgreSQL was not tried: make test does")
 		return
 	}
-	ctx := dbtest.Context(t)
 	dsn := Server.NewDatabase(t)
-	var asked atomic.Int64
-	faults := &dbtest.Faults{}
-	faults.Set(func(dbtest.Op) dbtest.Fault { asked.Add(1); return dbtest.Fault{} })
-	var all []*Store
-	var pools []*sqlx.DB
-	for range 2 {
-		pool, err := faults.Open("postgres", dsn)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer pool.Close()
-		pool.SetConnMaxIdleTime(10 * time.Millisecond)
-		db := sqlx.NewDb(pool, "postgres")
-		s, err := open(ctx, db, Config{Interval: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler), Thresholds: []Threshold{{Prefix: "feature.", Value: 2}}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.leader = s.newLeader(300 * time.Millisecond)
-		s.begin()
-		defer func() {
-			if err := s.Shutdown(context.Background()); err != nil {
-				t.Error(err)
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int64
+		faults := &dbtest.Faults{}
+		faults.Set(func(dbtest.Op) dbtest.Fault { asked.Add(1); return dbtest.Fault{} })
+		var all []*Store
+		var pools []*sqlx.DB
+		for range 2 {
+			pool, err := faults.Open("postgres", dsn)
+			if err != nil {
+				t.Fatal(err)
 			}
-		}()
-		all, pools = append(all, s), append(pools, db)
-	}
-	until := func(what string, done func() bool) {
-		t.Helper()
-		for !done() {
-			select {
-			case <-ctx.Done():
-				t.Fatal(what + " does not happen")
-			case <-time.After(5 * time.Millisecond):
+			t.Cleanup(func() { _ = pool.Close() })
+			pool.SetConnMaxIdleTime(time.Minute)
+			db := sqlx.NewDb(pool, "postgres")
+			s := inBubble(t, db, Config{Logger: slog.New(slog.DiscardHandler), Thresholds: []Threshold{{Prefix: "feature.", Value: 2}}})
+			s.begin()
+			t.Cleanup(func() {
+				if err := s.Shutdown(context.Background()); err != nil {
+					t.Error(err)
+				}
+			})
+			all, pools = append(all, s), append(pools, db)
+		}
+		for i := range int64(6) {
+			all[i%2].Inc("feature.a.used")
+			time.Sleep(1100 * time.Millisecond) // an Interval, and the fold
+			if n, err := all[1-i%2].Get(t.Context(), "feature.a.used"); n != i+1 || err != nil {
+				t.Errorf("the other one has %d of %d counts, %v", n, i+1, err)
+			}
+			time.Sleep(2*time.Minute + time.Second)
+			before := asked.Load()
+			time.Sleep(3 * time.Hour)
+			if n, open := asked.Load()-before, pools[0].Stats().OpenConnections+pools[1].Stats().OpenConnections; n > 0 || open > 0 {
+				t.Errorf("%d operations, and %d connections, of two that are asleep", n, open)
 			}
 		}
-	}
-	for i := range int64(6) {
-		s := all[i%2]
-		s.Inc("feature.a.used")
-		until("the count", func() bool { n, err := all[1-i%2].Get(ctx, "feature.a.used"); return err == nil && n == i+1 })
-		last, since := asked.Load(), time.Now()
-		until("sleep", func() bool {
-			if n := asked.Load(); n != last {
-				last, since = n, time.Now()
-			}
-			return all[0].leader.Asleep() && all[1].leader.Asleep() && time.Since(since) > 50*time.Millisecond && pools[0].Stats().OpenConnections+pools[1].Stats().OpenConnections == 0
-		})
-		before := asked.Load()
-		time.Sleep(300 * time.Millisecond)
-		if n := asked.Load() - before; n > 0 {
-			t.Errorf("%d operations of two that are asleep", n)
-		}
-	}
+	})
 }
