@@ -266,6 +266,32 @@ func TestWordForNobodyIsForAll(t *testing.T) {
 	})
 }
 
+// Of two that find a word for nobody at once, one shares it out: not again what it has told
+// meanwhile.
+func TestOneSharesAWordOut(t *testing.T) {
+	onEach(t, func(v *service) {
+		v.crossed(nil, "feature.a.used", "feature.b.used")
+		var found []word
+		v.write(func(ctx context.Context, tx *database.Tx) (err error) {
+			found, err = words(ctx, tx, utc(), "", "", piece)
+			return err
+		})
+		for i, want := range []int{2, 0} {
+			v.write(func(ctx context.Context, tx *database.Tx) error {
+				n, err := share(ctx, tx, found, []string{"mail", "pager"})
+				if n != want {
+					v.Errorf("time %d: %d were shared out, want %d", i+1, n, want)
+				}
+				return err
+			})
+			if n := v.words(); n != 2*want {
+				v.Errorf("time %d: %d are to be told, want %d", i+1, n, 2*want)
+			}
+			v.pool.MustExec(`DELETE FROM usage_meta WHERE name LIKE 'tell/%'`) // told
+		}
+	})
+}
+
 // Where there are no receivers, a crossing is a line in the log.
 func TestWithoutReceiversTheLogIsTold(t *testing.T) {
 	inVirtualTime(t, func(v *service) {

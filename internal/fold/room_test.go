@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -172,5 +173,27 @@ func TestIdleSubjectsAreLookedForOnceInAFold(t *testing.T) {
 	})
 	if want := r.subject(idleChunk*idleChunks - 1); err != nil || round.last != want {
 		t.Errorf("it looked through those up to %q, %v; want %q", round.last, err, want)
+	}
+}
+
+// A fold of names that are known asks nothing about them, and one of a new name once; nor
+// does an instance ask again that another one has found more, where it knows what it needs.
+func TestAFoldOfKnownNamesAsksNothing(t *testing.T) {
+	s := instanceOf(t, pools(t, "sqlite")(), kept400(), map[string]int{"feature": 10})
+	asked := 0
+	s.db.Edit = func(q string) string {
+		if strings.Contains(q, "'subjects'") {
+			asked++
+		}
+		return q
+	}
+	for i, names := range [][]string{{"feature.a.used"}, {"feature.a.used", "feature.a.seen"}, {"feature.b.used"}, {"feature.a.used", "feature.b.used", "user.7.requests"}} {
+		s.arrives(t, "w", i+1, names...)
+		if _, err := s.Fold(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		if want := []int{1, 1, 2, 2}[i]; asked != want {
+			t.Errorf("after fold %d it has asked %d times, want %d", i+1, asked, want)
+		}
 	}
 }
