@@ -32,6 +32,7 @@ type Database struct {
 	// Again is set where another Database of the same kind is tried as well, and this
 	// one differs in the way there: cases that vary much else vary less of it.
 	Again bool
+	Turns bool // reads and writes take turns: nothing is written while something is read
 	// New makes one, and returns how a pool on it is opened. With faults, its
 	// operations go through them.
 	New func(t testing.TB) func(faults *dbtest.Faults) (*sqlx.DB, error)

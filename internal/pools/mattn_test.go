@@ -16,7 +16,7 @@ import (
 
 // SQLite by way of the C library, for a program that has it already.
 func TestMattn(t *testing.T) {
-	conformance.Run(t, conformance.Database{Name: "sqlite", Again: true, New: func(t testing.TB) func(*dbtest.Faults) (*sqlx.DB, error) {
+	conformance.Run(t, conformance.Database{Name: "sqlite", Again: true, Turns: true, New: func(t testing.TB) func(*dbtest.Faults) (*sqlx.DB, error) {
 		dsn := "file:" + filepath.Join(t.TempDir(), "usage.db") + "?_busy_timeout=5000&_journal_mode=WAL&_synchronous=FULL&_txlock=immediate"
 		return func(faults *dbtest.Faults) (*sqlx.DB, error) {
 			open := sql.Open
