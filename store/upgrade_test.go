@@ -28,9 +28,9 @@ import (
 const filled = "testdata/12f957b"
 
 func TestUpgradeSQLite(t *testing.T) {
-	testUpgrade(t, "sqlite", func(t *testing.T) (*sqlx.DB, error) {
-		return sqlite.Open(filepath.Join(t.TempDir(), "usage.db"))
-	})
+	create := func(t *testing.T) (*sqlx.DB, error) { return sqlite.Open(filepath.Join(t.TempDir(), "usage.db")) }
+	t.Run("as it was filled", func(t *testing.T) { testUpgrade(t, "sqlite", create) })
+	t.Run("with what came since", func(t *testing.T) { testUpgradeSince(t, "sqlite", create) })
 }
 
 func TestUpgradePostgreSQL(t *testing.T) {
@@ -38,9 +38,9 @@ func TestUpgradePostgreSQL(t *testing.T) {
 		t.Log("PostgreSQL was not tried: make test does")
 		return
 	}
-	testUpgrade(t, "postgres", func(t *testing.T) (*sqlx.DB, error) {
-		return postgres.Open(Server.NewDatabase(t))
-	})
+	create := func(t *testing.T) (*sqlx.DB, error) { return postgres.Open(Server.NewDatabase(t)) }
+	t.Run("as it was filled", func(t *testing.T) { testUpgrade(t, "postgres", create) })
+	t.Run("with what came since", func(t *testing.T) { testUpgradeSince(t, "postgres", create) })
 }
 
 func recorded(t *testing.T, file string) string {
@@ -196,7 +196,7 @@ func testUpgrade(t *testing.T, kind string, create func(t *testing.T) (*sqlx.DB,
 // listen returns what a receiver is told, in order, until last tells that this was all.
 func listen(t *testing.T, heard <-chan Crossing, last func(line string) bool) (list []string) {
 	t.Helper()
-	late := time.After(dbtest.Limit / 2)
+	late := time.After(dbtest.Limit / 5)
 	for {
 		select {
 		case c := <-heard:
