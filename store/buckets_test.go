@@ -32,7 +32,7 @@ func TestBuckets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.cancel()
+	defer s.life.cancel()
 	for _, c := range []struct {
 		step        Step
 		from, to    time.Time
@@ -70,7 +70,7 @@ func TestBuckets(t *testing.T) {
 		if first, last := got[0].Format(time.RFC3339), got[c.n-1].Format(time.RFC3339); first != c.first || c.last != "" && last != c.last {
 			t.Errorf("%v from %v to %v: %s … %s, want %s … %s", c.step, c.from, c.to, first, last, c.first, c.last)
 		}
-		for i, start := range s.calendar().Buckets(calendar.Step(c.step), got[0], c.to) {
+		for i, start := range s.clock.Calendar().Buckets(calendar.Step(c.step), got[0], c.to) {
 			if got[i].Unix() != start {
 				t.Fatalf("%v: bucket %d is %v", c.step, i, got[i])
 			}
@@ -80,7 +80,7 @@ func TestBuckets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer offline.cancel()
+	defer offline.life.cancel()
 	if got := offline.Buckets(Day, at("2026-03-28 12:00"), at("2026-03-28 13:00")); len(got) != 1 || got[0].String() != "2026-03-28 00:00:00 +0000 UTC" {
 		t.Errorf("before the zone is known: %v", got)
 	}

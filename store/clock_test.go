@@ -42,8 +42,8 @@ func inBubble(t *testing.T, db *sqlx.DB, cfg Config) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(s.cancel)
-	if clock := s.db.Clock(); !s.db.SQLite {
+	t.Cleanup(s.life.cancel)
+	if clock := s.db.Clock(); !s.db.OneWriter {
 		s.db.Edit = func(q string) string {
 			return strings.ReplaceAll(q, clock, fmt.Sprintf("CAST(%d AS BIGINT)", time.Now().UnixMilli()))
 		}
@@ -70,10 +70,10 @@ func (s *Store) fill(t *testing.T, hours, days int) {
 	for ago := range max(hours, days) {
 		at := now.AddDate(0, 0, -ago)
 		if ago < hours {
-			s.put(t, row{bucket{calendar.Hour, s.calendar().Start(calendar.Hour, at).Unix(), "feature.a.used"}, 1})
+			s.put(t, row{bucket{calendar.Hour, s.clock.Calendar().Start(calendar.Hour, at).Unix(), "feature.a.used"}, 1})
 		}
 		if ago < days {
-			s.put(t, row{bucket{calendar.Day, s.calendar().Start(calendar.Day, at).Unix(), "feature.a.used"}, 1})
+			s.put(t, row{bucket{calendar.Day, s.clock.Calendar().Start(calendar.Day, at).Unix(), "feature.a.used"}, 1})
 		}
 	}
 }
@@ -135,28 +135,28 @@ func TestRetentionWhenTheClockIsRightAgain(t *testing.T) {
 		now := time.Now().UnixMilli()
 		for _, c := range []struct {
 			name   string
-			record removal // none: it was removed
-			known  int64   // afterwards
+			record clock.Removal // none: it was removed
+			known  int64         // afterwards
 		}{
-			{"it was ahead, and not believed", removal{Last: now, Doubted: now + 70*365*day, Seen: now + 70*365*day, Gaps: 0}, now},
-			{"it was behind", removal{Last: now, Doubted: now - 20*365*day, Seen: now - 20*365*day, Gaps: 0}, now},
-			{"it is behind what was believed", removal{Last: now + 70*365*day}, now + 70*365*day},
-			{"and has been for a week", removal{Last: now + 70*365*day, Doubted: now - 7*day, Seen: now - day, Gaps: 0}, now},
-			{"the record is gone", removal{}, now},
+			{"it was ahead, and not believed", clock.Removal{Last: now, Doubted: now + 70*365*day, Seen: now + 70*365*day, Gaps: 0}, now},
+			{"it was behind", clock.Removal{Last: now, Doubted: now - 20*365*day, Seen: now - 20*365*day, Gaps: 0}, now},
+			{"it is behind what was believed", clock.Removal{Last: now + 70*365*day}, now + 70*365*day},
+			{"and has been for a week", clock.Removal{Last: now + 70*365*day, Doubted: now - 7*day, Seen: now - day, Gaps: 0}, now},
+			{"the record is gone", clock.Removal{}, now},
 		} {
 			s.setRemoval(t, c.record)
 			s.clock.Asked = clock.Asked{} // as of a process that has just begun
-			if err := s.newPruner().Prune(t.Context()); err != nil && c.record != (removal{}) {
+			if err := s.newPruner().Prune(t.Context()); err != nil && c.record != (clock.Removal{}) {
 				t.Errorf("%s: %v", c.name, err)
 			}
-			if last := s.count(t, `SELECT last FROM usage_removal`); c.record != (removal{}) && last != c.known {
+			if last := s.count(t, `SELECT last FROM usage_removal`); c.record != (clock.Removal{}) && last != c.known {
 				t.Errorf("%s: the record is %d then, want %d", c.name, last, c.known)
 			}
 			if n := s.count(t, allHistory); n != was {
 				t.Fatalf("%s: %d rows of %d are left", c.name, n, was)
 			}
 		}
-		s.setRemoval(t, removal{Last: now, Doubted: now + 50*day, Seen: now + 50*day, Gaps: 0})
+		s.setRemoval(t, clock.Removal{Last: now, Doubted: now + 50*day, Seen: now + 50*day, Gaps: 0})
 		time.Sleep(60 * 24 * time.Hour)
 		s.clock.Asked = clock.Asked{}
 		if err := s.newPruner().Prune(t.Context()); err == nil || s.count(t, allHistory) != was {
@@ -229,7 +229,7 @@ func TestWritersWhenTheClockIsBehind(t *testing.T) {
 		time.Sleep(200 * 24 * time.Hour)
 		s := restart(Config{})
 		now := time.Now()
-		s.setRemoval(t, removal{Last: now.UnixMilli()})
+		s.setRemoval(t, clock.Removal{Last: now.UnixMilli()})
 		batch := counter.Batch{Opened: now.UnixMilli(), Counts: []counter.Count{{Name: "feature.a.used", N: 2}}}
 		for _, w := range []string{"folds", "sends"} {
 			s.exec(t, `INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, 1)`, w, []byte{})
@@ -257,10 +257,10 @@ func TestWritersWhenTheClockIsBehind(t *testing.T) {
 }
 
 // setRemoval has the database say as of when history was removed last; none where that is r.
-func (s *Store) setRemoval(t *testing.T, r removal) {
+func (s *Store) setRemoval(t *testing.T, r clock.Removal) {
 	t.Helper()
 	s.exec(t, `DELETE FROM usage_removal`)
-	if r != (removal{}) {
+	if r != (clock.Removal{}) {
 		s.exec(t, `INSERT INTO usage_removal (one, last, doubted, seen, gaps) VALUES (1, ?, ?, ?, ?)`, r.Last, r.Doubted, r.Seen, r.Gaps)
 	}
 }
@@ -270,7 +270,7 @@ func (s *Store) sendAs(t *testing.T, writer string) {
 	t.Helper()
 	live := counter.New(10, func(string, int64) {}, nil)
 	o := outbox.New(t.Context(), outbox.Config{
-		DB: s.db, Clock: s.clock, Live: live, Writer: writer, Log: s.log,
+		DB: s.db, Clock: s.clock, Live: live, Writer: writer, Log: s.cfg.Logger,
 		Sent: func(string, int64) {}, Asleep: func() bool { return false }, Sending: func(error) {}, Adopting: func(error) {},
 	})
 	live.Add("feature.a.used", 2)
@@ -288,7 +288,7 @@ func TestWritersOfTheFuture(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.cancel()
+		defer s.life.cancel()
 		ahead := time.Now().AddDate(70, 0, 0).UnixMilli()
 		for _, w := range []string{"lives", "gone"} {
 			db.MustExec(db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, ?)`), w, []byte{}, ahead)
@@ -327,7 +327,7 @@ func TestALeaseOfTheFutureIsNone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.cancel()
+	defer s.life.cancel()
 	for _, until := range []time.Duration{ahead, 10 * time.Minute, 70 * 365 * 24 * time.Hour} {
 		db.MustExec(`UPDATE usage_meta SET value = $1 WHERE name = 'lease'`, fmt.Sprintf("dead %d", time.Now().Add(until).UnixMilli()))
 		s.Add("feature.a.used", 2)
@@ -349,7 +349,7 @@ func TestCompleteThroughIsNotInTheFuture(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.cancel()
+		defer s.life.cancel()
 		if _, err := s.folder.Fold(ctx, true); err != nil {
 			t.Fatal(err)
 		}
@@ -361,9 +361,9 @@ func TestCompleteThroughIsNotInTheFuture(t *testing.T) {
 				db.MustExec(db.Rebind(`INSERT INTO usage_inbox (writer, seq, opened, payload) VALUES ('w', 1, 1, ?)`), []byte{})
 			}
 			db.MustExec(db.Rebind(`UPDATE usage_meta SET value = ? WHERE name = 'folded'`), fmt.Sprint(time.Now().Add(ahead).UnixMilli()))
-			s.foldedThrough.Store(0)
+			s.health.through.Store(0)
 			if c.read {
-				s.foldedThrough.Store(time.Now().Add(ahead).UnixMilli())
+				s.health.through.Store(time.Now().Add(ahead).UnixMilli())
 			}
 			if _, err := s.Get(ctx, "feature.a.used"); err != nil {
 				t.Fatal(err)
@@ -384,13 +384,13 @@ func TestReadsOfRowsThatLieFarAhead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.cancel()
+		defer s.life.cancel()
 		now := time.Now()
 		for n, at := range map[int64]time.Time{1: now, 10: time.Date(2099, 5, 5, 5, 5, 0, 0, time.UTC), 100: time.Date(1970, 5, 5, 5, 5, 0, 0, time.UTC)} {
 			for _, name := range []string{"feature.a.used", "user.7.requests"} {
 				group, _, _ := naming.Split(name)
 				for _, step := range stepsOf(group) {
-					s.put(t, row{bucket{step, s.calendar().Start(step, at).Unix(), name}, n})
+					s.put(t, row{bucket{step, s.clock.Calendar().Start(step, at).Unix(), name}, n})
 				}
 			}
 		}
@@ -439,5 +439,5 @@ func TestReadsOfRowsThatLieFarAhead(t *testing.T) {
 
 // eraseNow is Erase of what is in the tables.
 func (s *Store) eraseNow(ctx context.Context, user string) error {
-	return upkeep.NewEraser(s.run, s.db, s.clock).Erase(ctx, user)
+	return upkeep.NewEraser(s.life.run, s.db, s.clock).Erase(ctx, user)
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"github.com/usagekit/usagekit/internal/clock"
@@ -153,4 +154,14 @@ func (c Config) check() error {
 		}
 	}
 	return nil
+}
+
+// defaults fills in what is the zero value.
+func (c Config) defaults() Config {
+	c.Interval = cmp.Or(c.Interval, time.Second)
+	c.MaxNames = cmp.Or(c.MaxNames, 100_000)
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return c
 }

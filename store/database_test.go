@@ -63,7 +63,7 @@ func (s *Store) exec(t testing.TB, query string, args ...any) {
 
 // newPruner removes what is too old, and remembers nothing of what the store's own has.
 func (s *Store) newPruner() *upkeep.Pruner {
-	return upkeep.NewPruner(s.run, s.db, s.clock, s.notifier, s.log)
+	return upkeep.NewPruner(s.life.run, s.db, s.clock, s.notifier, s.cfg.Logger)
 }
 
 // bucket is one row of history.

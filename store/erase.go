@@ -33,7 +33,7 @@ func (s *Store) Erase(ctx context.Context, user string) error {
 	}
 	err := s.Flush(ctx)
 	if err == nil {
-		err = upkeep.NewEraser(s.run, s.db, s.clock).Erase(ctx, user)
+		err = upkeep.NewEraser(s.life.run, s.db, s.clock).Erase(ctx, user)
 	}
 	if err != nil {
 		return fmt.Errorf("store: Erase: %w", err)

@@ -278,7 +278,7 @@ func TestErrorsOfASQLiteFileNameIt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.cancel()
+		defer s.life.cancel()
 		db.MustExec(pragma)
 		name := strings.Repeat("x", 400)
 		for i := range 100 { // until a page more is needed

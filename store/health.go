@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/usagekit/usagekit/internal/database"
@@ -25,6 +26,9 @@ const (
 type health struct {
 	log  *slog.Logger
 	safe func() string // where counts are that do not reach the tables
+
+	derived, odd sync.Once    // of the lines about what cannot be counted
+	through      atomic.Int64 // what the last read was complete through, Unix ms; 0: not known
 
 	mu      sync.Mutex
 	errs    [duties]error

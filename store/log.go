@@ -10,12 +10,12 @@ import (
 
 // logStart says where counts go, and for how long they are kept.
 func (s *Store) logStart(database string) {
-	spool := s.spoolDir
+	spool := s.cfg.Spool
 	if spool == "" {
 		spool = "none: counts are in memory until they are delivered"
 	}
 	kept := s.clock.Kept()
-	s.log.Info("usagekit: counting", "version", version(), "database", database, "zone", s.calendar().Zone().String(), "spool", spool,
+	s.cfg.Logger.Info("usagekit: counting", "version", version(), "database", database, "zone", s.clock.Calendar().Zone().String(), "spool", spool,
 		slog.Group("kept", "hours", keptFor(kept.Hours), "days", keptFor(kept.Days), "users", keptFor(kept.Users)))
 }
 
@@ -25,7 +25,7 @@ func (s *Store) logStop(err error) {
 	if u := new(UndeliveredError); errors.As(err, &u) {
 		undelivered = len(u.Counts)
 	}
-	s.log.Info("usagekit: stopped", "undelivered", undelivered, "spooled", s.outbox.Spooled())
+	s.cfg.Logger.Info("usagekit: stopped", "undelivered", undelivered, "spooled", s.outbox.Spooled())
 }
 
 // keptFor is a Retention's duration, in days.

@@ -25,12 +25,12 @@ func TestCountingWaitsForNoLogger(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var lines atomic.Int64
 				goesOn := make(chan struct{})
-				s := &Store{log: slog.New(logger(func() {
+				s := &Store{cfg: Config{Logger: slog.New(logger(func() {
 					if lines.Add(1); panics {
 						panic("a Logger's")
 					}
 					<-goesOn
-				}))}
+				}))}}
 				s.live = counter.New(10, s.refused, nil)
 				s.Add("llm.m.input_tokens", 0)
 				s.Add("mail.sent", -1)

@@ -344,7 +344,7 @@ func (p *process) kill() {
 // bury takes a process that is gone out of the model.
 func (p *process) bury() {
 	if p.store != nil {
-		p.store.cancel()
+		p.store.life.cancel()
 	}
 	_ = p.db.Close()
 	p.m.living = slices.DeleteFunc(p.m.living, func(q *process) bool { return q == p })
@@ -419,7 +419,7 @@ func (p *process) prepare() {
 func (p *process) reach() {
 	p.turn("reach the database", func() {
 		if !p.store.db.Started() {
-			_ = p.store.start(p.store.run, true)
+			_ = p.store.start(p.store.life.run, true)
 		}
 	})
 }
@@ -493,7 +493,7 @@ func (p *process) shutdown(up bool) {
 		if err != nil && (lost == nil || !p.m.diskFailed) {
 			p.m.violation("Shutdown: %v", err)
 		}
-		if left := strings.Join(p.m.fs.Left(), " "); up && !p.failed && !p.m.diskFailed && p.store.db.Started() && strings.Contains(left, p.store.writer) {
+		if left := strings.Join(p.m.fs.Left(), " "); up && !p.failed && !p.m.diskFailed && p.store.db.Started() && strings.Contains(left, p.store.life.writer) {
 			p.m.violation("after Shutdown, with the database there: %s", left)
 		}
 		for name, n := range p.atRisk {
@@ -517,7 +517,7 @@ type sending struct {
 }
 
 func (c *sending) Done() <-chan struct{} {
-	if c.calls++; c.calls == 1 || c.p.store.run.Err() != nil {
+	if c.calls++; c.calls == 1 || c.p.store.life.run.Err() != nil {
 		return nil // first and last of all it waits for the disk, which takes what it takes
 	}
 	for waits := true; waits && c.Err() == nil; {

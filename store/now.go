@@ -51,14 +51,14 @@ func (s *Store) AddNow(ctx context.Context, name string, n int64) (total int64, 
 		if err := s.clock.Clash(); err != nil {
 			return err
 		}
-		total, written, err := s.tables.Add(ctx, tx, name, n)
+		total, written, err := s.folder.Tables.Add(ctx, tx, name, n)
 		done.total, done.written = total, written
 		return err
 	})
 	if err != nil {
 		return 0, fmt.Errorf("store: AddNow: %w", err)
 	}
-	s.tables.Applied(done.written)
+	s.folder.Tables.Applied(done.written)
 	s.counted()
 	return done.total, nil
 }
@@ -92,7 +92,7 @@ func (s *Store) Reset(ctx context.Context, names ...string) error {
 	if err := s.Flush(ctx); err != nil {
 		return fmt.Errorf("store: Reset: %w", err)
 	}
-	_, err := database.Again(ctx, s.run, s.db, func(ctx context.Context, tx *database.Tx) (none struct{}, err error) {
+	_, err := database.Again(ctx, s.life.run, s.db, func(ctx context.Context, tx *database.Tx) (none struct{}, err error) {
 		for _, name := range names {
 			if _, err := tx.Exec(ctx, sqlReset, name); err != nil {
 				return none, err
@@ -149,12 +149,12 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, step Step
 			return err
 		}
 		asked := time.Now()
-		now, _, err := s.now(ctx, tx)
+		now, _, err := s.clock.Now(ctx, tx)
 		if err != nil {
 			return err
 		}
-		done.until = asked.Add(s.calendar().Next(of, now).Sub(now))
-		bucket := s.calendar().Lies(of, now)
+		done.until = asked.Add(s.clock.Calendar().Next(of, now).Sub(now))
+		bucket := s.clock.Calendar().Lies(of, now)
 		var taken int64
 		if n > 0 {
 			err := tx.Get(ctx, &taken, sqlTake, int(of), bucket, name, n, n, limit, limit)

@@ -17,7 +17,7 @@ func quietly() Config { return Config{Logger: slog.New(slog.DiscardHandler)} }
 func (s *Store) aged(t *testing.T) func() bool {
 	t.Helper()
 	at := time.Now().AddDate(0, 0, -60)
-	s.put(t, row{bucket{calendar.Hour, s.calendar().Start(calendar.Hour, at).Unix(), "feature.a.used"}, 1})
+	s.put(t, row{bucket{calendar.Hour, s.clock.Calendar().Start(calendar.Hour, at).Unix(), "feature.a.used"}, 1})
 	return func() bool { return s.count(t, allHistory+` WHERE step = 1`) > 0 }
 }
 

@@ -65,8 +65,8 @@ func readsSeek(t *testing.T, driverName, dsn string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	today := s.calendar().Start(calendar.Day, time.Now())
-	fillHistory(t, plain, s.calendar(), today)
+	today := s.clock.Calendar().Start(calendar.Day, time.Now())
+	fillHistory(t, plain, s.clock.Calendar(), today)
 
 	ago := func(days int) time.Time { return today.AddDate(0, 0, -days) }
 	routes, users := Query{Prefix: "api.", Measure: "requests", Limit: 10}, Query{Prefix: "user.", Measure: "requests", Limit: 10}

@@ -66,9 +66,9 @@ func (s *Store) noteThrough(r *Reading) {
 		through = r.FoldedThrough.UnixMilli()
 	}
 	for {
-		before := s.foldedThrough.Load()
+		before := s.health.through.Load()
 		// What was read before is later than this only where both were read at once.
-		if before >= through && before-r.Now.UnixMilli() <= database.ReadTimeout.Milliseconds() || s.foldedThrough.CompareAndSwap(before, through) {
+		if before >= through && before-r.Now.UnixMilli() <= database.ReadTimeout.Milliseconds() || s.health.through.CompareAndSwap(before, through) {
 			return
 		}
 	}

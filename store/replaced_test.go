@@ -28,7 +28,7 @@ func replaced(t *testing.T, db func(path string) *sqlx.DB) (u *underfoot, over f
 	var err error
 	u.s, err = open(t.Context(), u.db, Config{})
 	u.must(err)
-	t.Cleanup(func() { u.s.cancel(); u.db.Close() })
+	t.Cleanup(func() { u.s.life.cancel(); u.db.Close() })
 	u.add(1, 1)
 	u.copyTo(filepath.Join(dir, "copy.db"))
 	u.add(10, 11)
@@ -128,7 +128,7 @@ func connectionsToAFormerFile(t *testing.T, anotherLast bool) {
 	var s *Store
 	for _, at := range []string{other, path} {
 		if u.db != nil {
-			s.cancel()
+			s.life.cancel()
 			u.must(u.db.Close())
 		}
 		var err error
@@ -138,7 +138,7 @@ func connectionsToAFormerFile(t *testing.T, anotherLast bool) {
 		u.must(err)
 	}
 	defer u.db.Close()
-	defer s.cancel()
+	defer s.life.cancel()
 	u.db.SetMaxOpenConns(2)
 	_, err := s.AddNow(t.Context(), underName, 1)
 	u.must(err)

@@ -66,13 +66,13 @@ func TestRetention(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.cancel()
+		defer s.life.cancel()
 		now := time.Now()
 		var rows []row
 		want := map[bucket]bool{}
 		put := func(step calendar.Step, ago int, keep bool, names ...string) {
 			for _, name := range names {
-				b := bucket{step, s.calendar().Start(step, now.AddDate(0, 0, -ago)).Unix(), name}
+				b := bucket{step, s.clock.Calendar().Start(step, now.AddDate(0, 0, -ago)).Unix(), name}
 				if _, ok := want[b]; !ok { // another day of the same month
 					rows = append(rows, row{b, 1})
 				}
@@ -92,8 +92,8 @@ func TestRetention(t *testing.T) {
 		}
 		s.put(t, rows...)
 		db.MustExec(`INSERT INTO usage_metrics VALUES ('user.42.requests', 5)`)
-		old := s.calendar().Start(calendar.Day, now.AddDate(0, 0, -2000)).Unix()
-		young := s.calendar().Start(calendar.Day, now.AddDate(0, 0, -3)).Unix()
+		old := s.clock.Calendar().Start(calendar.Day, now.AddDate(0, 0, -2000)).Unix()
+		young := s.clock.Calendar().Start(calendar.Day, now.AddDate(0, 0, -3)).Unix()
 		for _, at := range [][2]int64{{0, 0}, {2, old}, {2, young}} {
 			db.MustExec(db.Rebind(`INSERT INTO usage_crossings VALUES (?, ?, 5, 'user.42.requests', 5, 1)`), at[0], at[1])
 		}
@@ -153,8 +153,8 @@ func TestRetentionWithAWrongClock(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.cancel()
-		b := bucket{calendar.Hour, s.calendar().Start(calendar.Hour, time.Now().AddDate(0, 0, -40)).Unix(), "a"}
+		defer s.life.cancel()
+		b := bucket{calendar.Hour, s.clock.Calendar().Start(calendar.Hour, time.Now().AddDate(0, 0, -40)).Unix(), "a"}
 		s.put(t, row{b, 1})
 		clock := regexp.MustCompile(`AS bounded, .* AS now`)
 		for _, wrong := range []time.Duration{-2 * time.Hour, 2 * time.Hour, 10_000 * time.Hour} {
@@ -188,7 +188,7 @@ func TestRetentionOfLateBatches(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.cancel()
+		defer s.life.cancel()
 		for i, days := range []int{40, 100, 500} {
 			batch := counter.Batch{Opened: time.Now().AddDate(0, 0, -days).UnixMilli(), Counts: []counter.Count{{Name: "api.GET /a.requests", N: 2}, {Name: "user.1.requests", N: 3}}}
 			db.MustExec(db.Rebind(`INSERT INTO usage_writers (writer, seq, sum, seen) VALUES (?, 0, ?, ?)`), fmt.Sprint(i), []byte{}, time.Now().UnixMilli())
@@ -227,7 +227,7 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.cancel()
+		defer s.life.cancel()
 		now := time.Now()
 		var rows []row
 		days := map[int64]int64{} // what was counted each day
@@ -237,14 +237,14 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 			for _, step := range []calendar.Step{calendar.Hour, calendar.Day, calendar.Month} {
 				for _, name := range []string{"feature.a.used", "user.1.requests"} {
 					group, _, _ := naming.Split(name)
-					b := bucket{step, s.calendar().Start(step, at).Unix(), name}
+					b := bucket{step, s.clock.Calendar().Start(step, at).Unix(), name}
 					if k := stepsOf(group); k[0] != step && k[1] != step {
 						continue
 					}
 					rows = append(rows, row{b, n})
 				}
 			}
-			days[s.calendar().Start(calendar.Day, at).Unix()] += n
+			days[s.clock.Calendar().Start(calendar.Day, at).Unix()] += n
 		}
 		for _, r := range rows { // several are of one bucket
 			s.put(t, r)
@@ -267,8 +267,8 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := sum(s.calendar().Start(calendar.Day, from), s.calendar().Ceil(calendar.Day, to))
-			exact := !to.Before(time.Unix(s.horizon(now).Hours, 0)) // its end is in hours
+			want := sum(s.clock.Calendar().Start(calendar.Day, from), s.clock.Calendar().Ceil(calendar.Day, to))
+			exact := !to.Before(time.Unix(s.clock.Horizon(now).Hours, 0)) // its end is in hours
 			if len(got) != 1 || got[0].N != want && !exact || exact && (got[0].N > want || got[0].N < want-60) {
 				t.Errorf("feature.a.used from %d to %d days ago: %v, want %d", r[0], r[1], got, want)
 			}
@@ -277,18 +277,18 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 				t.Fatal(err)
 			}
 			if r[0] > 90 {
-				from = s.calendar().Start(calendar.Month, from)
+				from = s.clock.Calendar().Start(calendar.Month, from)
 			}
-			if r[0] > 90 && s.calendar().Start(calendar.Month, to).Before(time.Unix(s.horizon(now).Users, 0)) { // some of its days are gone
-				to = s.calendar().Ceil(calendar.Month, to)
+			if r[0] > 90 && s.clock.Calendar().Start(calendar.Month, to).Before(time.Unix(s.clock.Horizon(now).Users, 0)) { // some of its days are gone
+				to = s.clock.Calendar().Ceil(calendar.Month, to)
 			}
-			if want := sum(s.calendar().Start(calendar.Day, from), s.calendar().Ceil(calendar.Day, to)); len(got) != 1 || got[0].N != want {
+			if want := sum(s.clock.Calendar().Start(calendar.Day, from), s.clock.Calendar().Ceil(calendar.Day, to)); len(got) != 1 || got[0].N != want {
 				t.Errorf("user.1.requests from %d to %d days ago: %v, want %d", r[0], r[1], got, want)
 			}
 		}
 		// Months of users are there when no day is any more.
 		long := now.AddDate(-2, 0, 0)
-		s.put(t, row{bucket{calendar.Month, s.calendar().Start(calendar.Month, long).Unix(), "user.2.requests"}, 7})
+		s.put(t, row{bucket{calendar.Month, s.clock.Calendar().Start(calendar.Month, long).Unix(), "user.2.requests"}, 7})
 		if h, err := s.History(ctx, Query{Name: "user.2.requests", Step: Month}); err != nil || len(h) != 1 || h[0].N != 7 {
 			t.Errorf("History of two years ago: %v, %v", h, err)
 		}
@@ -306,17 +306,17 @@ func TestReadsBeforeTheHorizon(t *testing.T) {
 		if h, err := s.History(ctx, users); !errors.As(err, &old) || !strings.Contains(err.Error(), "Config.Retention") {
 			t.Errorf("History of users by day: %v, %v", h, err)
 		}
-		s.put(t, row{bucket{calendar.Day, s.calendar().Start(calendar.Day, ago(300)).Unix(), naming.ActiveDaily}, 5})
+		s.put(t, row{bucket{calendar.Day, s.clock.Calendar().Start(calendar.Day, ago(300)).Unix(), naming.ActiveDaily}, 5})
 		for _, q := range []Query{{Name: naming.ActiveDaily}, {Names: []string{naming.ActiveDaily, "user.registrations"}}} {
 			q.From = ago(500)
-			if h, err := s.History(ctx, q); err != nil || len(h) != 1 || h[0].N != 5 || !h[0].Start.Equal(s.calendar().Start(calendar.Day, ago(300))) {
+			if h, err := s.History(ctx, q); err != nil || len(h) != 1 || h[0].N != 5 || !h[0].Start.Equal(s.clock.Calendar().Start(calendar.Day, ago(300))) {
 				t.Errorf("History(%+v): %v, %v", q, h, err)
 			}
 		}
 		// What is too old, and was not removed yet, is in no answer.
 		s.put(t,
-			row{bucket{calendar.Day, s.calendar().Start(calendar.Day, ago(450)).Unix(), "feature.old.used"}, 9},
-			row{bucket{calendar.Day, s.calendar().Start(calendar.Day, ago(300)).Unix(), "feature.old.used"}, 2})
+			row{bucket{calendar.Day, s.clock.Calendar().Start(calendar.Day, ago(450)).Unix(), "feature.old.used"}, 9},
+			row{bucket{calendar.Day, s.clock.Calendar().Start(calendar.Day, ago(300)).Unix(), "feature.old.used"}, 2})
 		for _, q := range []Query{{From: ago(500)}, {From: ago(500), To: now}, {To: now}, {From: ago(500), Step: Month}} {
 			q.Name = "feature.old.used"
 			if c, err := s.Totals(ctx, q); err != nil || len(c) != 1 || c[0].N != 2 {
@@ -358,12 +358,12 @@ func TestReadsOfOtherRetentions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.cancel()
+		defer s.life.cancel()
 		at := time.Now().AddDate(0, 0, -60)
 		s.put(t,
-			row{bucket{calendar.Day, s.calendar().Start(calendar.Day, at).Unix(), "user.1.requests"}, 3},
-			row{bucket{calendar.Month, s.calendar().Start(calendar.Month, at).Unix(), "user.1.requests"}, 3},
-			row{bucket{calendar.Month, s.calendar().Start(calendar.Month, at.AddDate(-3, 0, 0)).Unix(), "user.1.requests"}, 4})
+			row{bucket{calendar.Day, s.clock.Calendar().Start(calendar.Day, at).Unix(), "user.1.requests"}, 3},
+			row{bucket{calendar.Month, s.clock.Calendar().Start(calendar.Month, at).Unix(), "user.1.requests"}, 3},
+			row{bucket{calendar.Month, s.clock.Calendar().Start(calendar.Month, at.AddDate(-3, 0, 0)).Unix(), "user.1.requests"}, 4})
 		for _, c := range []struct {
 			q    Query
 			want string
@@ -398,9 +398,9 @@ func TestRangesBesideAllCountsAreWidened(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.cancel()
+		defer s.life.cancel()
 		for _, name := range []string{"feature.a.used", "user.1.requests"} {
-			month := s.calendar().Start(calendar.Month, time.Now().AddDate(0, 0, -60))
+			month := s.clock.Calendar().Start(calendar.Month, time.Now().AddDate(0, 0, -60))
 			day := func(n int) time.Time { return month.AddDate(0, 0, n-1) }
 			s.put(t, row{bucket{calendar.Day, day(10).Unix(), name}, 3})
 			if name != "feature.a.used" {
@@ -441,14 +441,14 @@ func TestReadsWithAWrongClock(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.cancel()
+		defer s.life.cancel()
 		now := time.Now().AddDate(-3, 0, 0) // of the database
 		clock := regexp.MustCompile(`AS prepared, .* AS now, \(SELECT COUNT`)
 		s.db.Edit = func(q string) string {
 			return clock.ReplaceAllString(q, fmt.Sprintf("AS prepared, CAST(%d AS BIGINT) AS now, (SELECT COUNT", now.UnixMilli()))
 		}
 		for _, step := range []calendar.Step{calendar.Hour, calendar.Day} {
-			s.put(t, row{bucket{step, s.calendar().Start(step, now).Unix(), "feature.a.used"}, 3})
+			s.put(t, row{bucket{step, s.clock.Calendar().Start(step, now).Unix(), "feature.a.used"}, 3})
 		}
 		q := Query{Name: "feature.a.used", From: now.Add(-24 * time.Hour)}
 		if c, err := s.Totals(ctx, q); err != nil || len(c) != 1 || c[0].N != 3 {

@@ -50,7 +50,7 @@ func TestRulesOfALivingInstance(t *testing.T) {
 				o, y := instance(restart, old), instance(restart, young)
 				ended := make(chan struct{})
 				go func() { defer close(ended); y.outbox.SendLoop() }()
-				defer func() { y.cancel(); <-ended }()
+				defer func() { y.life.cancel(); <-ended }()
 				count, folds := c.count, o // it is the older one that folds
 				if count == nil {
 					folds = y

@@ -54,20 +54,20 @@ func scripted(t *testing.T) (*Store, sqlmock.Sqlmock) {
 		t.Fatal(err)
 	}
 	s := &Store{
-		db: pool, log: slog.New(slog.DiscardHandler), interval: time.Second, clock: clock.New(nil, Retention{}.kept()), writer: "w",
-		live:    counter.New(100, func(string, int64) {}, nil),
-		stopped: make(chan struct{}),
+		db: pool, cfg: Config{Logger: slog.New(slog.DiscardHandler), Interval: time.Second}, clock: clock.New(nil, Retention{}.kept()),
+		live: counter.New(100, func(string, int64) {}, nil),
 	}
-	s.run, s.cancel = context.WithCancel(context.Background())
-	s.health = health{log: s.log, safe: s.safe}
-	s.folder = fold.NewFolder(s.run, s.db, s.clock, nil, s.writer, s.log)
-	s.leader = fold.NewLeader(s.folder, s.interval, quietAfter, fold.Events{})
-	s.outbox = outbox.New(s.run, outbox.Config{
-		DB: pool, Clock: s.clock, Live: s.live, Writer: "w", Interval: time.Second, Log: s.log, Sent: s.leader.Arrived, Asleep: s.leader.Asleep,
+	s.life.writer, s.life.stopped = "w", make(chan struct{})
+	s.life.run, s.life.cancel = context.WithCancel(context.Background())
+	s.health = health{log: s.cfg.Logger, safe: s.safe}
+	s.folder = fold.NewFolder(s.life.run, s.db, s.clock, nil, s.life.writer, s.cfg.Logger)
+	s.leader = fold.NewLeader(s.folder, s.cfg.Interval, quietAfter, fold.Events{})
+	s.outbox = outbox.New(s.life.run, outbox.Config{
+		DB: pool, Clock: s.clock, Live: s.live, Writer: "w", Interval: time.Second, Log: s.cfg.Logger, Sent: s.leader.Arrived, Asleep: s.leader.Asleep,
 		Sending: func(err error) { s.report(toSend, err) }, Adopting: func(err error) { s.report(toAdopt, err) },
 	})
 	t.Cleanup(func() {
-		s.cancel()
+		s.life.cancel()
 		if err := script.ExpectationsWereMet(); err != nil {
 			t.Error(err)
 		}
@@ -127,7 +127,7 @@ func TestTheSameBatchUntilItsCommitIsCertain(t *testing.T) {
 		if s.Stats().Err != nil || s.Stats().Pending != 0 {
 			t.Errorf("Stats: %+v", s.Stats())
 		}
-		s.cancel()
+		s.life.cancel()
 		synctest.Wait()
 		for i, p := range payloads {
 			b, err := counter.Decode(p.([]byte))

@@ -14,16 +14,16 @@ func (s *Store) Shutdown(ctx context.Context) error {
 		return nil
 	}
 	first := false
-	s.stopOnce.Do(func() { first = true })
+	s.life.stopOnce.Do(func() { first = true })
 	if first {
-		s.stopErr = s.stop(ctx)
-		s.logStop(s.stopErr)
-		close(s.stopped)
-		return s.stopErr
+		s.life.stopErr = s.stop(ctx)
+		s.logStop(s.life.stopErr)
+		close(s.life.stopped)
+		return s.life.stopErr
 	}
 	select {
-	case <-s.stopped:
-		return s.stopErr
+	case <-s.life.stopped:
+		return s.life.stopErr
 	case <-ctx.Done():
 		return fmt.Errorf("store: another Shutdown is still at work: %w", ctx.Err())
 	}
@@ -42,8 +42,8 @@ func (s *Store) stop(ctx context.Context) error {
 			s.leader.Release(ctx)
 		}
 	}
-	s.cancel()
-	counts, hung := s.outbox.Rest(ctx, closed, s.wg.Wait)
+	s.life.cancel()
+	counts, hung := s.outbox.Rest(ctx, closed, s.life.wg.Wait)
 	s.db.Drain(ctx)
 	if err == nil || len(counts) == 0 && !hung {
 		return nil

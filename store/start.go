@@ -10,7 +10,7 @@ import (
 // startLoop reaches the database for a store that started offline.
 func (s *Store) startLoop() {
 	for backoff := (database.Backoff{}); ; {
-		err := s.start(s.run, true)
+		err := s.start(s.life.run, true)
 		s.report(toSend, err)
 		if err == nil || !s.pause(backoff.After(err)) {
 			return
@@ -29,7 +29,7 @@ func (s *Store) start(ctx context.Context, anyZone bool) error {
 		if !anyZone {
 			return clash
 		}
-		s.log.Warn("usagekit: counts are kept in the database's zone", "error", clash)
+		s.cfg.Logger.Warn("usagekit: counts are kept in the database's zone", "error", clash)
 	}
 	s.logStart(name)
 	return nil
@@ -45,7 +45,7 @@ func (s *Store) settle(ctx context.Context, tx *database.Tx, id string) (settled
 		return nil, err
 	}
 	// A file or server that cannot be written to shows it now.
-	if err := outbox.Register(ctx, tx, s.writer); err != nil {
+	if err := outbox.Register(ctx, tx, s.life.writer); err != nil {
 		return nil, err
 	}
 	return func() {
@@ -56,6 +56,6 @@ func (s *Store) settle(ctx context.Context, tx *database.Tx, id string) (settled
 
 // replaced has what is known of the tables asked for again: another file stands there.
 func (s *Store) replaced() {
-	s.tables.Forget()
+	s.folder.Tables.Forget()
 	s.leader.Wake() // something may wait in it
 }

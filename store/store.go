@@ -147,11 +147,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"runtime/debug"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -203,30 +201,28 @@ func (e *UndeliveredError) Unwrap() error { return e.Err }
 // nothing, reads zero, and lets every Take pass; what is wrong with a call is an
 // error there, too.
 type Store struct {
-	db       *database.DB
-	log      *slog.Logger
-	interval time.Duration
-	clock    *clock.Clock
-	writer   string // random, of this Store alone
-	live     *counter.Set
-	spool    *counter.Spool // nil: memory only
-	spoolDir string         // Config.Spool
-	outbox   *outbox.Outbox
-	health   health
+	cfg   Config // with its defaults
+	life  life
+	db    *database.DB
+	clock *clock.Clock
+
+	live     *counter.Set   // counts
+	spool    *counter.Spool // where it keeps them; nil: in memory only
+	outbox   *outbox.Outbox // brings them into the inbox,
+	leader   *fold.Leader   // which may fold has this one
+	folder   *fold.Folder   // bring them from there into the tables
+	notifier *crossing.Notifier
 	pruner   *upkeep.Pruner
 
+	health health
+}
+
+// life is what one Store has of its own: the name under which it sends, and goroutines.
+type life struct {
+	writer string          // random
 	run    context.Context // ends the goroutines
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
-
-	tables   *fold.Tables
-	folder   *fold.Folder
-	leader   *fold.Leader
-	notifier *crossing.Notifier
-
-	derivedOnce   sync.Once
-	oddOnce       sync.Once    // of tokens
-	foldedThrough atomic.Int64 // Unix ms; 0: unknown
 
 	stopOnce sync.Once
 	stopped  chan struct{}
@@ -250,7 +246,7 @@ func (s *Store) begin() {
 	loops := []func(){s.outbox.SealLoop, s.outbox.SendLoop, s.leader.Run, s.pruner.Loop}
 	loops = append(loops, s.notifier.Loops()...)
 	loops = append(loops, func() {
-		s.db.Watch(s.run, s.interval, func(err error) { s.report(toWatch, err) })
+		s.db.Watch(s.life.run, s.cfg.Interval, func(err error) { s.report(toWatch, err) })
 	})
 	if !s.db.Started() {
 		loops = append(loops, s.startLoop)
@@ -259,7 +255,7 @@ func (s *Store) begin() {
 		loops = append(loops, s.outbox.AdoptLoop)
 	}
 	for _, loop := range loops {
-		s.wg.Go(func() {
+		s.life.wg.Go(func() {
 			for !s.survives(loop) {
 				s.pause(time.Second)
 			}
@@ -273,7 +269,7 @@ func (s *Store) survives(loop func()) (ended bool) {
 	defer func() {
 		if v := recover(); v != nil {
 			defer func() { _ = recover() }()
-			s.log.Error("usagekit: a panic of its own; counting goes on", "panic", v, "stack", string(debug.Stack()))
+			s.cfg.Logger.Error("usagekit: a panic of its own; counting goes on", "panic", v, "stack", string(debug.Stack()))
 		}
 	}()
 	loop()
@@ -292,49 +288,36 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	s := &Store{
-		log: cfg.Logger, interval: cfg.Interval,
-		writer:  database.NewID(),
-		stopped: make(chan struct{}),
-	}
-	if s.log == nil {
-		s.log = slog.Default()
-	}
-	if s.interval == 0 {
-		s.interval = time.Second
-	}
-	s.health = health{log: s.log, safe: s.safe}
-	s.clock = clock.New(cfg.Location, cfg.Retention.kept())
+	cfg = cfg.defaults()
+	s := &Store{cfg: cfg, clock: clock.New(cfg.Location, cfg.Retention.kept())}
+	s.life.writer, s.life.stopped = database.NewID(), make(chan struct{})
+	s.health = health{log: cfg.Logger, safe: s.safe}
 	var err error
-	s.db, err = database.Open(db, database.Config{Schema: cfg.Schema, Log: s.log, Settle: s.settle, Replaced: s.replaced})
+	s.db, err = database.Open(db, database.Config{Schema: cfg.Schema, Log: cfg.Logger, Settle: s.settle, Replaced: s.replaced})
 	if err != nil {
 		return nil, err
-	}
-	maxNames := cfg.MaxNames
-	if maxNames == 0 {
-		maxNames = 100_000
 	}
 	if cfg.Spool != "" {
 		disk, err := openDisk(cfg.Spool)
 		if err != nil {
 			return nil, fmt.Errorf("store: Config.Spool: %w", err)
 		}
-		s.spool, s.spoolDir = counter.NewSpool(disk, s.writer, s.spoolReport), cfg.Spool
+		s.spool = counter.NewSpool(disk, s.life.writer, s.spoolReport)
 	}
-	s.run, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	s.notifier = crossing.NewNotifier(s.run, s.db, s.log, s.calendar, cfg.receivers(), len(cfg.Thresholds) > 0)
-	s.tables = fold.NewTables(s.clock, cfg.caps(), crossing.Watch{Thresholds: cfg.watched(), Receivers: s.notifier.Receivers()}, s.notifier.Look)
-	s.folder = fold.NewFolder(s.run, s.db, s.clock, s.tables, s.writer, s.log)
+	s.life.run, s.life.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	s.notifier = crossing.NewNotifier(s.life.run, s.db, s.cfg.Logger, s.clock.Calendar, cfg.receivers(), len(cfg.Thresholds) > 0)
+	tables := fold.NewTables(s.clock, cfg.caps(), crossing.Watch{Thresholds: cfg.watched(), Receivers: s.notifier.Receivers()}, s.notifier.Look)
+	s.folder = fold.NewFolder(s.life.run, s.db, s.clock, tables, s.life.writer, s.cfg.Logger)
 	s.leader = s.newLeader(quietAfter)
 	if !cfg.StartOffline {
 		if err := s.start(ctx, false); err != nil {
 			return nil, fmt.Errorf("store: New: %w%s", err, database.Advice(err))
 		}
 	}
-	s.live = counter.New(maxNames, s.refused, s.spool)
-	s.pruner = upkeep.NewPruner(s.run, s.db, s.clock, s.notifier, s.log)
-	s.outbox = outbox.New(s.run, outbox.Config{
-		DB: s.db, Clock: s.clock, Live: s.live, Spool: s.spool, Writer: s.writer, Interval: s.interval, Log: s.log, Sent: s.leader.Arrived, Asleep: s.leader.Asleep,
+	s.live = counter.New(cfg.MaxNames, s.refused, s.spool)
+	s.pruner = upkeep.NewPruner(s.life.run, s.db, s.clock, s.notifier, s.cfg.Logger)
+	s.outbox = outbox.New(s.life.run, outbox.Config{
+		DB: s.db, Clock: s.clock, Live: s.live, Spool: s.spool, Writer: s.life.writer, Interval: s.cfg.Interval, Log: s.cfg.Logger, Sent: s.leader.Arrived, Asleep: s.leader.Asleep,
 		Sending: func(err error) { s.report(toSend, err) }, Adopting: func(err error) { s.report(toAdopt, err) },
 	})
 	return s, nil
@@ -345,7 +328,7 @@ func openOn(ctx context.Context, db *sqlx.DB, cfg Config, openDisk func(root str
 const quietAfter = 75 * time.Second
 
 func (s *Store) newLeader(quiet time.Duration) *fold.Leader {
-	return fold.NewLeader(s.folder, s.interval, quiet, fold.Events{
+	return fold.NewLeader(s.folder, s.cfg.Interval, quiet, fold.Events{
 		Report: func(err error) { s.report(toFold, err) },
 		Folded: func() { s.pruner.Counted() },
 		Sleep:  s.notifier.Sleep,
@@ -378,15 +361,15 @@ func (s *Store) Inc(name string) { s.Add(name, 1) }
 func (s *Store) refused(name string, n int64) {
 	name = strings.Clone(name)             // it may be a caller's buffer
 	warn := func(line string, of ...any) { // a request may be waiting
-		go s.survives(func() { s.log.Warn(line, of...) })
+		go s.survives(func() { s.cfg.Logger.Warn(line, of...) })
 	}
 	switch {
 	case 0 < n && n <= counter.Max:
-		s.derivedOnce.Do(func() {
+		s.health.derived.Do(func() {
 			warn("usagekit: a derived counter cannot be added to; it is computed from user.<id>.requests and api.<route>.…: count those (and a quota is taken by Take)", "name", name)
 		})
 	case n != 0 && strings.HasPrefix(name, "llm."):
-		s.oddOnce.Do(func() {
+		s.health.odd.Do(func() {
 			warn("usagekit: a call of a model has a number of tokens that cannot be, which is left out (below 0 if it came so, or if it is a part of less): is it mapped as the doc of llm.Call says?", "counter", name, "n", n)
 		})
 	}
@@ -403,7 +386,7 @@ func (s *Store) Location() *time.Location {
 	switch {
 	case s == nil:
 	case s.db.Started():
-		return s.calendar().Zone()
+		return s.clock.Calendar().Zone()
 	default:
 		return s.clock.Wanted()
 	}
@@ -452,7 +435,7 @@ func (s *Store) Stats() Stats {
 		st.Degraded = s.clock.Other()
 	}
 	loc := s.Location()
-	if ms := s.foldedThrough.Load(); ms != 0 {
+	if ms := s.health.through.Load(); ms != 0 {
 		st.FoldedThrough = time.UnixMilli(ms).In(loc)
 	}
 	st.Pending, st.Oldest = s.outbox.Waiting()
@@ -487,7 +470,7 @@ func (s *Store) Flush(ctx context.Context) error {
 
 // report keeps what came of an attempt, unless it is the end that made it fail.
 func (s *Store) report(of duty, err error) {
-	if s.run.Err() == nil {
+	if s.life.run.Err() == nil {
 		s.health.report(of, err)
 	}
 }
@@ -503,7 +486,7 @@ func (s *Store) safe() string {
 // spoolReport logs what happened to a file of the spool. A file that cannot be read
 // is at least one count that was dropped.
 func (s *Store) spoolReport(lost bool, message string, args ...any) {
-	s.log.Error("usagekit: "+message, args...)
+	s.cfg.Logger.Error("usagekit: "+message, args...)
 	if lost {
 		s.live.Add("usagekit.counts.dropped", 1)
 	}
@@ -516,7 +499,7 @@ func (s *Store) pause(d time.Duration) bool {
 	select {
 	case <-t.C:
 		return true
-	case <-s.run.Done():
+	case <-s.life.run.Done():
 		return false
 	}
 }

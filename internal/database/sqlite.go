@@ -13,16 +13,20 @@ import (
 func sqlite() *Dialect {
 	return &Dialect{
 		Name:      "sqlite",
-		SQLite:    true,
 		bind:      sqlx.QUESTION,
-		behaviour: behaviour{oneWriter: true, rowByRow: true},
+		behaviour: behaviour{OneWriter: true, rowByRow: true},
 		statements: statements{
 			bounds:        `''`, // busy_timeout, and synchronous=FULL, are in the DSN
 			quickBounds:   `''`,
 			migrationLock: `SELECT 1`,
 			describe:      `SELECT 'SQLite ' || sqlite_version() || ': ' || file FROM pragma_database_list WHERE name = 'main'`,
 			pathOf:        `SELECT file FROM pragma_database_list WHERE name = 'main'`,
-			LockLease:     "", // BEGIN IMMEDIATE has locked already
+			// It begins with the inbox, so it has all writers.
+			Waiting: `SELECT writer, guard, sum, seq, opened, size FROM (
+	SELECT w.writer, w.seq AS guard, w.sum, i.seq, i.opened, length(i.payload) AS size, ROW_NUMBER() OVER (PARTITION BY i.writer ORDER BY i.seq) AS nth
+	FROM usage_inbox i JOIN usage_writers w ON w.writer = i.writer AND i.seq >= w.seq)
+WHERE nth <= ? AND ? IS NOT NULL ORDER BY writer, seq`,
+			LockLease: "", // BEGIN IMMEDIATE has locked already
 		},
 		expressions: expressions{
 			Strpos: "instr",

@@ -17,21 +17,7 @@ const (
 	sweepEvery = time.Minute // a fold asks for writers that were not seen for days
 )
 
-const (
-	// What waits at or above each writer's guard (at the guard stands a repeat), of
-	// those seen since: probing for 100,000 dead ones took 263 ms.
-	sqlWaiting = `SELECT w.writer, w.seq AS guard, w.sum, i.seq, i.opened, i.size
-FROM usage_writers w, LATERAL (
-	SELECT seq, opened, length(payload) AS size FROM usage_inbox WHERE writer = w.writer AND seq >= w.seq ORDER BY seq LIMIT ?) i
-WHERE w.seen >= ?
-ORDER BY w.writer, i.seq`
-	sqlWaitingLite = `SELECT writer, guard, sum, seq, opened, size FROM (
-	SELECT w.writer, w.seq AS guard, w.sum, i.seq, i.opened, length(i.payload) AS size, ROW_NUMBER() OVER (PARTITION BY i.writer ORDER BY i.seq) AS nth
-	FROM usage_inbox i JOIN usage_writers w ON w.writer = i.writer AND i.seq >= w.seq)
-WHERE nth <= ? ORDER BY writer, seq`
-
-	sqlPayloads = `SELECT i.writer, i.seq, i.payload FROM %s JOIN usage_inbox i ON i.writer = v.writer AND i.seq = v.seq`
-)
+const sqlPayloads = `SELECT i.writer, i.seq, i.payload FROM %s JOIN usage_inbox i ON i.writer = v.writer AND i.seq = v.seq`
 
 // waiting is a batch in the inbox, and where its writer's guard stands.
 type waiting struct {
@@ -59,15 +45,11 @@ type choice struct {
 // of each, oldest first, up to a size in bytes but one at least. Writers whose first one
 // was refused come behind (see turn).
 func (f *Folder) choose(ctx context.Context, tx *database.Tx, m memory, seen int64) (c choice, err error) {
-	query, args := sqlWaiting, []any{foldDepth, seen}
-	if tx.SQLite { // which begins with the inbox
-		query, args = sqlWaitingLite, args[:1]
-	}
 	var list []waiting
-	if err := tx.Select(ctx, &list, query, args...); err != nil {
+	if err := tx.Select(ctx, &list, tx.Waiting, foldDepth, seen); err != nil {
 		return choice{}, err
 	}
-	c = f.refused.turn(list, tx.SQLite || seen == 0, m.suspect, time.Now())
+	c = f.refused.turn(list, tx.OneWriter || seen == 0, m.suspect, time.Now())
 	if list = c.list; len(list) == 0 || c.again {
 		return c, nil
 	}

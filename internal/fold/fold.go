@@ -72,7 +72,7 @@ const ErrGone = database.Fault("the database lost counts that it had acknowledge
 // Folder folds, for one instance.
 type Folder struct {
 	db      *database.DB
-	tables  *Tables
+	Tables  *Tables
 	lease   lease
 	log     *slog.Logger
 	names   int // manyNames; tests have less
@@ -85,7 +85,7 @@ type Folder struct {
 // NewFolder returns one whose transactions begin until run ends. writer is the instance's
 // id, under which its own batches arrive.
 func NewFolder(run context.Context, db *database.DB, c *clock.Clock, tables *Tables, writer string, log *slog.Logger) *Folder {
-	return &Folder{db: db, tables: tables, lease: lease{run, db, c, writer}, log: log, names: manyNames}
+	return &Folder{db: db, Tables: tables, lease: lease{run, db, c, writer}, log: log, names: manyNames}
 }
 
 // Settle is the Folder's part of a start: without the lease's row nobody folds.
@@ -189,7 +189,7 @@ func (f *Folder) Fold(ctx context.Context, force bool) (Result, error) {
 		for _, line := range r.reports {
 			f.log.Error("usagekit: "+line.message, line.args...)
 		}
-		f.tables.Applied(r.written)
+		f.Tables.Applied(r.written)
 		m = r.after
 		r.refused = f.refused.folded(tried.Load())
 	} else if c := tried.Load(); c != nil && !errors.Is(err, errConflict) && ctx.Err() == nil {
@@ -265,7 +265,7 @@ func (f *Folder) fold(ctx context.Context, tx *database.Tx, force bool, m memory
 	if len(c.list) > 0 {
 		tried.Store(&c)
 	}
-	g := merging{tables: f.tables, sums: f.tables.newSums(held.now, held.pruned), now: now, pruned: held.pruned, guards: map[string]*guard{}, suspect: m.suspect, panics: m.panics}
+	g := merging{tables: f.Tables, sums: f.Tables.newSums(held.now, held.pruned), now: now, pruned: held.pruned, guards: map[string]*guard{}, suspect: m.suspect, panics: m.panics}
 	merged, err := f.mergeAll(ctx, tx, &g, c.list)
 	if err != nil {
 		return Result{}, err
@@ -285,7 +285,7 @@ func (f *Folder) fold(ctx context.Context, tx *database.Tx, force bool, m memory
 		return Result{}, err
 	}
 	start := time.Now()
-	written, err := f.tables.apply(ctx, tx, g.sums)
+	written, err := f.Tables.apply(ctx, tx, g.sums)
 	if err != nil {
 		return Result{}, err
 	}

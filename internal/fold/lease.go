@@ -33,7 +33,7 @@ type lease struct {
 
 // parse returns who holds it, and until when.
 func (l lease) parse(value string, now int64) (holder string, until int64) {
-	if l.db.SQLite {
+	if l.db.OneWriter {
 		return l.writer, 0
 	}
 	holder, end, _ := strings.Cut(value, " ")

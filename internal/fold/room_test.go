@@ -37,7 +37,7 @@ func (r *roomOf) subject(i int) string { return fmt.Sprintf("feature.s%04d.", i)
 // counted has a name have a count so many days ago.
 func (r *roomOf) counted(name string, ago int) {
 	r.Helper()
-	day := r.s.tables.clock.Calendar().Start(calendar.Day, time.Now().AddDate(0, 0, -ago)).Unix()
+	day := r.s.Tables.clock.Calendar().Start(calendar.Day, time.Now().AddDate(0, 0, -ago)).Unix()
 	r.s.execute(r.T, `INSERT INTO usage_history (step, bucket, key, value) VALUES (2, ?, ?, 1)`, day, name)
 }
 
@@ -46,9 +46,9 @@ func (r *roomOf) look(off time.Duration) (gone int) {
 	r.Helper()
 	before := len(r.next.known)
 	err := r.s.db.Glance(r.Context(), func(ctx context.Context, tx *database.Tx) error {
-		sums := r.s.tables.newSums(time.Now().Add(off), clock.Removal{Last: time.Now().UnixMilli()})
-		sums.horizon = r.s.tables.clock.Horizon(time.Now())
-		return r.s.tables.caps.makeRoom(ctx, tx, sums, r.next, "feature")
+		sums := r.s.Tables.newSums(time.Now().Add(off), clock.Removal{Last: time.Now().UnixMilli()})
+		sums.horizon = r.s.Tables.clock.Horizon(time.Now())
+		return r.s.Tables.caps.makeRoom(ctx, tx, sums, r.next, "feature")
 	})
 	if err != nil {
 		r.Fatal(err)
@@ -159,15 +159,15 @@ func TestIdleSubjectsAreLookedForOnceInAFold(t *testing.T) {
 	for i := range all {
 		r.counted(r.subject(i)+"used", 1+i%2)
 	}
-	r.s.tables.caps.known.Store(r.next)
+	r.s.Tables.caps.known.Store(r.next)
 	var round lookup
 	err := r.s.db.Write(t.Context(), database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
 		now := time.Now()
-		sums := r.s.tables.newSums(now, clock.Removal{Last: now.UnixMilli()})
+		sums := r.s.Tables.newSums(now, clock.Removal{Last: now.UnixMilli()})
 		for i := range 3 {
 			sums.add(now.UnixMilli(), fmt.Sprintf("feature.new%d.used", i), 1)
 		}
-		err := r.s.tables.caps.move(ctx, tx, sums)
+		err := r.s.Tables.caps.move(ctx, tx, sums)
 		round = sums.subjects.round["feature"]
 		return err
 	})
