@@ -1,4 +1,4 @@
-package store
+package outbox
 
 import (
 	"context"
@@ -18,13 +18,11 @@ import (
 	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/database"
-	"github.com/usagekit/usagekit/internal/fold"
-	"github.com/usagekit/usagekit/internal/outbox"
 )
 
-// scripted returns a Store, without its loops, on a server that does what the
-// script says and nothing else.
-func scripted(t *testing.T) (*Store, sqlmock.Sqlmock) {
+// scripted returns an Outbox, without its loops, on a server that does what the
+// script says and nothing else. stop ends what runs of it.
+func scripted(t *testing.T) (o *Outbox, script sqlmock.Sqlmock, stop func()) {
 	t.Helper()
 	db, script, err := sqlmock.New()
 	if err != nil {
@@ -53,28 +51,20 @@ func scripted(t *testing.T) (*Store, sqlmock.Sqlmock) {
 	if _, err := pool.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s := &Store{
-		db: pool, cfg: Config{Logger: slog.New(slog.DiscardHandler), Interval: time.Second}, clock: clock.New(nil, Retention{}.kept()),
-		live: counter.New(100, func(string, int64) {}, nil),
-	}
-	s.life.writer, s.life.stopped = "w", make(chan struct{})
-	s.life.run, s.life.cancel = context.WithCancel(context.Background())
-	s.health = health{log: s.cfg.Logger, safe: s.safe}
-	s.folder = fold.NewFolder(s.life.run, s.db, s.clock, nil, s.life.writer, s.cfg.Logger)
-	s.leader = fold.NewLeader(s.folder, s.cfg.Interval, quietAfter, fold.Events{})
-	s.outbox = outbox.New(s.life.run, outbox.Config{
-		DB: pool, Clock: s.clock, Live: s.live, Writer: "w", Interval: time.Second, Log: s.cfg.Logger, Sent: s.leader.Arrived, Asleep: s.leader.Asleep,
-		Sending: func(err error) { s.report(toSend, err) }, Adopting: func(err error) { s.report(toAdopt, err) },
+	run, stop := context.WithCancel(context.Background())
+	o = New(run, Config{
+		DB: pool, Clock: clock.New(nil, clock.Kept{}), Live: counter.New(100, func(string, int64) {}, nil), Writer: "w", Interval: time.Second, Log: slog.New(slog.DiscardHandler),
+		Sent: func(string, int64) {}, Asleep: func() bool { return false }, Sending: func(error) {}, Adopting: func(error) {},
 	})
 	t.Cleanup(func() {
-		s.life.cancel()
+		stop()
 		if err := script.ExpectationsWereMet(); err != nil {
 			t.Error(err)
 		}
 		_ = keep.Close()
 		_ = db.Close()
 	})
-	return s, script
+	return o, script, stop
 }
 
 // opens scripts the statement that a writing transaction begins with.
@@ -87,7 +77,7 @@ func opens(script sqlmock.Sqlmock, now int64) {
 // later ones wait.
 func TestTheSameBatchUntilItsCommitIsCertain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, script := scripted(t)
+		o, script, stop := scripted(t)
 		var payloads []any
 		flush := func(seq int64, commit error) {
 			payload := captured{&payloads}
@@ -110,24 +100,24 @@ func TestTheSameBatchUntilItsCommitIsCertain(t *testing.T) {
 		flush(1, nil)
 		flush(2, nil)
 
-		s.live.Add("feature.a.used", 5)
-		s.outbox.Seal()
-		s.live.Add("feature.a.used", 7)
-		s.outbox.Seal()
+		o.Live.Add("feature.a.used", 5)
+		o.Seal()
+		o.Live.Add("feature.a.used", 7)
+		o.Seal()
 		start := time.Now()
-		go s.outbox.SendLoop()
+		go o.SendLoop()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
-		if err := s.outbox.Acknowledged(ctx, 2); err != nil {
+		if err := o.Acknowledged(ctx, 2); err != nil {
 			t.Fatal(err)
 		}
 		if took := time.Since(start); took > time.Duration(len(failures))*database.MaxBackoff {
 			t.Errorf("took %v", took)
 		}
-		if s.Stats().Err != nil || s.Stats().Pending != 0 {
-			t.Errorf("Stats: %+v", s.Stats())
+		if names, oldest := o.Waiting(); names != 0 || !oldest.IsZero() {
+			t.Errorf("%d names wait, the oldest since %v", names, oldest)
 		}
-		s.life.cancel()
+		stop()
 		synctest.Wait()
 		for i, p := range payloads {
 			b, err := counter.Decode(p.([]byte))
