@@ -1,10 +1,8 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -12,7 +10,6 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
-	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/counter"
 	"github.com/usagekit/usagekit/internal/dbtest"
@@ -62,108 +59,6 @@ func (s *Store) count(t *testing.T, query string) (n int64) {
 }
 
 const allHistory = `SELECT COUNT(*) FROM usage_history`
-
-// fill puts an hour and a day of each of the last days.
-func (s *Store) fill(t *testing.T, hours, days int) {
-	t.Helper()
-	now := time.Now()
-	for ago := range max(hours, days) {
-		at := now.AddDate(0, 0, -ago)
-		if ago < hours {
-			s.put(t, row{bucket{calendar.Hour, s.clock.Calendar().Start(calendar.Hour, at).Unix(), "feature.a.used"}, 1})
-		}
-		if ago < days {
-			s.put(t, row{bucket{calendar.Day, s.clock.Calendar().Start(calendar.Day, at).Unix(), "feature.a.used"}, 1})
-		}
-	}
-}
-
-// Every clock that is asked says that it is much later than it was: nothing is removed
-// on that word alone, however often it is given and by however many processes, until
-// it has held for a week, in which time went on as it should. Where it is taken back,
-// all is there still.
-func TestRetentionWhenTheClockJumps(t *testing.T) {
-	inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
-		var logs bytes.Buffer
-		cfg := Config{Logger: slog.New(slog.NewTextHandler(&logs, nil))}
-		s := restart(cfg)
-		s.fill(t, 34, 60)
-		prune := func(s *Store) error { return s.newPruner().Prune(t.Context()) }
-		if err := prune(s); err != nil {
-			t.Fatal(err)
-		}
-		was := s.count(t, allHistory)
-		for _, jump := range []time.Duration{40 * 24 * time.Hour, 73 * 365 * 24 * time.Hour} {
-			time.Sleep(jump)
-			s.clock.Asked.At = s.clock.Asked.At.Add(jump) // its own clock does not jump
-			for _, again := range []*Store{s, restart(cfg)} {
-				for range 3 {
-					if err := prune(again); err == nil || !strings.Contains(err.Error(), "nothing is removed") {
-						t.Errorf("a clock that jumped by %v: %v", jump, err)
-					}
-					time.Sleep(time.Hour)
-				}
-			}
-			if n := s.count(t, allHistory); n != was {
-				t.Fatalf("a clock that jumped by %v: %d rows of %d are left", jump, n, was)
-			}
-		}
-		for range 6 {
-			if err := prune(s); err == nil {
-				t.Fatal("it is believed too soon")
-			}
-			time.Sleep(24 * time.Hour)
-		}
-		time.Sleep(24 * time.Hour)
-		if err := prune(s); err != nil {
-			t.Errorf("after a week: %v", err)
-		}
-		if n := s.count(t, allHistory); n != 0 {
-			t.Errorf("%d rows of 73 years ago are left", n)
-		}
-	})
-}
-
-// What a wrong clock has left of itself is no reason to wait, nor to believe it the
-// next time.
-func TestRetentionWhenTheClockIsRightAgain(t *testing.T) {
-	const day = 24 * 60 * 60 * 1000
-	inOneClock(t, func(t *testing.T, restart func(Config) *Store) {
-		s := restart(Config{})
-		s.fill(t, 34, 60)
-		was := s.count(t, allHistory)
-		now := time.Now().UnixMilli()
-		for _, c := range []struct {
-			name   string
-			record clock.Removal // none: it was removed
-			known  int64         // afterwards
-		}{
-			{"it was ahead, and not believed", clock.Removal{Last: now, Doubted: now + 70*365*day, Seen: now + 70*365*day, Gaps: 0}, now},
-			{"it was behind", clock.Removal{Last: now, Doubted: now - 20*365*day, Seen: now - 20*365*day, Gaps: 0}, now},
-			{"it is behind what was believed", clock.Removal{Last: now + 70*365*day}, now + 70*365*day},
-			{"and has been for a week", clock.Removal{Last: now + 70*365*day, Doubted: now - 7*day, Seen: now - day, Gaps: 0}, now},
-			{"the record is gone", clock.Removal{}, now},
-		} {
-			s.setRemoval(t, c.record)
-			s.clock.Asked = clock.Asked{} // as of a process that has just begun
-			if err := s.newPruner().Prune(t.Context()); err != nil && c.record != (clock.Removal{}) {
-				t.Errorf("%s: %v", c.name, err)
-			}
-			if last := s.count(t, `SELECT last FROM usage_removal`); c.record != (clock.Removal{}) && last != c.known {
-				t.Errorf("%s: the record is %d then, want %d", c.name, last, c.known)
-			}
-			if n := s.count(t, allHistory); n != was {
-				t.Fatalf("%s: %d rows of %d are left", c.name, n, was)
-			}
-		}
-		s.setRemoval(t, clock.Removal{Last: now, Doubted: now + 50*day, Seen: now + 50*day, Gaps: 0})
-		time.Sleep(60 * 24 * time.Hour)
-		s.clock.Asked = clock.Asked{}
-		if err := s.newPruner().Prune(t.Context()); err == nil || s.count(t, allHistory) != was {
-			t.Errorf("a jump to what was taken back before is believed: %v", err)
-		}
-	})
-}
 
 // What was counted within a month keeps its place under a cap, whatever a clock says
 // that is ahead, and however many days before have counts; what was not gives it up,
