@@ -86,8 +86,8 @@ func (s *Store) put(t *testing.T, rows ...row) {
 		steps[i], starts[i], keys[i], n[i] = int64(r.Step), r.Bucket, r.Key, r.n
 	}
 	err := s.db.Write(t.Context(), database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
-		return tx.ExecRows(ctx, `INSERT INTO usage_history AS h (step, bucket, key, value) %s ON CONFLICT (step, bucket, key) DO UPDATE SET value = h.value + excluded.value`,
-			database.Column{Name: "step", Numbers: steps}, database.Column{Name: "bucket", Numbers: starts}, database.Column{Name: "key", Texts: keys}, database.Column{Name: "n", Numbers: n})
+		return tx.ExecRows(ctx, `INSERT INTO usage_history AS h (step, bucket, key, value) {rows} ON CONFLICT (step, bucket, key) DO UPDATE SET value = h.value + excluded.value`,
+			database.List{{Name: "step", Numbers: steps}, {Name: "bucket", Numbers: starts}, {Name: "key", Texts: keys}, {Name: "n", Numbers: n}})
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -2,7 +2,6 @@ package clock
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/usagekit/usagekit/internal/calendar"
@@ -24,10 +23,10 @@ func Between(step calendar.Step, from, to time.Time) Segment { return Segment{st
 // transaction: PostgreSQL takes step, bucket and key for independent, expects ten
 // times the rows that there are, and would sooner read the whole table.
 const sqlStored = `WITH RECURSIVE b(part, step, hi, bucket) AS (
-SELECT v.part, v.step, v.hi, (SELECT MIN(h.bucket) FROM usage_history h WHERE h.step = v.step AND h.bucket >= v.lo AND h.bucket < v.hi) FROM %s
+SELECT v.part, v.step, v.hi, (SELECT MIN(h.bucket) FROM usage_history h WHERE h.step = v.step AND h.bucket >= v.lo AND h.bucket < v.hi) FROM {v}
 UNION ALL
 SELECT b.part, b.step, b.hi, (SELECT MIN(h.bucket) FROM usage_history h WHERE h.step = b.step AND h.bucket > b.bucket AND h.bucket < b.hi) FROM b WHERE b.bucket IS NOT NULL)
-SELECT -1 AS part, 0 AS bucket, %s AS prepared UNION ALL SELECT part, bucket, '' FROM b WHERE bucket IS NOT NULL ORDER BY 1, 2`
+SELECT -1 AS part, 0 AS bucket, {local enable_seqscan off} AS prepared UNION ALL SELECT part, bucket, '' FROM b WHERE bucket IS NOT NULL ORDER BY 1, 2`
 
 // Stored lists the buckets that there are of each segment, which is one by a calendar.
 func Stored(ctx context.Context, tx *database.Tx, c calendar.Calendar, segments []Segment) ([][]int64, error) {
@@ -40,13 +39,12 @@ func Stored(ctx context.Context, tx *database.Tx, c calendar.Calendar, segments 
 		parts.Numbers, steps.Numbers = append(parts.Numbers, int64(i)), append(steps.Numbers, int64(g.Step))
 		lows.Numbers, highs.Numbers = append(lows.Numbers, g.From.Unix()-half[g.Step]), append(highs.Numbers, g.To.Unix())
 	}
-	from, args := tx.Values(parts, steps, lows, highs)
 	var rows []struct {
 		Part     int
 		Bucket   int64
 		Prepared string
 	}
-	if err := tx.Select(ctx, &rows, fmt.Sprintf(sqlStored, from, tx.SetLocal("enable_seqscan", "off")), args...); err != nil {
+	if err := tx.Select(ctx, &rows, sqlStored, database.List{parts, steps, lows, highs}); err != nil {
 		return nil, err
 	}
 	lists := make([][]int64, len(segments))

@@ -14,10 +14,10 @@ import (
 // A row of usage_crossings is the record, and one of usage_notices a word that it is still to
 // be told. Times are Unix milliseconds, the database's, and buckets seconds.
 const (
-	sqlRecord = `INSERT INTO usage_crossings (step, bucket, value, key, n, time) %s ON CONFLICT DO NOTHING RETURNING step, bucket, value, key, n, time`
-	sqlLeave  = `INSERT INTO usage_notices (receiver, time, step, bucket, value, key, n, claimed, tries) %s ON CONFLICT DO NOTHING`
+	sqlRecord = `INSERT INTO usage_crossings (step, bucket, value, key, n, time) {rows} ON CONFLICT DO NOTHING RETURNING step, bucket, value, key, n, time`
+	sqlLeave  = `INSERT INTO usage_notices (receiver, time, step, bucket, value, key, n, claimed, tries) {rows} ON CONFLICT DO NOTHING`
 
-	sqlWords    = `SELECT receiver, time, step, bucket, value, key, n, claimed, tries, %s AS now FROM usage_notices `
+	sqlWords    = `SELECT receiver, time, step, bucket, value, key, n, claimed, tries, {now} AS now FROM usage_notices `
 	sqlWordsTo  = sqlWords + `WHERE receiver = ? AND (time, step, bucket, value, key) > (?, ?, ?, ?, ?) ORDER BY time, step, bucket, value, key LIMIT ?`
 	sqlAllWords = sqlWords + `WHERE (receiver, time, step, bucket, value, key) > (?, ?, ?, ?, ?, ?) ORDER BY receiver, time, step, bucket, value, key LIMIT ?`
 	ofWord      = ` WHERE receiver = ? AND time = ? AND step = ? AND bucket = ? AND value = ? AND key = ? AND claimed = ? AND tries = ?`
@@ -26,7 +26,7 @@ const (
 
 	sqlRecords = `SELECT step, bucket, value, key, n, time FROM usage_crossings WHERE (step, bucket, value, key) > (?, ?, ?, ?) ORDER BY step, bucket, value, key LIMIT ?`
 	sqlForget  = `DELETE FROM usage_crossings WHERE step = ? AND bucket = ? AND value = ? AND key = ?`
-	sqlReset   = `DELETE FROM usage_crossings WHERE step = 0 AND `
+	sqlReset   = `DELETE FROM usage_crossings WHERE step = 0 AND {in key}`
 )
 
 const (
@@ -68,7 +68,7 @@ func (r record) compare(o record) int {
 func (r record) same(o record) bool { return r.compare(o) == 0 }
 
 // columns are those of records: step, bucket, value, key, n and time.
-func columns(list []record) []database.Column {
+func columns(list []record) database.List {
 	numbers := [5][]int64{}
 	keys := make([]string, len(list))
 	for i := range numbers {
@@ -78,7 +78,7 @@ func columns(list []record) []database.Column {
 		keys[i] = r.Key
 		numbers[0][i], numbers[1][i], numbers[2][i], numbers[3][i], numbers[4][i] = int64(r.Step), r.Bucket, r.Value, r.N, r.Time
 	}
-	return []database.Column{{Name: "step", Numbers: numbers[0]}, {Name: "bucket", Numbers: numbers[1]}, {Name: "value", Numbers: numbers[2]},
+	return database.List{{Name: "step", Numbers: numbers[0]}, {Name: "bucket", Numbers: numbers[1]}, {Name: "value", Numbers: numbers[2]},
 		{Name: "key", Texts: keys}, {Name: "n", Numbers: numbers[3]}, {Name: "time", Numbers: numbers[4]}}
 }
 
@@ -93,9 +93,8 @@ func (w Watch) Record(ctx context.Context, tx *database.Tx, crossed []Crossing, 
 	list = slices.CompactFunc(list, record.same)
 	n := 0
 	for list := range slices.Chunk(list, chunk) {
-		rows, args := tx.Rows(columns(list)...)
 		var fresh []record
-		if err := tx.Select(ctx, &fresh, strings.Replace(sqlRecord, "%s", rows, 1), args...); err != nil {
+		if err := tx.Select(ctx, &fresh, sqlRecord, columns(list)); err != nil {
 			return 0, err
 		}
 		slices.SortFunc(fresh, record.compare)
@@ -120,8 +119,7 @@ func leave(ctx context.Context, tx *database.Tx, list []record, receivers []stri
 	zeros := make([]int64, len(list))
 	for _, receiver := range receivers {
 		to := slices.Repeat([]string{receiver}, len(list))
-		err := tx.ExecRows(ctx, sqlLeave, database.Column{Name: "receiver", Texts: to}, of[5], of[0], of[1], of[2], of[3], of[4],
-			database.Column{Name: "claimed", Numbers: zeros}, database.Column{Name: "tries", Numbers: zeros})
+		err := tx.ExecRows(ctx, sqlLeave, database.List{{Name: "receiver", Texts: to}, of[5], of[0], of[1], of[2], of[3], of[4], {Name: "claimed", Numbers: zeros}, {Name: "tries", Numbers: zeros}})
 		if err != nil {
 			return err
 		}
@@ -140,13 +138,13 @@ type word struct {
 
 // words reads a page of those to a receiver, the oldest first: those behind another.
 func words(ctx context.Context, tx *database.Tx, receiver string, after word, limit int) (list []word, err error) {
-	err = tx.Select(ctx, &list, strings.Replace(sqlWordsTo, "%s", tx.Clock(), 1), receiver, after.Time, after.Step, after.Bucket, after.Value, after.Key, limit)
+	err = tx.Select(ctx, &list, sqlWordsTo, receiver, after.Time, after.Step, after.Bucket, after.Value, after.Key, limit)
 	return list, err
 }
 
 // allWords reads a page of those to anybody.
 func allWords(ctx context.Context, tx *database.Tx, after word, limit int) (list []word, err error) {
-	err = tx.Select(ctx, &list, strings.Replace(sqlAllWords, "%s", tx.Clock(), 1), after.Receiver, after.Time, after.Step, after.Bucket, after.Value, after.Key, limit)
+	err = tx.Select(ctx, &list, sqlAllWords, after.Receiver, after.Time, after.Step, after.Bucket, after.Value, after.Key, limit)
 	return list, err
 }
 
@@ -194,8 +192,7 @@ func share(ctx context.Context, tx *database.Tx, list []word, receivers []string
 
 // Reset forgets what counters have crossed of all time: they may cross it again.
 func Reset(ctx context.Context, tx *database.Tx, names []string) error {
-	in, list := tx.OneOfTexts("key", names)
-	_, err := tx.Exec(ctx, sqlReset+in, list)
+	_, err := tx.Exec(ctx, sqlReset, names)
 	return err
 }
 

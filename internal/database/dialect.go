@@ -54,7 +54,7 @@ type expressions struct {
 	suffix  string
 	oneOf   string
 	seek    string                       // the list is %[1]s, the rest %[2]s
-	set     func(name, to string) string // see SetLocal
+	set     func(name, to string) string // a server's setting, for the rest of the transaction
 	values  func(columns []Column) (from string, args []any)
 	numbers func([]int64) string
 	texts   func([]string) string
@@ -93,7 +93,71 @@ func New(driverName, schema string) (*Dialect, error) {
 	return d, nil
 }
 
-// text makes a statement ready for the driver.
+// say makes a statement ready for the driver, with its parameters.
+func (d *Dialect) say(q string, args []any) (string, []any) {
+	if !strings.Contains(q, "{") {
+		return d.text(q), args
+	}
+	var text strings.Builder
+	var list []any
+	next := func() any {
+		arg := args[0]
+		args = args[1:]
+		return arg
+	}
+	for {
+		i := strings.IndexAny(q, "?{")
+		if i < 0 {
+			text.WriteString(q)
+			return d.text(text.String()), append(list, args...)
+		}
+		text.WriteString(q[:i])
+		if q[i] == '?' {
+			text.WriteByte('?')
+			list, q = append(list, next()), q[i+1:]
+			continue
+		}
+		end := i + strings.IndexByte(q[i:], '}')
+		said, of := d.express(strings.Fields(q[i+1:end]), next)
+		text.WriteString(said)
+		list, q = append(list, of...), q[end+1:]
+	}
+}
+
+// express is what stands in braces, in d's words; next takes a parameter.
+func (d *Dialect) express(words []string, next func() any) (text string, args []any) {
+	switch words[0] {
+	case "now":
+		return d.Clock(), nil
+	case "stem":
+		return d.Stem(words[1]), nil
+	case "unhex":
+		return fmt.Sprintf(d.unhex, words[1]), nil
+	case "local":
+		return d.set(words[1], words[2]), nil
+	case "in":
+		in, of := "", any(nil)
+		switch list := next().(type) {
+		case []int64:
+			in, of = d.OneOf(words[1], list)
+		case []string:
+			in, of = d.OneOfTexts(words[1], list)
+		}
+		return in, []any{of}
+	case "v":
+		return d.Values(next().(List)...)
+	default: // rows
+		list := next().(List)
+		from, args := d.Values(list...)
+		var names []string
+		for _, c := range list {
+			names = append(names, c.Name)
+		}
+		return "SELECT " + strings.Join(names, ", ") + " FROM " + from + " WHERE true", args // which has SQLite see where it ends
+	}
+}
+
+// text is a statement with d's own parameters, and the tables where they are.
 func (d *Dialect) text(q string) string {
 	if d.Edit != nil {
 		q = d.Edit(q)
@@ -112,9 +176,6 @@ func (d *Dialect) options(readOnly bool) *sql.TxOptions {
 
 // Clock is an expression for the database's time, in Unix milliseconds.
 func (d *Dialect) Clock() string { return d.now() }
-
-// Unhex is an expression for the bytes that a hexadecimal column holds.
-func (d *Dialect) Unhex(column string) string { return fmt.Sprintf(d.unhex, column) }
 
 // Stem is an expression for the name in column without its measure, with the dot.
 func (d *Dialect) Stem(column string) string { return fmt.Sprintf(d.stem, column) }
@@ -137,11 +198,10 @@ func (d *Dialect) OneOfTexts(column string, texts []string) (string, any) {
 // Seek is from, a table h and its conditions, for each row of a list.
 func (d *Dialect) Seek(list, from string) string { return fmt.Sprintf(d.seek, list, from) }
 
-// SetLocal is an expression that changes a server's setting for the rest of the
-// transaction.
-func (d *Dialect) SetLocal(name, value string) string { return d.set(name, value) }
+// List is rows by their columns, all of one length.
+type List []Column
 
-// Column is one of a list of Values: texts, or numbers.
+// Column is one of a List: texts, or numbers.
 type Column struct {
 	Name    string
 	Texts   []string
@@ -161,13 +221,3 @@ func (c Column) at(i int) any {
 // Values is a table expression v with these columns, all of one length, and its
 // parameters. One statement may so carry any number of rows.
 func (d *Dialect) Values(columns ...Column) (string, []any) { return d.values(columns) }
-
-// Rows is Values as a query of all its rows.
-func (d *Dialect) Rows(columns ...Column) (string, []any) {
-	from, args := d.Values(columns...)
-	var names []string
-	for _, c := range columns {
-		names = append(names, c.Name)
-	}
-	return "SELECT " + strings.Join(names, ", ") + " FROM " + from + " WHERE true", args // which has SQLite see where it ends
-}

@@ -91,7 +91,7 @@ func (db *DB) migrate(ctx context.Context, tx *Tx) (found migrated, settled func
 		}
 	}
 	for ; version < len(texts); version++ {
-		if _, err := tx.Exec(ctx, texts[version]); err != nil {
+		if err := tx.script(ctx, texts[version]); err != nil {
 			return found, nil, fmt.Errorf("migration %d: %w", version+1, err)
 		}
 		if strings.Contains(texts[version], "CREATE TABLE usage_quarantine") {

@@ -8,8 +8,16 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// Tx is a transaction. Its statements have ? for parameters, and bare names of usagekit's
-// tables.
+// Tx is a transaction. Its statements have ? for parameters, bare names of usagekit's
+// tables, and in braces what each database says in its own way:
+//
+//	{now}                   its time, Unix milliseconds
+//	{stem key}              a name without its measure, with the dot
+//	{unhex sum}             the bytes of a hexadecimal column
+//	{local jit off}         sets a server's setting for the rest of the transaction
+//	{in bucket}             the column holds one of the next parameter, []int64 or []string
+//	{v}                     a table expression v of the next parameter, a List
+//	{rows}                  the same as a query of all its rows
 type Tx struct {
 	tx *sqlx.Tx
 	*Dialect
@@ -25,7 +33,7 @@ type Opening struct {
 	Removed, Doubted, Seen, Gaps int64  // see clock.Removal
 }
 
-const sqlOpening = `SELECT %s AS bounded, %s AS now, CAST(COALESCE((SELECT value FROM usage_meta WHERE name = 'floor'), '0') AS INTEGER) AS floor,
+const sqlOpening = `SELECT %s AS bounded, {now} AS now, CAST(COALESCE((SELECT value FROM usage_meta WHERE name = 'floor'), '0') AS INTEGER) AS floor,
 COALESCE((SELECT which FROM usage_rules WHERE in_force = 1), '') AS rules,
 COALESCE(r.last, 0) AS removed, COALESCE(r.doubted, 0) AS doubted, COALESCE(r.seen, 0) AS seen, COALESCE(r.gaps, 0) AS gaps
 FROM (SELECT 1 AS one) AS o LEFT JOIN usage_removal r ON r.one = o.one`
@@ -36,19 +44,21 @@ func (t *Tx) open(ctx context.Context, bounds string) error {
 		Bounded string
 		Opening
 	}
-	err := t.Get(ctx, &row, fmt.Sprintf(sqlOpening, bounds, t.Clock()))
+	err := t.Get(ctx, &row, fmt.Sprintf(sqlOpening, bounds))
 	t.Opening = row.Opening
 	return err
 }
 
 // Get reads one row; sql.ErrNoRows when there is none.
 func (t *Tx) Get(ctx context.Context, dest any, query string, args ...any) error {
-	return t.tx.GetContext(ctx, dest, t.text(query), args...)
+	text, args := t.say(query, args)
+	return t.tx.GetContext(ctx, dest, text, args...)
 }
 
 // Select reads all rows, into a slice.
 func (t *Tx) Select(ctx context.Context, dest any, query string, args ...any) error {
-	return t.tx.SelectContext(ctx, dest, t.text(query), args...)
+	text, args := t.say(query, args)
+	return t.tx.SelectContext(ctx, dest, text, args...)
 }
 
 // inCatalog is Select for a query of the catalog, in which tables' names are but texts.
@@ -56,9 +66,16 @@ func (t *Tx) inCatalog(ctx context.Context, dest any, query string, args ...any)
 	return t.tx.SelectContext(ctx, dest, sqlx.Rebind(t.bind, query), args...)
 }
 
+// script runs several statements, as they are written for one database.
+func (t *Tx) script(ctx context.Context, text string) error {
+	_, err := t.tx.ExecContext(ctx, t.text(text))
+	return err
+}
+
 // Exec returns how many rows it changed; -1 where a driver does not tell.
 func (t *Tx) Exec(ctx context.Context, query string, args ...any) (rows int64, err error) {
-	res, err := t.tx.ExecContext(ctx, t.text(query), args...)
+	text, args := t.say(query, args)
+	res, err := t.tx.ExecContext(ctx, text, args...)
 	if err != nil {
 		return 0, err
 	}
@@ -68,17 +85,15 @@ func (t *Tx) Exec(ctx context.Context, query string, args ...any) (rows int64, e
 	return rows, nil
 }
 
-// ExecRows runs query, in which %s stands for the rows of the columns. Where no network
-// lies between (SQLite), a statement for each row takes half the time of one for all, which
-// has to take JSON apart.
-func (t *Tx) ExecRows(ctx context.Context, query string, columns ...Column) error {
+// ExecRows runs query for the {rows} of a list. Where no network lies between (SQLite), a
+// statement for each row takes half the time of one for all, which has to take JSON apart.
+func (t *Tx) ExecRows(ctx context.Context, query string, columns List) error {
 	if !t.rowByRow {
-		rows, args := t.Rows(columns...)
-		_, err := t.Exec(ctx, strings.Replace(query, "%s", rows, 1), args...)
+		_, err := t.Exec(ctx, query, columns)
 		return err
 	}
 	row := "VALUES (?" + strings.Repeat(", ?", len(columns)-1) + ")"
-	stmt, err := t.tx.PrepareContext(ctx, t.text(strings.Replace(query, "%s", row, 1)))
+	stmt, err := t.tx.PrepareContext(ctx, t.text(strings.Replace(query, "{rows}", row, 1)))
 	if err != nil {
 		return err
 	}

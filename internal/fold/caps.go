@@ -2,7 +2,6 @@ package fold
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"slices"
 	"sync/atomic"
@@ -15,7 +14,7 @@ const (
 	// It also locks: who finds new subjects decides alone about all of them.
 	sqlSubjects = `INSERT INTO usage_meta AS m (name, value) VALUES ('subjects', '') ON CONFLICT (name) DO UPDATE SET value = m.value RETURNING value`
 	// Of a capped group: stems, and the whole of names that have no other subject.
-	sqlKnownSubjects = `SELECT DISTINCT CASE WHEN %s IN ('', ?, ?, ?, 'api.requests.') THEN key ELSE %[1]s END FROM usage_metrics WHERE key >= ? AND key < ?`
+	sqlKnownSubjects = `SELECT DISTINCT CASE WHEN {stem key} IN ('', ?, ?, ?, 'api.requests.') THEN key ELSE {stem key} END FROM usage_metrics WHERE key >= ? AND key < ?`
 )
 
 // caps are how many subjects a group may have in the database.
@@ -177,7 +176,7 @@ func (c *caps) read(ctx context.Context, tx *database.Tx, token string) (*subjec
 	k := &subjects{token: token, known: map[string]bool{}, count: map[string]int{}, other: map[string]int{}, round: map[string]lookup{}}
 	for _, group := range slices.Sorted(maps.Keys(c.of)) {
 		var list []string
-		text := fmt.Sprintf(sqlKnownSubjects, tx.Stem("key"))
+		text := sqlKnownSubjects
 		if group == "other" {
 			text += " OR " + tx.Strpos + "(key, '.') = 0"
 		}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/usagekit/usagekit/internal/database"
@@ -17,7 +16,7 @@ const (
 	sweepEvery = time.Minute // a fold asks for writers that were not seen for days
 )
 
-const sqlPayloads = `SELECT i.writer, i.seq, i.payload FROM %s JOIN usage_inbox i ON i.writer = v.writer AND i.seq = v.seq`
+const sqlPayloads = `SELECT i.writer, i.seq, i.payload FROM {v} JOIN usage_inbox i ON i.writer = v.writer AND i.seq = v.seq`
 
 // waiting is a batch in the inbox, and where its writer's guard stands.
 type waiting struct {
@@ -93,13 +92,12 @@ func payloads(ctx context.Context, tx *database.Tx, list []waiting) ([][]byte, e
 		writers[i], seqs[i] = w.Writer, w.Seq
 		at[id{w.Writer, w.Seq}] = i
 	}
-	rows, args := tx.Values(database.Column{Name: "writer", Texts: writers}, database.Column{Name: "seq", Numbers: seqs})
 	var found []struct {
 		Writer  string
 		Seq     int64
 		Payload []byte
 	}
-	if err := tx.Select(ctx, &found, strings.Replace(sqlPayloads, "%s", rows, 1), args...); err != nil {
+	if err := tx.Select(ctx, &found, sqlPayloads, database.List{{Name: "writer", Texts: writers}, {Name: "seq", Numbers: seqs}}); err != nil {
 		return nil, err
 	}
 	if len(found) < len(list) { // another fold, which this one overlaps, took them

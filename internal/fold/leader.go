@@ -6,7 +6,6 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -27,7 +26,7 @@ const forGood = time.Duration(math.MaxInt64)
 
 const (
 	sqlWaits = `SELECT CAST(COALESCE(SUM(length(payload)), 0) AS BIGINT) FROM usage_inbox`
-	sqlLook  = `SELECT value, %s AS now, (SELECT COUNT(*) FROM (SELECT 1 FROM usage_inbox LIMIT 1) AS i) AS waiting,
+	sqlLook  = `SELECT value, {now} AS now, (SELECT COUNT(*) FROM (SELECT 1 FROM usage_inbox LIMIT 1) AS i) AS waiting,
 COALESCE((SELECT f.value FROM usage_meta f WHERE f.name = 'folded'), '0') AS folded FROM usage_meta WHERE name = 'lease'`
 )
 
@@ -293,7 +292,7 @@ func (l *Leader) look(ctx context.Context) (seen, error) {
 		Folded  int64
 	}
 	err := l.folder.db.Glance(ctx, func(ctx context.Context, tx *database.Tx) error {
-		return tx.Get(ctx, &row, strings.Replace(sqlLook, "%s", tx.Clock(), 1))
+		return tx.Get(ctx, &row, sqlLook)
 	})
 	if err != nil {
 		return seen{}, err

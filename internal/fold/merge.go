@@ -7,7 +7,6 @@ import (
 	"errors"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/usagekit/usagekit/internal/clock"
@@ -16,7 +15,7 @@ import (
 )
 
 // The guard: two folds of the same batches cannot both advance it.
-const sqlAdvance = `UPDATE usage_writers AS w SET seq = v.seq, sum = %s, seen = ? FROM %s WHERE w.writer = v.writer AND w.seq = v.guard`
+const sqlAdvance = `UPDATE usage_writers AS w SET seq = v.seq, sum = {unhex v.sum}, seen = ? FROM {v} WHERE w.writer = v.writer AND w.seq = v.guard`
 
 // merging is what a fold gathers before it writes.
 type merging struct {
@@ -125,10 +124,8 @@ func (m *merging) advance(ctx context.Context, tx *database.Tx) error {
 	if len(writers) == 0 {
 		return nil
 	}
-	rows, args := tx.Values(database.Column{Name: "writer", Texts: writers}, database.Column{Name: "guard", Numbers: was},
-		database.Column{Name: "seq", Numbers: seqs}, database.Column{Name: "sum", Texts: sums})
-	query := strings.Replace(strings.Replace(sqlAdvance, "%s", tx.Unhex("v.sum"), 1), "%s", rows, 1)
-	n, err := tx.Exec(ctx, query, append([]any{m.pruned.Since(m.now)}, args...)...)
+	n, err := tx.Exec(ctx, sqlAdvance, m.pruned.Since(m.now),
+		database.List{{Name: "writer", Texts: writers}, {Name: "guard", Numbers: was}, {Name: "seq", Numbers: seqs}, {Name: "sum", Texts: sums}})
 	if err != nil {
 		return err
 	}

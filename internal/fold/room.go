@@ -28,8 +28,8 @@ const (
 	idleWitness = 2         // days before today that have counts
 
 	// Both look up each on its own: as a join, all rows of those days might be read.
-	sqlDaysCounted = `SELECT COUNT(*) FROM %s WHERE (SELECT 1 FROM usage_history h WHERE h.step = 2 AND h.bucket = v.day LIMIT 1) IS NOT NULL`
-	sqlIdle        = `SELECT v.first FROM %s WHERE (SELECT 1 FROM usage_history h WHERE h.step = 2 AND %s AND h.key >= v.first AND h.key <= v.last LIMIT 1) IS NULL`
+	sqlDaysCounted = `SELECT COUNT(*) FROM {v} WHERE (SELECT 1 FROM usage_history h WHERE h.step = 2 AND h.bucket = v.day LIMIT 1) IS NOT NULL`
+	sqlIdle        = `SELECT v.first FROM {v} WHERE (SELECT 1 FROM usage_history h WHERE h.step = 2 AND {in h.bucket} AND h.key >= v.first AND h.key <= v.last LIMIT 1) IS NULL`
 )
 
 // lookup is how far the subjects of a budget were looked through for idle ones.
@@ -53,12 +53,11 @@ func (c *caps) makeRoom(ctx context.Context, tx *database.Tx, sums *sums, next *
 		return nil
 	}
 	before := sums.calendar.Buckets(calendar.Day, from, today)
-	rows, args := tx.Values(database.Column{Name: "day", Numbers: before})
 	var days int
-	if err := tx.Get(ctx, &days, strings.Replace(sqlDaysCounted, "%s", rows, 1), args...); err != nil || days < idleWitness {
+	if err := tx.Get(ctx, &days, sqlDaysCounted, database.List{{Name: "day", Numbers: before}}); err != nil || days < idleWitness {
 		return err
 	}
-	in, list := tx.OneOf("h.bucket", append(before, today.Unix()))
+	month := append(before, today.Unix())
 	counted := map[string]bool{} // by this very fold
 	for name := range sums.names {
 		_, subject := subjectOf(name)
@@ -79,10 +78,8 @@ func (c *caps) makeRoom(ctx context.Context, tx *database.Tx, sums *sums, next *
 				last[i] = naming.After(subject)
 			}
 		}
-		rows, args := tx.Values(database.Column{Name: "first", Texts: piece}, database.Column{Name: "last", Texts: last})
 		var idle []string
-		text := strings.Replace(strings.Replace(sqlIdle, "%s", rows, 1), "%s", in, 1)
-		if err := tx.Select(ctx, &idle, text, append(args, list)...); err != nil {
+		if err := tx.Select(ctx, &idle, sqlIdle, database.List{{Name: "first", Texts: piece}, {Name: "last", Texts: last}}, month); err != nil {
 			return err
 		}
 		for _, subject := range idle {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/usagekit/usagekit/internal/calendar"
@@ -19,10 +18,10 @@ import (
 const (
 	// Both upserts add in key order, so that two of them never wait for each
 	// other, and saturate: one overflow must not fail everybody's fold.
-	sqlAddTotals = `INSERT INTO usage_metrics AS m (key, value) %s
+	sqlAddTotals = `INSERT INTO usage_metrics AS m (key, value) {rows}
 ON CONFLICT (key) DO UPDATE SET value = CASE WHEN m.value > 9007199254740991 - excluded.value THEN 9007199254740991 ELSE m.value + excluded.value END`
 
-	sqlAddHistory = `INSERT INTO usage_history AS h (step, bucket, key, value) %s
+	sqlAddHistory = `INSERT INTO usage_history AS h (step, bucket, key, value) {rows}
 ON CONFLICT (step, bucket, key) DO UPDATE SET value = CASE WHEN h.value > 9007199254740991 - excluded.value THEN 9007199254740991 ELSE h.value + excluded.value END`
 
 	sqlReturning       = ` RETURNING step, bucket, key, value`
@@ -156,17 +155,16 @@ func (a *adding) rows(ctx context.Context, tx *database.Tx, query string, rows [
 			columns, returning = columns[2:], sqlReturningTotals
 		}
 		if !slices.ContainsFunc(rows, watched) {
-			if err := tx.ExecRows(ctx, query, columns...); err != nil {
+			if err := tx.ExecRows(ctx, query, columns); err != nil {
 				return err
 			}
 			continue
 		}
-		added, args := tx.Rows(columns...)
 		var now []struct {
 			bucket
 			Value int64
 		}
-		if err := tx.Select(ctx, &now, strings.Replace(query, "%s", added, 1)+returning, args...); err != nil {
+		if err := tx.Select(ctx, &now, query+returning, columns); err != nil {
 			return err
 		}
 		of := make(map[bucket]int64, len(rows))
@@ -185,11 +183,11 @@ func (a *adding) rows(ctx context.Context, tx *database.Tx, query string, rows [
 }
 
 // columns are those of rows of history; of totals, the last two.
-func columns(rows []row) []database.Column {
+func columns(rows []row) database.List {
 	steps, starts := make([]int64, len(rows)), make([]int64, len(rows))
 	keys, n := make([]string, len(rows)), make([]int64, len(rows))
 	for i, r := range rows {
 		steps[i], starts[i], keys[i], n[i] = int64(r.Step), r.Bucket, r.Key, r.n
 	}
-	return []database.Column{{Name: "step", Numbers: steps}, {Name: "bucket", Numbers: starts}, {Name: "key", Texts: keys}, {Name: "n", Numbers: n}}
+	return database.List{{Name: "step", Numbers: steps}, {Name: "bucket", Numbers: starts}, {Name: "key", Texts: keys}, {Name: "n", Numbers: n}}
 }

@@ -199,7 +199,7 @@ func (r *Reading) noRoom(ctx context.Context, spans []span, lo string) (end stri
 			}
 			if sp.step != 0 {
 				table, where = "usage_history", where+" AND h.step = ? AND h.bucket = v.bucket"
-				list, of = r.tx.Values(database.Column{Name: "bucket", Numbers: sp.buckets})
+				list, of = "{v}", []any{database.List{{Name: "bucket", Numbers: sp.buckets}}}
 				args = append(args, int(sp.step))
 			}
 			args = append(append(args, max(PageSize/buckets, eachLeast)), of...)

@@ -18,7 +18,6 @@ package read
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,16 +38,14 @@ const (
 	// nothing behind. No clock but the database's is asked. It also prepares the
 	// transaction: PostgreSQL expects far more rows of a range of names than there
 	// are, and would compile for hundreds of milliseconds what takes one.
-	sqlComplete = `SELECT %s AS prepared, %s AS now, (SELECT COUNT(*) FROM (SELECT 1 FROM usage_inbox LIMIT 1) AS i) AS waiting,
+	sqlComplete = `SELECT {local jit off} AS prepared, {now} AS now, (SELECT COUNT(*) FROM (SELECT 1 FROM usage_inbox LIMIT 1) AS i) AS waiting,
 COALESCE((SELECT value FROM usage_meta WHERE name = 'folded'), '0') AS folded, ` + clock.Rules
-
-	sqlSeek = `SELECT %s` // see clock.Stored
 
 	sqlTotal = `SELECT COALESCE((SELECT value FROM usage_metrics WHERE key = ?), 0)`
 
 	// The counters that are what their current bucket is.
-	sqlCurrent = `SELECT h.key, h.value AS n FROM usage_history h WHERE h.step = 2 AND %s AND h.key IN ('` + naming.RequestsTotal + `', '` + naming.ActiveDaily + `')
-UNION ALL SELECT h.key, h.value FROM usage_history h WHERE h.step = 3 AND %s AND h.key = '` + naming.ActiveMonthly + `'`
+	sqlCurrent = `SELECT h.key, h.value AS n FROM usage_history h WHERE h.step = 2 AND {in h.bucket} AND h.key IN ('` + naming.RequestsTotal + `', '` + naming.ActiveDaily + `')
+UNION ALL SELECT h.key, h.value FROM usage_history h WHERE h.step = 3 AND {in h.bucket} AND h.key = '` + naming.ActiveMonthly + `'`
 )
 
 // Reading is what one transaction reads, which sees one moment: all numbers of an answer
@@ -74,7 +71,7 @@ func Begin(ctx context.Context, tx *database.Tx, by *clock.Clock) (*Reading, err
 		Now, Waiting  int64
 		Folded, Rules string
 	}
-	if err := tx.Get(ctx, &c, fmt.Sprintf(sqlComplete, tx.SetLocal("jit", "off"), tx.Clock())); err != nil {
+	if err := tx.Get(ctx, &c, sqlComplete); err != nil {
 		return nil, err
 	}
 	if err := by.Follow(ctx, tx, c.Rules); err != nil {
@@ -104,7 +101,7 @@ func (r *Reading) seek(ctx context.Context, wanted bool) error {
 		to = "off"
 	}
 	var prepared string
-	return r.tx.Get(ctx, &prepared, fmt.Sprintf(sqlSeek, r.tx.SetLocal("enable_seqscan", to)))
+	return r.tx.Get(ctx, &prepared, "SELECT {local enable_seqscan "+to+"}")
 }
 
 // from runs a query that begins with text, of a table, and ends with more.
@@ -141,13 +138,11 @@ func (r *Reading) today(ctx context.Context) (map[string]int64, error) {
 	if err != nil {
 		return nil, err
 	}
-	days, ofDay := r.tx.OneOf("h.bucket", stored[0])
-	months, ofMonth := r.tx.OneOf("h.bucket", stored[1])
 	var rows []struct {
 		Key string
 		N   int64
 	}
-	if err := r.tx.Select(ctx, &rows, fmt.Sprintf(sqlCurrent, days, months), ofDay, ofMonth); err != nil {
+	if err := r.tx.Select(ctx, &rows, sqlCurrent, stored[0], stored[1]); err != nil {
 		return nil, err
 	}
 	r.current = map[string]int64{naming.RequestsToday: 0, naming.ActiveDaily: 0, naming.ActiveMonthly: 0}
