@@ -30,7 +30,6 @@ const (
 	maxExcept     = 100     // prefixes that a store.Query leaves out
 	maxPoints     = 100_000 // of a history: names × buckets
 	maxDays       = 400     // of a range that ends now
-	maxNumber     = 1<<53 - 1
 )
 
 type stats struct {

@@ -185,7 +185,7 @@ func (h *handler) readSeries(ctx context.Context, r *reading, q store.Query, ste
 		if s.Name == naming.ActiveDaily || s.Name == naming.ActiveMonthly {
 			a.Series[i].Total = nil
 		} else {
-			*s.Total = min(*s.Total, maxNumber)
+			*s.Total = min(*s.Total, naming.Max)
 		}
 	}
 	return a, nil

@@ -22,7 +22,6 @@ const (
 	sqlTake = `INSERT INTO usage_history AS h (step, bucket, key, value) SELECT CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS TEXT), CAST(? AS BIGINT) WHERE CAST(? AS BIGINT) <= ?
 ON CONFLICT (step, bucket, key) DO UPDATE SET value = h.value + excluded.value WHERE h.value + excluded.value <= ? RETURNING value`
 	sqlTaken = `SELECT value FROM usage_history WHERE step = ? AND bucket = ? AND key = ?`
-	sqlTotal = `SELECT COALESCE((SELECT value FROM usage_metrics WHERE key = ?), 0)`
 
 	sqlReset = `UPDATE usage_metrics SET value = 0 WHERE key = ?`
 )
@@ -154,7 +153,7 @@ func (s *Store) Take(ctx context.Context, name string, n, limit int64, step Step
 			return err
 		}
 		done.until = asked.Add(s.clock.Calendar().Next(of, now).Sub(now))
-		bucket := s.clock.Calendar().Lies(of, now)
+		bucket := s.clock.Calendar().Bucket(of, now)
 		var taken int64
 		if n > 0 {
 			err := tx.Get(ctx, &taken, sqlTake, int(of), bucket, name, n, n, limit, limit)

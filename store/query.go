@@ -25,11 +25,11 @@ type Query struct {
 	// what user 42 used, and nothing of user 42.7. "": any.
 	Subject string
 
-	Measure  string   // names that end in "."+Measure; among those of "api." is the sum of all routes, of subject "requests"
+	Measure  string   // names that end in "."+Measure; of a status_ or latency_ that is the sum of all routes, too, of subject "requests" (of requests itself: api.requests.total)
 	Contains string   // names that contain this; ASCII letters match in either case
 	Except   []string // names that begin with one of these are left out; 100 at most
 
-	// The half-open range [From, To), widened to whole buckets. A zero From or
+	// The half-open range [From, To), widened to whole buckets; of what is no longer kept (Config.Retention) nothing is in it. A zero From or
 	// To leaves that end open; both zero mean all time.
 	From, To time.Time
 

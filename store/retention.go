@@ -6,7 +6,8 @@ import (
 	"github.com/usagekit/usagekit/internal/clock"
 )
 
-// Retention is how long history is kept. Totals and months stay for ever. What is
+// Retention is how long history is kept. Totals stay for ever, and months, which users and
+// quotas by the month have. What is
 // older than that is removed by the instance that folds, or counts at once: within two
 // minutes of its first count, and then once an hour. A batch that comes so late counts in
 // the totals alone. Each is four days at least.

@@ -6,7 +6,7 @@ import (
 )
 
 // Shutdown brings what is left into the database and stops the store. It never
-// outlasts ctx: counts that could not be delivered by then come back as an
+// outlasts ctx, but by the moment for which a disk may hang: counts that could not be delivered by then come back as an
 // *UndeliveredError, but for those that the spool has for the next start. Later
 // calls return what the first one did.
 func (s *Store) Shutdown(ctx context.Context) error {
@@ -43,7 +43,7 @@ func (s *Store) stop(ctx context.Context) error {
 		}
 	}
 	s.life.cancel()
-	counts, hung := s.outbox.Rest(ctx, closed, s.life.wg.Wait)
+	counts, hung := s.outbox.Undelivered(ctx, closed, s.life.wg.Wait)
 	s.db.Drain(ctx)
 	if err == nil || len(counts) == 0 && !hung {
 		return nil

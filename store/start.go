@@ -12,7 +12,7 @@ func (s *Store) startLoop() {
 	for backoff := (database.Backoff{}); ; {
 		err := s.start(s.life.run, true)
 		s.report(toSend, err)
-		if err == nil || !s.pause(backoff.After(err)) {
+		if err == nil || !database.Pause(s.life.run, backoff.After(err)) {
 			return
 		}
 	}

@@ -257,7 +257,7 @@ func (s *Store) begin() {
 	for _, loop := range loops {
 		s.life.wg.Go(func() {
 			for !s.survives(loop) {
-				s.pause(time.Second)
+				database.Pause(s.life.run, time.Second)
 			}
 		})
 	}
@@ -489,17 +489,5 @@ func (s *Store) spoolReport(lost bool, message string, args ...any) {
 	s.cfg.Logger.Error("usagekit: "+message, args...)
 	if lost {
 		s.live.Add("usagekit.counts.dropped", 1)
-	}
-}
-
-// pause waits for d, and returns false when the store stops.
-func (s *Store) pause(d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-s.life.run.Done():
-		return false
 	}
 }

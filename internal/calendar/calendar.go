@@ -4,7 +4,7 @@
 // where the clock is changed within it.
 //
 // A bucket that was begun under other rules of the zone, or in another zone, stays where
-// it lies, and belongs to the one that its middle is in: see Place and Lies. A zone's
+// it lies, and belongs to the one that its middle is in: see Place and Bucket. A zone's
 // rules can be written down (Rules), so that processes with different ones agree.
 package calendar
 
@@ -81,9 +81,9 @@ func (c Calendar) With(step Step, stored []int64) Calendar {
 	return Calendar{c.zone, moved}
 }
 
-// Lies returns where the bucket of step is stored, or will be, that t is in: at its
+// Bucket returns where the bucket of step is stored, or will be, that t is in: at its
 // start, unless it was begun under other rules.
-func (c Calendar) Lies(step Step, t time.Time) int64 {
+func (c Calendar) Bucket(step Step, t time.Time) int64 {
 	start := c.Start(step, t).Unix()
 	if at, ok := c.moved[bucket{step, start}]; ok {
 		return at

@@ -19,8 +19,7 @@ import (
 )
 
 const (
-	sqlNewMeta = `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING`
-	sqlSettle  = `SELECT (SELECT value FROM usage_meta WHERE name = 'zone') AS zone, COALESCE((SELECT value FROM usage_meta WHERE name = 'folded'), '') AS folded,
+	sqlSettle = `SELECT (SELECT value FROM usage_meta WHERE name = 'zone') AS zone, COALESCE((SELECT value FROM usage_meta WHERE name = 'folded'), '') AS folded,
 EXISTS (SELECT 1 FROM usage_removal) AS removal`
 )
 
@@ -64,7 +63,7 @@ func New(wanted *time.Location, kept Kept) *Clock {
 // force, and whether its clock is right, as far as can be known. It is the first of a
 // start; what it returns is called when that is certain.
 func (c *Clock) Settle(ctx context.Context, tx *database.Tx) (settled func(), err error) {
-	if _, err := tx.Exec(ctx, sqlNewMeta, "zone", c.Wanted().String()); err != nil {
+	if err := tx.NewMeta(ctx, "zone", c.Wanted().String()); err != nil {
 		return nil, err
 	}
 	var has struct {

@@ -40,7 +40,7 @@ import (
 
 // Max is the largest count: every number up to it is exact in JSON and
 // JavaScript (RFC 8259, section 6). Counters saturate here.
-const Max = 1<<53 - 1
+const Max = naming.Max
 
 const (
 	closed    = math.MinInt64                   // the sign bit of a word

@@ -50,16 +50,13 @@ type Crossing struct {
 	Time  time.Time // when that was
 }
 
-// maxValue is the largest count.
-const maxValue = 1<<53 - 1
-
 // Check returns what is wrong with t; "": nothing.
 func (t Threshold) Check() string {
 	const user = "user."
 	ofUser := strings.HasPrefix(t.Prefix, user)
 	mayBeUser := ofUser || strings.HasPrefix(user, t.Prefix)
 	switch {
-	case t.Value < 1 || t.Value > maxValue:
+	case t.Value < 1 || t.Value > naming.Max:
 		return fmt.Sprintf("Value is %d: want 1 … 2^53−1", t.Value)
 	case t.Step < 0 || t.Step > calendar.Month:
 		return fmt.Sprintf("Step is %d: want Hour, Day or Month, or 0 for all time", t.Step)

@@ -5,7 +5,18 @@
 // process (file.go), knows in what PostgreSQL and SQLite differ (dialect.go, postgres.go,
 // sqlite.go), and what an error means (errors.go).
 //
-// A statement is written once, with ? for parameters and the bare names of the tables.
+// A DB is asked in seven ways. Two slots are the rule, one for reads and one for writes:
+//
+//	Read        reads, with the slot of reads
+//	Snapshot    the same, of one moment: for answers
+//	Glance      reads, with the slot of writes: for loops, which must not wait for an answer
+//	Write       writes, with the slot of writes
+//	Fill        the same, to the inbox alone: an instance below the floor may
+//	Direct      writes, with up to four slots of its own where the database has room for
+//	            several writers: for what must not wait for a fold
+//	Quick       the same, and gives up sooner: a request waits for it
+//
+// A statement is written once: see Tx.
 package database
 
 import (
@@ -78,7 +89,7 @@ func newSlots(n int) slots {
 
 // Open returns a DB on a pool, and asks the database for nothing: see Start.
 func Open(pool *sqlx.DB, cfg Config) (*DB, error) {
-	d, err := New(pool.DriverName(), cfg.Schema)
+	d, err := dialectOf(pool.DriverName(), cfg.Schema)
 	if err != nil {
 		return nil, err
 	}
@@ -393,4 +404,16 @@ func (b *Backoff) After(err error) time.Duration {
 	}
 	b.most = min(2*b.most, MaxBackoff)
 	return wait
+}
+
+// Pause waits for d, and returns false when ctx ends first.
+func Pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }

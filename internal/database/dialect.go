@@ -72,9 +72,9 @@ type catalog struct {
 	own         string // what to do where something is in the way
 }
 
-// New returns the dialect of a driver, by the name that sqlx has for it, with its tables
+// dialectOf returns the dialect of a driver, by the name that sqlx has for it, with its tables
 // in a schema; "": where the search path leads.
-func New(driverName, schema string) (*Dialect, error) {
+func dialectOf(driverName, schema string) (*Dialect, error) {
 	bind := sqlx.BindType(driverName)
 	var d *Dialect
 	switch {
@@ -117,14 +117,20 @@ func (d *Dialect) say(q string, args []any) (string, []any) {
 			list, q = append(list, next()), q[i+1:]
 			continue
 		}
-		end := i + strings.IndexByte(q[i:], '}')
-		said, of := d.express(strings.Fields(q[i+1:end]), next)
+		end := i + max(strings.IndexByte(q[i:], '}'), 0)
+		said, of := d.express(append(strings.Fields(q[i+1:max(end, i+1)]), "", ""), next)
+		if said == "" { // a brace of the statement's own
+			text.WriteByte('{')
+			q = q[i+1:]
+			continue
+		}
 		text.WriteString(said)
 		list, q = append(list, of...), q[end+1:]
 	}
 }
 
-// express is what stands in braces, in d's words; next takes a parameter.
+// express is what stands in braces, in d's words; "": it is none of these. next takes a
+// parameter.
 func (d *Dialect) express(words []string, next func() any) (text string, args []any) {
 	switch words[0] {
 	case "now":
@@ -146,7 +152,7 @@ func (d *Dialect) express(words []string, next func() any) (text string, args []
 		return in, []any{of}
 	case "v":
 		return d.Values(next().(List)...)
-	default: // rows
+	case "rows":
 		list := next().(List)
 		from, args := d.Values(list...)
 		var names []string
@@ -155,6 +161,7 @@ func (d *Dialect) express(words []string, next func() any) (text string, args []
 		}
 		return "SELECT " + strings.Join(names, ", ") + " FROM " + from + " WHERE true", args // which has SQLite see where it ends
 	}
+	return "", nil
 }
 
 // text is a statement with d's own parameters, and the tables where they are.

@@ -18,9 +18,7 @@ import (
 var migrations embed.FS
 
 const (
-	sqlMeta    = `SELECT value FROM usage_meta WHERE name = ?`
-	sqlSetMeta = `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value`
-	sqlNewMeta = `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING`
+	sqlMeta = `SELECT value FROM usage_meta WHERE name = ?`
 )
 
 // migrated is what is known of a database whose tables are up to date.
@@ -99,12 +97,12 @@ func (db *DB) migrate(ctx context.Context, tx *Tx) (found migrated, settled func
 				return found, nil, fmt.Errorf("migration %d: %w", version+1, err)
 			}
 		}
-		if _, err := tx.Exec(ctx, sqlSetMeta, "schema", strconv.Itoa(version+1)); err != nil {
+		if err := tx.SetMeta(ctx, "schema", strconv.Itoa(version+1)); err != nil {
 			return found, nil, err
 		}
 	}
 	found.schema = own.Schema
-	if _, err := tx.Exec(ctx, sqlNewMeta, "id", NewID()); err != nil {
+	if err := tx.NewMeta(ctx, "id", NewID()); err != nil {
 		return found, nil, err
 	}
 	if err := tx.Get(ctx, &found.id, sqlMeta, "id"); err != nil {

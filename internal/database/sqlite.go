@@ -12,8 +12,9 @@ import (
 
 func sqlite() *Dialect {
 	return &Dialect{
-		Name:      "sqlite",
-		bind:      sqlx.QUESTION,
+		Name: "sqlite",
+		bind: sqlx.QUESTION,
+		// A transaction that reads is of one moment by itself (WAL): no isolation is asked for.
 		behaviour: behaviour{OneWriter: true, rowByRow: true},
 		statements: statements{
 			bounds:        `''`, // busy_timeout, and synchronous=FULL, are in the DSN

@@ -66,6 +66,18 @@ func (t *Tx) inCatalog(ctx context.Context, dest any, query string, args ...any)
 	return t.tx.SelectContext(ctx, dest, sqlx.Rebind(t.bind, query), args...)
 }
 
+// SetMeta sets a value of usage_meta.
+func (t *Tx) SetMeta(ctx context.Context, name, value string) error {
+	_, err := t.Exec(ctx, `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value`, name, value)
+	return err
+}
+
+// NewMeta is SetMeta where there is none.
+func (t *Tx) NewMeta(ctx context.Context, name, value string) error {
+	_, err := t.Exec(ctx, `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING`, name, value)
+	return err
+}
+
 // script runs several statements, as they are written for one database.
 func (t *Tx) script(ctx context.Context, text string) error {
 	_, err := t.tx.ExecContext(ctx, t.text(text))

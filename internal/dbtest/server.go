@@ -310,12 +310,12 @@ func (s *Server) Resume() error { return s.signalAll(syscall.SIGCONT) }
 
 func (s *Server) signalAll(sig syscall.Signal) error {
 	parent := strconv.Itoa(s.cmd.Process.Pid)
+	if err := s.cmd.Process.Signal(sig); err != nil { // first: it makes no more children than are listed
+		return err
+	}
 	out, err := exec.Command("ps", "-A", "-o", "pid=,ppid=").Output()
 	if err != nil {
 		return fmt.Errorf("ps: %w", err)
-	}
-	if err := s.cmd.Process.Signal(sig); err != nil { // first: it makes no more children
-		return err
 	}
 	for line := range strings.Lines(string(out)) {
 		f := strings.Fields(line)

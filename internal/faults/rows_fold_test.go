@@ -43,7 +43,10 @@ func TestTrustedLeaseIsCaught(t *testing.T) {
 // other before they write.
 func (r *trial) foldAtOnce(d time.Duration, guarded bool) {
 	r.Helper()
-	edit := []string{"SELECT value, CAST(", "SELECT ' 0' AS value, CAST(", " FOR UPDATE SKIP LOCKED", ""}
+	edit := []string{
+		"SELECT value, CAST(", "SELECT ' 0' AS value, CAST(", // what an instance looks at before,
+		" WHERE name = 'lease' FOR UPDATE SKIP LOCKED", " WHERE false UNION ALL SELECT ' 0'", // and what it takes
+	}
 	if !guarded {
 		edit = append(edit, " AND w.seq = v.guard", "")
 	}

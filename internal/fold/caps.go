@@ -133,7 +133,7 @@ func (c *caps) move(ctx context.Context, tx *database.Tx, sums *sums) error {
 	}
 	if found {
 		next.token = database.NewID()
-		if _, err := tx.Exec(ctx, sqlSetMeta, "subjects", next.token); err != nil {
+		if err := tx.SetMeta(ctx, "subjects", next.token); err != nil {
 			return err
 		}
 	}

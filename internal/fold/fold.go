@@ -58,8 +58,7 @@ const (
 	sqlOwn = `SELECT COALESCE((SELECT seq FROM usage_writers WHERE writer = ?), 0) AS guard,
 	(SELECT COUNT(*) FROM usage_inbox WHERE writer = ? AND seq <= ?) AS waiting`
 
-	sqlFolded  = `DELETE FROM usage_inbox WHERE (writer, seq) IN (SELECT i.writer, i.seq FROM usage_inbox i JOIN usage_writers w ON w.writer = i.writer AND i.seq <= w.seq)`
-	sqlSetMeta = `INSERT INTO usage_meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value`
+	sqlFolded = `DELETE FROM usage_inbox WHERE (writer, seq) IN (SELECT i.writer, i.seq FROM usage_inbox i JOIN usage_writers w ON w.writer = i.writer AND i.seq <= w.seq)`
 )
 
 // errConflict says that the guard of a writer moved while its batches were
@@ -295,7 +294,7 @@ func (f *Folder) fold(ctx context.Context, tx *database.Tx, force bool, m memory
 		return Result{}, err
 	}
 	if !more && !c.left && g.newer == "" { // all that had arrived by now is in
-		if _, err := tx.Exec(ctx, sqlSetMeta, "folded", strconv.FormatInt(now, 10)); err != nil {
+		if err := tx.SetMeta(ctx, "folded", strconv.FormatInt(now, 10)); err != nil {
 			return Result{}, err
 		}
 	}

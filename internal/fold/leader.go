@@ -68,7 +68,7 @@ func (l *Leader) Run() {
 	for {
 		wait, attentive := l.Turn()
 		if !attentive {
-			if wait == forGood || !l.pause(wait) {
+			if wait == forGood || !database.Pause(l.folder.lease.run, wait) {
 				<-run.Done()
 				return
 			}
@@ -93,18 +93,6 @@ func (l *Leader) Run() {
 			l.idling = 0
 			l.events.Sleep(false) // what others have left of that, too
 		}
-	}
-}
-
-// pause waits for d, and returns false when the store stops.
-func (l *Leader) pause(d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-l.folder.lease.run.Done():
-		return false
 	}
 }
 
@@ -251,7 +239,7 @@ func (l *Leader) rest(upserts time.Duration) time.Duration {
 	wait := min(max(l.interval, 10*upserts), max(time.Minute, l.interval))
 	began := time.Now()
 	for renewed := began; wait > restLook && time.Since(began) < time.Minute; wait -= restLook {
-		if !l.pause(restLook) {
+		if !database.Pause(l.folder.lease.run, restLook) {
 			return 0
 		}
 		if time.Since(renewed) >= leaseTime/3 {

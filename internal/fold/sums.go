@@ -171,7 +171,7 @@ func (s *sums) startsOf(quarter int64) [3]int64 {
 	if !ok {
 		t := time.UnixMilli(quarter)
 		for i, step := range []calendar.Step{calendar.Hour, calendar.Day, calendar.Month} {
-			starts[i] = s.calendar.Lies(step, t)
+			starts[i] = s.calendar.Bucket(step, t)
 		}
 		s.starts[quarter] = starts
 	}

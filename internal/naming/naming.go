@@ -34,8 +34,9 @@ const (
 )
 
 const (
-	MaxName = 512 // bytes of a name
-	MaxPart = 64  // bytes of a group, and of a measure
+	MaxName = 512       // bytes of a name
+	MaxPart = 64        // bytes of a group, and of a measure
+	Max     = 1<<53 - 1 // the largest count, exact in JSON and JavaScript (RFC 8259, section 6); every sum ends there
 
 	// OtherMeasures is how many measures the (other) of a group keeps apart, beside
 	// those that are summed.

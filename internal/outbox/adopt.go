@@ -21,7 +21,7 @@ func (o *Outbox) AdoptLoop() {
 		until := func(done func() error) error {
 			for {
 				err := done()
-				if wait := backoff.After(err); err == nil || errors.Is(err, counter.ErrForgotten) || !o.pause(wait) {
+				if wait := backoff.After(err); err == nil || errors.Is(err, counter.ErrForgotten) || !database.Pause(o.run, wait) {
 					return err
 				}
 			}
@@ -31,7 +31,7 @@ func (o *Outbox) AdoptLoop() {
 		}, func(writer string, b counter.Sealed) error {
 			return until(func() error { return o.SendAdopted(writer, b) })
 		})
-		if !o.pause(adoptEvery) {
+		if !database.Pause(o.run, adoptEvery) {
 			return
 		}
 	}

@@ -47,7 +47,7 @@ type Config struct {
 	Sending, Adopting func(error)
 }
 
-// Outbox has three loops: Seal, Send and Adopt. They end with run, which New gets.
+// Outbox has three loops, SealLoop, SendLoop and AdoptLoop, which end with run.
 type Outbox struct {
 	Config
 	run  context.Context
@@ -85,7 +85,8 @@ func New(run context.Context, cfg Config) *Outbox {
 	return &Outbox{Config: cfg, run: run, wake: make(chan struct{}, 1), queue: queue{changed: make(chan struct{})}}
 }
 
-// Wake has Send look whether this instance has to be noted: see clock.Note.
+// Wake has SendLoop look: for a batch that waits, and whether this instance has to be noted
+// (clock.Note).
 func (o *Outbox) Wake() {
 	select {
 	case o.wake <- struct{}{}:
@@ -132,7 +133,7 @@ func (o *Outbox) Spooled() (n int) {
 
 // SealLoop ends a generation every Interval, and at every quarter hour.
 func (o *Outbox) SealLoop() {
-	for o.pause(min(o.Interval, time.Until(time.Now().Truncate(calendar.QuarterHour).Add(calendar.QuarterHour)))) {
+	for database.Pause(o.run, min(o.Interval, time.Until(time.Now().Truncate(calendar.QuarterHour).Add(calendar.QuarterHour)))) {
 		o.sealDue()
 		if o.Live.Prepare() { // what is counted now should not stay in memory
 			o.Seal()
@@ -247,10 +248,10 @@ func (o *Outbox) Close(ctx context.Context) (seq int64, err error) {
 	return seq, err
 }
 
-// Rest is what is neither in the database nor in the spool once all loops have ended, which
+// Undelivered is what is neither in the database nor in the spool once all loops have ended, which
 // stopped waits for, by name. hung tells that the spool's disk does not answer, as closed
 // tells that it did when the Outbox was closed.
-func (o *Outbox) Rest(ctx context.Context, closed bool, stopped func()) (counts map[string]int64, hung bool) {
+func (o *Outbox) Undelivered(ctx context.Context, closed bool, stopped func()) (counts map[string]int64, hung bool) {
 	missing := map[int64]bool{}
 	looked := within(ctx, func() {
 		stopped() // what the loops do ends with run, but for what a disk keeps them from
@@ -293,18 +294,6 @@ func (o *Outbox) reportDegraded() {
 		o.Log.Warn("usagekit: counts are in memory only, and would not survive this process", "reason", why)
 	case why == "" && was != "":
 		o.Log.Info("usagekit: counts are in the spool again")
-	}
-}
-
-// pause waits for d, and returns false when the store stops.
-func (o *Outbox) pause(d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-o.run.Done():
-		return false
 	}
 }
 

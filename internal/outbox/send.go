@@ -31,7 +31,7 @@ func (o *Outbox) SendLoop() {
 		wait := backoff.After(err)
 		switch {
 		case err != nil:
-			if !o.pause(wait) {
+			if !database.Pause(o.run, wait) {
 				return
 			}
 		case !waits:
@@ -56,9 +56,9 @@ func (o *Outbox) SendNext() (waits bool, err error) {
 	if !waits {
 		return false, nil
 	}
-	if o.Spool.Unsent() {
+	if o.Spool.Unsent() { // from now on, files of this writer are sent only to a database that knows it
 		if err := o.register(o.Writer); err != nil {
-			o.failed(err)
+			o.noted(err)
 			return true, err
 		}
 		o.Spool.Sent()
@@ -68,7 +68,7 @@ func (o *Outbox) SendNext() (waits bool, err error) {
 		r, err = send(ctx, tx, o.Writer, head)
 		return err
 	})
-	o.failed(err)
+	o.noted(err)
 	if err != nil {
 		return true, err
 	}
@@ -84,8 +84,8 @@ func (o *Outbox) SendNext() (waits bool, err error) {
 	return true, nil
 }
 
-// failed takes note of what came of the last attempt.
-func (o *Outbox) failed(err error) {
+// noted takes note of what came of the last attempt.
+func (o *Outbox) noted(err error) {
 	if o.run.Err() == nil { // else it is the end that made it fail
 		o.queue.Lock()
 		o.queue.err = err

@@ -102,7 +102,7 @@ func (r *Reading) Page(ctx context.Context, left Rest) (counts []Count, _ Rest, 
 // piece reads about PageSize rows of what is left, and takes them off it: those of
 // several buckets where there are few in each; else a range of names.
 func (r *Reading) piece(ctx context.Context, left *Rest) (list []Count, err error) {
-	q, spans, run, few := &left.q, left.spans, min(left.run, len(left.starts)), false
+	q, spans, run, fits := &left.q, left.spans, min(left.run, len(left.starts)), false
 	if left.each {
 		end := int64(math.MaxInt64)
 		if run < len(left.starts) {
@@ -110,17 +110,17 @@ func (r *Reading) piece(ctx context.Context, left *Rest) (list []Count, err erro
 		}
 		spans = during(r.calendar, q.Step, spans, left.starts[0], end)
 		if left.lo == "" {
-			if few, err = r.few(ctx, q, spans); err != nil {
+			if fits, err = r.fitIn(ctx, q, spans); err != nil {
 				return nil, err
 			}
-			if !few && run > 1 {
+			if !fits && run > 1 {
 				left.run = 1
 				return nil, nil
 			}
 		}
 	}
 	end := ""
-	if !few && q.Name == "" && len(q.Names) == 0 { // few are named
+	if !fits && q.Name == "" && len(q.Names) == 0 { // few are named
 		if end, err = r.noRoom(ctx, spans, left.lo); err != nil {
 			return nil, err
 		}
@@ -158,14 +158,14 @@ func (r *Reading) piece(ctx context.Context, left *Rest) (list []Count, err erro
 	if left.lo = end; end == "" {
 		left.starts = left.starts[run:]
 	}
-	if few {
+	if fits {
 		left.run = 2 * run
 	}
 	return list, nil
 }
 
-// few tells whether spans of history have no more rows than one piece takes.
-func (r *Reading) few(ctx context.Context, q *Query, spans []span) (bool, error) {
+// fitIn tells whether spans of history have no more rows than one piece takes.
+func (r *Reading) fitIn(ctx context.Context, q *Query, spans []span) (bool, error) {
 	var c condition
 	if len(q.Names) > 0 {
 		c = oneOf(r.tx.Dialect, q.Names)

@@ -245,7 +245,5 @@ func bySize(counts []Count) {
 	})
 }
 
-// most is where every sum ends: what JavaScript's numbers are exact to.
-const most = 1<<53 - 1
-
-func plus(a, b int64) int64 { return min(a+b, most) }
+// plus adds two counts; it saturates as every count does.
+func plus(a, b int64) int64 { return min(a+b, naming.Max) }

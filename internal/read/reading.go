@@ -4,7 +4,7 @@
 // A Reading is one transaction that reads, of one moment: it knows its time, how complete
 // it is, the calendar and what of history is kept still, and its methods are the
 // questions. A range of time is read in as few index probes as say exactly what was
-// counted in it: which those are is chosen without a database (see few), of the buckets
+// counted in it: which those are is chosen without a database (see Query.few in span.go), of the buckets
 // that are stored.
 //
 //	query.go    what can be asked, what is wrong with it, and which names it selects
@@ -59,9 +59,9 @@ type Reading struct {
 	tx       *database.Tx
 	calendar calendar.Calendar
 	horizon  calendar.Horizon // of Now
-	current  map[string]int64 // see today; nil: not read yet
-	seeks    bool             // PostgreSQL reads no whole tables
-	pages    bool             // nor is it to
+	current  map[string]int64 // what today has read; nil: nothing yet
+	seeks    bool             // PostgreSQL is told to read no whole tables now: enable_seqscan is off
+	pages    bool             // and stays so: what Each reads is a page of a table
 }
 
 // Begin begins one, by the rules of the zone that are in force.
@@ -274,7 +274,7 @@ func (r *Reading) spans(ctx context.Context, q *Query, each bool) ([]span, error
 // stored lists the buckets that there are of each segment.
 func (r *Reading) stored(ctx context.Context, segments []clock.Segment) ([][]int64, error) {
 	if len(segments) > 0 {
-		r.seeks = true // it says so itself
+		r.seeks = true // clock.Stored turns enable_seqscan off by itself
 	}
 	return clock.Stored(ctx, r.tx, r.calendar, segments)
 }

@@ -15,15 +15,15 @@ func (r *Reading) Rows(ctx context.Context, q Query) ([]Row, error) {
 		return nil, err
 	}
 	whole := q.whole()
-	few := q.fewSubjects()
-	if !few {
-		many, err := r.many(ctx, &whole)
+	inSQL := q.fewSubjects() // else one look at all of the group is less than two at a part of it,
+	if !inSQL {
+		many, err := r.many(ctx, &whole) // unless it is large
 		if err != nil {
 			return nil, err
 		}
-		few = many
+		inSQL = many
 	}
-	if !few { // one look at all is less than two at a part
+	if !inSQL {
 		spans, err := r.sums(ctx, &whole)
 		if err != nil {
 			return nil, err

@@ -43,7 +43,7 @@ func counts(d *database.Dialect, spans []span, c condition) table {
 		t.text, t.args = t.text+text, append(t.args, args...)
 	}
 	if t.history {
-		largest := strconv.FormatInt(most, 10)
+		largest := strconv.Itoa(naming.Max)
 		t.text = "SELECT key, CAST(CASE WHEN SUM(n) > " + largest + " THEN " + largest + " ELSE SUM(n) END AS BIGINT) AS n FROM (" +
 			t.text + ") AS u GROUP BY key"
 	}

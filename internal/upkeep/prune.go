@@ -93,7 +93,7 @@ func (p *Pruner) Loop() {
 		return
 	}
 	failed := false
-	for wait, first := time.Minute, true; p.pause(wait/2 + rand.N(wait)); first = false {
+	for wait, first := time.Minute, true; database.Pause(p.run, wait/2+rand.N(wait)); first = false {
 		wait = every
 		if !first { // a process may not live to see a second one
 			select {
@@ -178,7 +178,7 @@ func (p *Pruner) bucket(ctx context.Context, of *part, bucket int64) error {
 		if err != nil {
 			return err
 		}
-		if !p.pause(min(max((share-1)*time.Since(start), time.Millisecond), time.Minute)) {
+		if !database.Pause(p.run, min(max((share-1)*time.Since(start), time.Millisecond), time.Minute)) {
 			return p.run.Err()
 		}
 		if lo = end; end == "" {
@@ -218,16 +218,4 @@ func (p *Pruner) records(ctx context.Context, now time.Time, h calendar.Horizon)
 		}
 		return p.clock.Keep(ctx, tx)
 	})
-}
-
-// pause waits for d, and returns false when the store stops.
-func (p *Pruner) pause(d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-p.run.Done():
-		return false
-	}
 }
