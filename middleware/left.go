@@ -2,6 +2,7 @@ package middleware
 
 import (
 	"context"
+	"net/http"
 	"time"
 )
 
@@ -10,18 +11,25 @@ import (
 const statusGone = 499
 
 // cancelled tells whether the request's context is: where it is not, nobody has left.
-func (c *response) cancelled() bool { return c.came.Context().Err() != nil }
+func (p place) cancelled() bool { return p.came.Context().Err() != nil }
 
-// left tells whether the client has left, where the context is cancelled: whether the
-// connection's own is, or in HTTP/2 the stream's.
+// client is what is known of the one that a response is for.
+type client struct {
+	gone   bool // there was nobody to answer when the response started
+	asked  bool // the handler has asked for CloseNotify, and so, perhaps, was told
+	waited bool // for the server to say that the client left
+}
+
+// left tells whether a client has left who is answered by w, where ctx, of the request
+// as it came, is cancelled: whether the connection's own is, or in HTTP/2 the stream's.
 //
 // The application may have derived the request's, or the server's base context, from one
 // that it cancelled itself. net/http gives no cause, so any other than context.Canceled
 // is the application's: a deadline, a signal. For the rest the server is asked by
 // http.CloseNotifier, which knows nothing of contexts. A writer that hides that leaves no
 // other witness than the context.
-func (c *response) left() (left bool) {
-	if context.Cause(c.came.Context()) != context.Canceled {
+func (c *client) left(ctx context.Context, w http.ResponseWriter) (left bool) {
+	if context.Cause(ctx) != context.Canceled {
 		return false
 	}
 	defer func() {
@@ -29,12 +37,11 @@ func (c *response) left() (left bool) {
 			left = true
 		}
 	}()
-	asked := c.notifies // and so, perhaps, has been told
-	w := c.inner.ResponseWriter
+	asked := c.asked
 	for range maxWrapped {
 		switch t := w.(type) {
 		case ours:
-			asked = asked || t.counts().notifies
+			asked = asked || t.counts().client.asked
 			w = t.counts().inner.ResponseWriter
 		case notifier:
 			closing := t.CloseNotify()

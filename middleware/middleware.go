@@ -73,8 +73,8 @@
 // more for its area, and for each SetUser and SetRoute) and four or five Adds: the names
 // of a route are made once. One New around several handlers takes a lock besides.
 //
-// Read this file, then response.go, left.go, stream.go, routes.go, nested.go and
-// wrap.go; wrap_generated.go gives a wrapped writer the optional interfaces of the one
+// Read this file, then response.go, names.go, left.go, stream.go, routes.go,
+// nested.go and wrap.go; wrap_generated.go gives a wrapped writer the optional interfaces of the one
 // inside.
 package middleware
 
@@ -172,53 +172,59 @@ type middleware struct {
 	inside     inside
 }
 
-func (m *middleware) handler(next http.Handler) http.Handler {
-	nth := uint16(m.inside.handlers.Add(1))
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { m.serve(next, nth, w, r) })
+// handler is one that the middleware stands around.
+type handler struct {
+	*middleware
+	next http.Handler
 }
 
-func (m *middleware) serve(next http.Handler, nth uint16, w http.ResponseWriter, r *http.Request) {
-	skips := m.skips(r.URL.Path)
-	k := m.kinds.find(w)
+func (m *middleware) handler(next http.Handler) http.Handler {
+	m.inside.handlers.Add(1)
+	return &handler{m, next}
+}
+
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	skips := h.skips(r.URL.Path)
+	k := h.kinds.find(w)
 	outer, hidden := (*response)(nil), false
 	if !k.plain {
-		outer, hidden = m.outer(w, place{m, nth, r}, false)
+		outer, hidden = h.outer(w, place{h, r}, false)
 	}
-	if outer == nil && m.cfg.Context {
-		outer, hidden = m.outer(ResponseWriter(r.Context()), place{m, nth, r}, true)
+	if outer == nil && h.cfg.Context {
+		outer, hidden = h.outer(ResponseWriter(r.Context()), place{h, r}, true)
 	}
 	switch {
 	case outer != nil && skips:
-		next.ServeHTTP(w, r)
+		h.next.ServeHTTP(w, r)
 		return
 	case outer != nil && !hidden:
-		m.pass(next, outer, w, r)
+		h.pass(outer, w, r)
 		return
 	}
 	root := r.Pattern == "/"
-	c := &response{inner: target{w}, in: m, nth: nth, came: r, request: r, root: root, since: time.Since(m.base)}
+	c := &response{output: output{inner: target{w}}, place: place{h, r}, request: r, root: root, since: time.Since(h.base)}
 	c.open()
-	if outer == nil && m.inside.handlers.Load() > 1 {
+	if outer == nil && h.inside.handlers.Load() > 1 {
 		var in key
-		if outer, in = m.inside.enter(c); in != nil {
-			defer m.inside.leave(in)
+		if outer, in = h.inside.enter(c); in != nil {
+			defer h.inside.leave(in)
 		}
 	}
 	if outer != nil {
 		c.tells(outer)
-		c.enter(r, &m.cfg)
+		c.enter(r, &h.cfg)
 	}
 	if w = wrap(c, k.has); skips { // and so does what is inside
 		c.started.Store(true)
 		c.know(http.StatusOK)
-		m.pass(next, c, w, r)
+		h.pass(c, w, r)
 	} else {
-		m.count(next, c, w, r)
+		h.count(c, w, r)
 	}
 }
 
-// count has next serve a request that c counts.
-func (m *middleware) count(next http.Handler, c *response, w http.ResponseWriter, r *http.Request) {
+// count has the next one serve a request that c counts.
+func (h *handler) count(c *response, w http.ResponseWriter, r *http.Request) {
 	returned := false
 	defer func() {
 		if returned {
@@ -231,29 +237,29 @@ func (m *middleware) count(next http.Handler, c *response, w http.ResponseWriter
 			panic(v)
 		}
 	}()
-	if m.cfg.Context {
-		m.pass(next, c, w, r)
+	if h.cfg.Context {
+		h.pass(c, w, r)
 	} else {
-		next.ServeHTTP(w, r)
+		h.next.ServeHTTP(w, r)
 	}
 	returned = true
 }
 
-// pass has next serve a request that c knows of.
-func (m *middleware) pass(next http.Handler, c *response, w http.ResponseWriter, r *http.Request) {
-	if m.cfg.Context {
+// pass has the next one serve a request that c knows of.
+func (h *handler) pass(c *response, w http.ResponseWriter, r *http.Request) {
+	if h.cfg.Context {
 		outside := r
 		r = r.WithContext(context.WithValue(r.Context(), writerKey{}, w))
 		defer func() { outside.Pattern, outside.MultipartForm = r.Pattern, r.MultipartForm }() // as if it were the same
 	}
-	c.enter(r, &m.cfg)
-	next.ServeHTTP(w, r)
+	c.enter(r, &h.cfg)
+	h.next.ServeHTTP(w, r)
 }
 
 // outer returns the response around w that counts for m, too, what came to at; nil: none.
 func (m *middleware) outer(w http.ResponseWriter, at place, byContext bool) (c *response, hidden bool) {
 	for c, hidden := range responses(w, &m.kinds, at, byContext) {
-		if m.same(c.in) {
+		if m.same(c.in.middleware) {
 			return c, hidden
 		}
 	}

@@ -35,10 +35,10 @@ func responses(w http.ResponseWriter, known *kinds, at place, hidden bool) iter.
 		for range maxWrapped {
 			if of, ok := w.(ours); ok {
 				c := of.counts()
-				if at.came != nil && !c.around(at, since) || !yield(c, hidden) {
+				if at.came != nil && !c.place.around(at, since) || !yield(c, hidden) {
 					return
 				}
-				w, known, at, since = c.inner.ResponseWriter, &c.in.kinds, c.at(), false
+				w, known, at, since = c.inner.ResponseWriter, &c.in.kinds, c.place, false
 				continue
 			}
 			if w == nil || known != nil && known.find(w).plain {
@@ -67,18 +67,16 @@ type crossing struct {
 
 // place is where a request came to.
 type place struct {
-	in   *middleware
-	nth  uint16 // of its handlers
-	came *http.Request
+	in   *handler
+	came *http.Request // as it came: its context is next to the connection's
 }
 
-func (c *response) at() place { return place{c.in, c.nth, c.came} }
-
-// around tells whether c is of the request that came to at, further in. Nobody hands on
-// a request to where it came from: unless the writer says that it goes on as the same
-// (hidden is false), what comes there again is another one, made by copying.
-func (c *response) around(at place, hidden bool) bool {
-	return isCopy(at.came, c.came) && !(hidden && c.in == at.in && c.nth == at.nth)
+// around tells whether the request that came to p is the one that came to at, further
+// in. Nobody hands on a request to where it came from: unless the writer says that it
+// goes on as the same (hidden is false), what comes there again is another one, made by
+// copying.
+func (p place) around(at place, hidden bool) bool {
+	return isCopy(at.came, p.came) && !(hidden && p.in == at.in)
 }
 
 // isCopy tells whether r is of, or a copy of it. Those share the headers, or if they
@@ -216,7 +214,7 @@ func (in *inside) enter(c *response) (outer *response, _ key) {
 	part.Lock()
 	defer part.Unlock()
 	if outer = part.of[k]; outer != nil {
-		if !outer.around(c.at(), true) { // it has the headers of the one that it serves
+		if !outer.place.around(c.place, true) { // it has the headers of the one that it serves
 			outer = nil
 		}
 		return outer, nil

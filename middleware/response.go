@@ -2,9 +2,7 @@ package middleware
 
 import (
 	"net/http"
-	"path"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -14,25 +12,45 @@ import (
 // response counts one request. It is the ResponseWriter of what is inside: see
 // wrap.go.
 type response struct {
+	output
+	place                 // that the request came to
+	request *http.Request // the innermost one seen
+	since   time.Duration // after in.base
+	told    atomic.Pointer[told]
+	counted *route // once started
+	client  client
+	root    bool // request.Pattern was "/" when it was seen
+	stream  bool // hijacked, or of a type that is: its duration says nothing
+}
+
+// output is what was handed on, and the writer that it was handed to.
+type output struct {
 	*target        // of WriteHeader: opening until the status is known, then inner
 	opening, inner target
 
-	in      *middleware
-	came    *http.Request // as it came: its context is next to the connection's
-	request *http.Request // the innermost one seen
-	since   time.Duration // after in.base
+	written int64 // bytes of the body
+	status  int32 // the first final one; 0: none yet
+	started atomic.Bool
+}
 
-	told     atomic.Pointer[told]
-	counted  *route // once started
-	written  int64  // bytes of the body
-	status   int32  // the first final one; 0: none yet
-	started  atomic.Bool
-	root     bool   // request.Pattern was "/" when it was seen
-	stream   bool   // hijacked, or of a type that is: its duration says nothing
-	gone     bool   // there was nobody to answer when it started
-	notifies bool   // the handler has asked for CloseNotify
-	waited   bool   // for the server to say that the client left
-	nth      uint16 // of the handlers of in; after 65536 they begin anew
+func (o *output) Header() http.Header { return o.inner.Header() }
+
+// know remembers a final status, the first one.
+func (o *output) know(status int) {
+	if o.status == 0 {
+		o.status = int32(status)
+		o.target = &o.inner
+	}
+}
+
+// whole tells whether the client may have had all there was to have before the handler
+// returned: without a length it has not.
+func (o *output) whole(method string) bool {
+	if method == http.MethodHead || o.status == http.StatusNoContent || o.status == http.StatusNotModified {
+		return true
+	}
+	n, err := strconv.ParseInt(o.inner.Header().Get("Content-Length"), 10, 64)
+	return err == nil && o.written >= n
 }
 
 // enter notes the request of a middleware: routers set Pattern on the request
@@ -54,24 +72,6 @@ func (c *response) asks() *Config {
 	return &c.in.cfg
 }
 
-// or returns cfg, or if it lacks functions that another one has, one with those.
-func (cfg *Config) or(other *Config) *Config {
-	if (cfg.User != nil || other.User == nil) && (cfg.Route != nil || other.Route == nil) && (cfg.Area != nil || other.Area == nil) {
-		return cfg
-	}
-	all := *cfg
-	if all.User == nil {
-		all.User = other.User
-	}
-	if all.Route == nil {
-		all.Route = other.Route
-	}
-	if all.Area == nil {
-		all.Area = other.Area
-	}
-	return &all
-}
-
 // start counts the request, the first time it is called.
 func (c *response) start() {
 	if c.started.Load() || !c.started.CompareAndSwap(false, true) {
@@ -80,8 +80,8 @@ func (c *response) start() {
 	defer func() { _ = recover() }() // a Recorder's: never the request's
 	t := c.told.Load()
 	outer := t.countsFor()
-	if outer == nil && c.cancelled() && c.left() {
-		c.gone, c.stream, c.status = true, true, statusGone
+	if outer == nil && c.cancelled() && c.client.left(c.came.Context(), c.inner.ResponseWriter) {
+		c.client.gone, c.stream, c.status = true, true, statusGone
 	}
 	c.know(http.StatusOK)
 	route, area, user := c.names(t)
@@ -100,36 +100,6 @@ func (c *response) start() {
 	if user != "" {
 		rec.Add("user."+user+".requests", 1)
 	}
-}
-
-// know remembers a final status, the first one.
-func (c *response) know(status int) {
-	if c.status == 0 {
-		c.status = int32(status)
-		c.target = &c.inner
-	}
-}
-
-// named is what a request counts under.
-type named struct {
-	route      *route
-	area, user string // "": none, nobody
-}
-
-func (c *response) names(t *told) (route *route, area, user string) {
-	var pattern string
-	asks := &c.in.cfg
-	if t != nil {
-		if n := t.names; n != nil {
-			return n.route, n.area, n.user
-		}
-		user, pattern, asks = t.user, t.route, c.asks()
-	}
-	route, user = c.routeOf(pattern, asks.Route), c.userOf(user, asks.User)
-	if route.prefix != "api."+naming.Unmatched+"." { // anybody makes up paths
-		area = c.areaOf(asks.Area)
-	}
-	return route, area, user
 }
 
 // end counts a request that has not started, how long it took, and how it ended: v is
@@ -151,87 +121,10 @@ func (c *response) end(returned bool, v any) {
 		c.counted.count(rec, naming.Latency(time.Since(c.in.base)-c.since))
 	}
 	abort := v == http.ErrAbortHandler
-	if abort || c.gone || began && c.cancelled() && !c.whole() && c.left() {
+	if abort || c.client.gone || began && c.cancelled() && !c.whole(c.came.Method) && c.client.left(c.came.Context(), c.inner.ResponseWriter) {
 		rec.Add("error.aborted", 1)
 	}
 	if v != nil && !abort {
 		rec.Add("error.panic", 1)
 	}
-}
-
-// whole tells whether the client may have had all there was to have before the handler
-// returned: without a length it has not.
-func (c *response) whole() bool {
-	if c.came.Method == http.MethodHead || c.status == http.StatusNoContent || c.status == http.StatusNotModified {
-		return true
-	}
-	n, err := strconv.ParseInt(c.inner.Header().Get("Content-Length"), 10, 64)
-	return err == nil && c.written >= n
-}
-
-// ask calls one of Config's functions, if there is one.
-func (c *response) ask(f func(*http.Request) string) (answer string, ok bool) {
-	if f == nil {
-		return "", true
-	}
-	return c.call(f)
-}
-
-func (c *response) call(f func(*http.Request) string) (answer string, ok bool) {
-	defer func() {
-		if recover() != nil {
-			answer, ok = naming.Failed, false
-		}
-	}()
-	return f(c.request), true
-}
-
-func (c *response) userOf(user string, ask func(*http.Request) string) string {
-	if user == "" {
-		var ok bool
-		if user, ok = c.ask(ask); !ok {
-			return naming.Failed
-		}
-	}
-	return naming.Escape(user)
-}
-
-func (c *response) areaOf(ask func(*http.Request) string) string {
-	area, ok := c.ask(ask)
-	switch {
-	case !ok:
-		return naming.Failed
-	case area == "":
-		return ""
-	}
-	if area = strings.ReplaceAll(area, ".", "_"); area == "requests" || naming.Derived("api.requests."+area) {
-		return area + "_"
-	}
-	return naming.Escape(area)
-}
-
-func (c *response) routeOf(route string, ask func(*http.Request) string) *route {
-	known := &c.in.routes
-	if route == "" {
-		var ok bool
-		if route, ok = c.ask(ask); !ok {
-			return known.find(c.in.rec, naming.Failed, "", false)
-		}
-	}
-	host := false
-	if p := c.request.Pattern; route == "" && (p != "/" || !c.root) && !isRedirect(c.request) {
-		// A root mux leaves "/" on every request for the router behind it.
-		route, host = p, true
-	}
-	if route == "" {
-		return known.find(c.in.rec, naming.Unmatched, "", false)
-	}
-	return known.find(c.in.rec, route, knownMethod(c.request.Method), host)
-}
-
-// isRedirect tells whether r's Pattern is no pattern: where ServeMux redirects a
-// CONNECT to its path with a slash, it leaves that path there.
-func isRedirect(r *http.Request) bool {
-	p := r.URL.Path
-	return r.Method == http.MethodConnect && !strings.HasSuffix(p, "/") && r.Pattern == path.Clean(p)+"/"
 }

@@ -66,8 +66,7 @@ type wrapper interface{ Unwrap() http.ResponseWriter }
 
 // What follows are the methods of a response as an http.ResponseWriter.
 
-func (c *response) counts() *response   { return c }
-func (c *response) Header() http.Header { return c.inner.Header() }
+func (c *response) counts() *response { return c }
 
 // Unwrap returns the inner writer, for http.ResponseController. Where that can be
 // flushed or hijacked by a controller only, a controller comes by here.
@@ -272,12 +271,12 @@ func (r *peeked) Read(p []byte) (n int, err error) {
 type notifier interface{ CloseNotify() <-chan bool } // http.CloseNotifier, deprecated
 
 func (c *response) closeNotify() <-chan bool {
-	c.notifies = true
+	c.client.asked = true
 	return c.inner.ResponseWriter.(notifier).CloseNotify()
 }
 
-func (c *response) push(target string, opts *http.PushOptions) error {
-	return c.inner.ResponseWriter.(http.Pusher).Push(target, opts)
+func (o *output) push(target string, opts *http.PushOptions) error {
+	return o.inner.ResponseWriter.(http.Pusher).Push(target, opts)
 }
 
 func (c *response) writeString(s string) (int, error) {

@@ -172,7 +172,7 @@ func TestWriterHasExactlyTheInterfacesOfTheInnerOne(t *testing.T) {
 
 		// What it has it also does, on a writer that can do everything.
 		direct, through := new(full), new(full)
-		c.inner, c.in, c.came, c.request = target{through}, &middleware{rec: tally{}}, r, r
+		c.inner, c.in, c.came, c.request = target{through}, &handler{middleware: &middleware{rec: tally{}}}, r, r
 		c.open()
 		if met.find(w).plain {
 			t.Errorf("%v: a response is none", want)
