@@ -309,7 +309,7 @@ func (p *process) writing(what string, do func()) {
 }
 
 // written is the rank of a word among those that one Add, or the end of a
-// generation, writes (see spool.go): a name, the end of the records, the time of the
+// generation, writes (see format.go of internal/counter): a name, the end of the records, the time of the
 // first count, each count, the checksum, the mark of a sealed file. Words of one
 // rank are written as one.
 func written(content []byte, at int) int {

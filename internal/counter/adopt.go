@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -30,22 +32,22 @@ var errShared = errors.New("another process counts in it, through a hard link or
 // usagekit's stays in any case, and is said once.
 func (s *Spool) Adopt(register func(writer string) error, send func(writer string, b Sealed) error) error {
 	dirs, others, err := s.disk.Dirs()
-	s.stuck.Store(nil)
+	s.found.stuck.Store(nil)
 	if err != nil {
 		if !errors.Is(err, errNoDirectory) { // else nobody left anything
-			s.stays("the spool cannot be read", ".", err)
+			s.found.stays("the spool cannot be read", ".", err)
 		}
 		return nil
 	}
-	s.notOurs(".", others)
+	s.found.notOurs(".", others)
 	for _, dir := range dirs {
-		if dir == s.dir {
+		if dir == s.dir.name {
 			continue
 		}
 		release, err := s.disk.Claim(dir)
 		if err != nil {
 			if !errors.Is(err, ErrOwned) && !errors.Is(err, errNoDirectory) {
-				s.stays("a directory of the spool cannot be read", dir, err)
+				s.found.stays("a directory of the spool cannot be read", dir, err)
 			}
 			continue
 		}
@@ -64,7 +66,7 @@ func (s *Spool) adopt(dir string, release func(remove bool), register func(write
 	if err != nil {
 		return nil
 	}
-	defer func() { s.notOurs(dir, others) }()
+	defer func() { s.found.notOurs(dir, others) }()
 	done = true
 	copied := false
 	for _, name := range files {
@@ -88,7 +90,7 @@ func (s *Spool) adopt(dir string, release func(remove bool), register func(write
 			continue
 		case errors.Is(why, errEmpty):
 		case errors.Is(why, errNewer), errors.Is(why, errForeign), errors.Is(why, errUnreadable), errors.Is(why, errShared):
-			s.stays("a file of the spool stays where it is, and those after it", dir+"/"+name, why)
+			s.found.stays("a file of the spool stays where it is, and those after it", dir+"/"+name, why)
 			done = false
 			return nil
 		default:
@@ -97,7 +99,7 @@ func (s *Spool) adopt(dir string, release func(remove bool), register func(write
 			continue
 		}
 		if err := s.disk.Remove(dir, name); err != nil {
-			s.stays("a file of the spool cannot be removed; its counts are delivered", dir+"/"+name, err)
+			s.found.stays("a file of the spool cannot be removed; its counts are delivered", dir+"/"+name, err)
 			done = false
 		}
 	}
@@ -112,7 +114,7 @@ func (s *Spool) sendFrom(dir string, b Sealed, register func(writer string) erro
 			return err
 		}
 		if err := s.disk.Sent(dir); err != nil {
-			s.stays("the spool cannot be written to", dir, err)
+			s.found.stays("the spool cannot be written to", dir, err)
 			return err
 		}
 	}
@@ -153,31 +155,17 @@ func (foreignError) Is(target error) bool { return target == errForeign }
 func (s *Spool) setAside(dir, name string, why error) {
 	to, err := s.disk.SetAside(dir, name)
 	if err != nil {
-		s.stays("a file of the spool cannot be used, nor set aside", dir+"/"+name, fmt.Errorf("%w; %w", why, err))
+		s.found.stays("a file of the spool cannot be used, nor set aside", dir+"/"+name, fmt.Errorf("%w; %w", why, err))
 		return
 	}
-	s.aside.Add(1)
-	s.report(!errors.Is(why, errCopy), "a file of the spool cannot be used, and was set aside", "file", to, "error", why)
-}
-
-// stays notes that a file, or a directory, waits for somebody to do something.
-func (s *Spool) stays(message, name string, why error) {
-	text := message + ": " + name + ": " + why.Error()
-	s.stuck.Store(&text)
-	s.once(text, message, "file", name, "error", why)
-}
-
-// notOurs says that there are others' files in a directory.
-func (s *Spool) notOurs(dir string, others []string) {
-	if len(others) > 0 {
-		s.once("others in "+dir, "in the spool is what is not usagekit's; it stays as it is", "directory", dir, "entries", len(others), "one of them", others[0])
-	}
+	s.found.aside.Add(1)
+	s.found.report(!errors.Is(why, errCopy), "a file of the spool cannot be used, and was set aside", "file", to, "error", why)
 }
 
 // Stuck says why files that dead processes left stay where they are; "": none does.
 func (s *Spool) Stuck() string {
 	if s != nil {
-		if why := s.stuck.Load(); why != nil {
+		if why := s.found.stuck.Load(); why != nil {
 			return *why
 		}
 	}
@@ -189,16 +177,40 @@ func (s *Spool) Aside() int {
 	if s == nil {
 		return 0
 	}
-	return int(s.aside.Load())
+	return int(s.found.aside.Load())
+}
+
+// findings is what was found in what dead processes, and others, left.
+type findings struct {
+	report func(lost bool, message string, args ...any)
+	aside  atomic.Int64           // files set aside
+	stuck  atomic.Pointer[string] // why files stay where they are
+
+	mu   sync.Mutex
+	told map[string]bool // what was reported already
+}
+
+// stays notes that a file, or a directory, waits for somebody to do something.
+func (f *findings) stays(message, name string, why error) {
+	text := message + ": " + name + ": " + why.Error()
+	f.stuck.Store(&text)
+	f.once(text, message, "file", name, "error", why)
+}
+
+// notOurs says that there are others' files in a directory.
+func (f *findings) notOurs(dir string, others []string) {
+	if len(others) > 0 {
+		f.once("others in "+dir, "in the spool is what is not usagekit's; it stays as it is", "directory", dir, "entries", len(others), "one of them", others[0])
+	}
 }
 
 // once reports what every adoption would meet again, known by key.
-func (s *Spool) once(key, message string, args ...any) {
-	s.mu.Lock()
-	told := s.told[key]
-	s.told[key] = true
-	s.mu.Unlock()
+func (f *findings) once(key, message string, args ...any) {
+	f.mu.Lock()
+	told := f.told[key]
+	f.told[key] = true
+	f.mu.Unlock()
 	if !told {
-		s.report(false, message, args...)
+		f.report(false, message, args...)
 	}
 }

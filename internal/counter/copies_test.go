@@ -163,7 +163,7 @@ func TestLinksOfDeliveredFilesStay(t *testing.T) {
 	s.Add("feature.a.used", 10)
 	b, _ := s.Seal()
 	kept := filepath.Join(t.TempDir(), "kept")
-	if err := os.Link(filepath.Join(root, s.spool.dir, fileName(b.Seq)), kept); err != nil {
+	if err := os.Link(filepath.Join(root, s.spool.dir.name, fileName(b.Seq)), kept); err != nil {
 		t.Fatal(err)
 	}
 	before, err := os.ReadFile(kept)
@@ -188,7 +188,7 @@ func TestLinksOfFilesThatAreNotUsedAnyMore(t *testing.T) {
 			s.Close()
 		} else {
 			for dir, seq := range map[string]int64{root: 2, copied: 1} {
-				if err := os.Remove(filepath.Join(dir, s.spool.dir, fileName(seq))); err != nil {
+				if err := os.Remove(filepath.Join(dir, s.spool.dir.name, fileName(seq))); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -207,7 +207,7 @@ func TestDeliveredFilesTakeNoSpace(t *testing.T) {
 	s := openSpool(t, root)
 	s.Add("feature.a.used", 10)
 	b, _ := s.Seal()
-	f, err := os.Open(filepath.Join(root, s.spool.dir, fileName(b.Seq)))
+	f, err := os.Open(filepath.Join(root, s.spool.dir.name, fileName(b.Seq)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,7 +255,7 @@ func TestRenamedDirectoryOfALivingWriter(t *testing.T) {
 	root := t.TempDir()
 	s, got := openSpool(t, root), arrived{}
 	s.Add("feature.a.used", 10)
-	if err := os.Rename(filepath.Join(root, s.spool.dir), filepath.Join(root, dirPrefix+newWriter())); err != nil {
+	if err := os.Rename(filepath.Join(root, s.spool.dir.name), filepath.Join(root, dirPrefix+newWriter())); err != nil {
 		t.Fatal(err)
 	}
 	other := got.adopt(t, root)
@@ -279,7 +279,7 @@ func TestMovedDirectoryOfALivingWriter(t *testing.T) {
 	s.Add("feature.a.used", 1)
 	s.Seal()
 	s.Add("feature.a.used", 2)
-	if err := os.Rename(filepath.Join(root, s.spool.dir), filepath.Join(elsewhere, s.spool.dir)); err != nil {
+	if err := os.Rename(filepath.Join(root, s.spool.dir.name), filepath.Join(elsewhere, s.spool.dir.name)); err != nil {
 		t.Fatal(err)
 	}
 	s.Prepare() // in a directory that is made anew

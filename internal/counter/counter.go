@@ -17,10 +17,11 @@
 // there the low 63 bits must stay what they were.
 //
 // With a Spool, the words are in a mapped file, and what was counted survives the
-// process: spool.go has the file, disk.go what it needs of a file system.
+// process: format.go has the file, disk.go what it needs of a file system.
 //
 // Read this file, table.go (how a counter is found), batch.go (the encoding), then
-// spool.go, adopt.go (what dead processes left) and disk.go.
+// spool.go, format.go and file.go (what is in its files, and how they are counted in),
+// adopt.go (what dead processes left) and disk.go.
 package counter
 
 import (

@@ -406,7 +406,7 @@ func TestWhatWasCutOffGoes(t *testing.T) {
 	dead := openSpool(t, root)
 	dead.Add("feature.a.used", 1)
 	dead.die()
-	dir := filepath.Join(root, dead.spool.dir)
+	dir := filepath.Join(root, dead.spool.dir.name)
 	for seq, content := range map[int64]string{8: "", 9: fileMagic + " and what had come by then"} {
 		if err := os.WriteFile(filepath.Join(dir, tmpPrefix+fileName(seq)), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
@@ -433,7 +433,7 @@ func TestDirectoriesNamedByTheIDAlone(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, fileName(7)), old.encode(b), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, fileName(7)), encode(old.header(b.Seq, 0), b), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	f, err := os.Create(filepath.Join(dir, fileName(8))) // it was not sealed, and known by its inode alone
@@ -446,8 +446,8 @@ func TestDirectoriesNamedByTheIDAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	id.born = 0
-	content := old.encode(killed)
-	old.putHeader(content, 8, (&disk{root: root}).identity(id))
+	content := encode(old.header(killed.Seq, 0), killed)
+	old.header(8, (&disk{root: root}).identity(id)).put(content)
 	clear(content[atSealed : atSealed+8])
 	if _, err := f.Write(content); err != nil {
 		t.Fatal(err)
@@ -510,7 +510,7 @@ func TestDamagedSeal(t *testing.T) {
 	dead.Seal()
 	dead.Close()
 	dead.die()
-	path := filepath.Join(root, dead.spool.dir, fileName(1))
+	path := filepath.Join(root, dead.spool.dir.name, fileName(1))
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)

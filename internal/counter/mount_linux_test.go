@@ -79,7 +79,7 @@ func TestCopyOfTheSameInodeNumber(t *testing.T) {
 	s := openSpool(t, filepath.Join(root, "spool"))
 	s.Add("feature.a.used", 10)
 	run(t, "cp", "-a", filepath.Join(root, "spool"), copied)
-	path := filepath.Join("spool", s.spool.dir, fileName(1))
+	path := filepath.Join("spool", s.spool.dir.name, fileName(1))
 	if a, b := inodeOf(t, filepath.Join(root, path)), inodeOf(t, filepath.Join(copied, path)); a != b {
 		t.Skipf("not run: the original has inode %d, the copy %d", a, b)
 	}

@@ -78,8 +78,8 @@ func (s *spooled) die() {
 	}
 	s.spool.mu.Lock()
 	defer s.spool.mu.Unlock()
-	if s.spool.owned != nil {
-		s.spool.owned(false)
+	if s.spool.dir.release != nil {
+		s.spool.dir.release(false)
 	}
 }
 
@@ -421,7 +421,7 @@ func TestWhetherAnythingWasSent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		dir := s.spool.dir
+		dir := s.spool.dir.name
 		if err := os.Truncate(filepath.Join(root, dir, unsentFile), sentSize); err != nil { // and no more
 			t.Fatal(err)
 		}
@@ -523,7 +523,7 @@ func TestSpoolOfAllSorts(t *testing.T) {
 		}
 	}
 	dead.die()
-	dir := filepath.Join(root, dead.spool.dir)
+	dir := filepath.Join(root, dead.spool.dir.name)
 	damage := func(seq int64, f func(b []byte) []byte) {
 		path := filepath.Join(dir, fileName(seq))
 		b, err := os.ReadFile(path)
@@ -570,7 +570,7 @@ func TestCopiedSpool(t *testing.T) {
 	s.Add("feature.a.used", 1)
 	s.Seal()
 	s.Add("feature.a.used", 2)
-	if err := os.CopyFS(filepath.Join(copied, s.spool.dir), os.DirFS(filepath.Join(root, s.spool.dir))); err != nil {
+	if err := os.CopyFS(filepath.Join(copied, s.spool.dir.name), os.DirFS(filepath.Join(root, s.spool.dir.name))); err != nil {
 		t.Fatal(err)
 	}
 	other := openSpool(t, copied)
@@ -590,7 +590,7 @@ func TestSpoolCopiedWhileItsWriterGoesOn(t *testing.T) {
 	s := openSpool(t, root)
 	copyFile := func(seq int64) {
 		t.Helper()
-		name := filepath.Join(s.spool.dir, fileName(seq))
+		name := filepath.Join(s.spool.dir.name, fileName(seq))
 		content, err := os.ReadFile(filepath.Join(root, name))
 		if err == nil {
 			err = os.WriteFile(filepath.Join(copied, name), content, 0o600)
@@ -599,7 +599,7 @@ func TestSpoolCopiedWhileItsWriterGoesOn(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Mkdir(filepath.Join(copied, s.spool.dir), 0o700); err != nil {
+	if err := os.Mkdir(filepath.Join(copied, s.spool.dir.name), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	s.Add("feature.a.used", 1)
@@ -632,7 +632,7 @@ func TestForeignFilesStay(t *testing.T) {
 	newer := openSpool(t, root)
 	newer.Add("feature.b.used", 1)
 	newer.die()
-	path := filepath.Join(root, newer.spool.dir, fileName(1))
+	path := filepath.Join(root, newer.spool.dir.name, fileName(1))
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -642,7 +642,7 @@ func TestForeignFilesStay(t *testing.T) {
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	damaged := filepath.Join(root, theirs.spool.dir, fileName(3)) // theirs to find out
+	damaged := filepath.Join(root, theirs.spool.dir.name, fileName(3)) // theirs to find out
 	if b, err = os.ReadFile(damaged); err != nil {
 		t.Fatal(err)
 	}
@@ -775,7 +775,7 @@ func TestClaimOfARemovedDirectory(t *testing.T) {
 	root := t.TempDir()
 	s := openSpool(t, root)
 	s.Add("feature.a.used", 1)
-	old := filepath.Join(root, s.spool.dir)
+	old := filepath.Join(root, s.spool.dir.name)
 	if err := os.Rename(old, filepath.Join(root, "elsewhere")); err != nil {
 		t.Fatal(err)
 	}
@@ -844,7 +844,7 @@ func TestGoldenFiles(t *testing.T) {
 		{"api.GET /novels/{id}.requests", 12}, {"user." + strings.Repeat("é", 100) + ".requests", Max}, {"feature.a.used", 1},
 	}}}
 	b.Payload = b.Encode()
-	content := s.encode(b)
+	content := encode(s.header(b.Seq, 0), b)
 	golden := filepath.Join("testdata", "v1"+fileSuffix)
 	if *update {
 		if err := os.WriteFile(golden, content, 0o644); err != nil {
