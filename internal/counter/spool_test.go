@@ -867,6 +867,11 @@ func TestGoldenFiles(t *testing.T) {
 			t.Errorf("read: %+v, %v", got, err)
 		}
 	}
+	for dir, seq := range map[string]int64{newWriter(): 7, writer: 8} { // it would count under an id, or a number, that is not its own
+		if got, _, err := read(bytes.NewReader(want), dir, fileName(seq), 0); err == nil || !strings.Contains(err.Error(), "another writer's, or has another number") {
+			t.Errorf("read as %s/%s: %+v, %v", dir, fileName(seq), got, err)
+		}
+	}
 }
 
 // Whatever is in a file, reading it neither fails badly nor gives counts that no
