@@ -206,11 +206,11 @@ type Store struct {
 	db    *database.DB
 	clock *clock.Clock
 
-	live     *counter.Set   // counts
-	spool    *counter.Spool // where it keeps them; nil: in memory only
-	outbox   *outbox.Outbox // brings them into the inbox,
-	leader   *fold.Leader   // which may fold has this one
-	folder   *fold.Folder   // bring them from there into the tables
+	live     *counter.Set   // the counts that are not sealed yet
+	spool    *counter.Spool // where live keeps them; nil: in memory only
+	outbox   *outbox.Outbox // live → inbox
+	leader   *fold.Leader   // whether this instance folds, and when
+	folder   *fold.Folder   // inbox → tables
 	notifier *crossing.Notifier
 	pruner   *upkeep.Pruner
 

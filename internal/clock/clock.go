@@ -134,7 +134,7 @@ func (c *Clock) Horizon(now time.Time) calendar.Horizon {
 }
 
 // Now is the database's time in a transaction that writes, and as of when history was
-// removed last.
+// removed last. It follows the rules of the zone that are in force.
 func (c *Clock) Now(ctx context.Context, tx *database.Tx) (time.Time, Removal, error) {
 	return time.UnixMilli(tx.Now), RemovalOf(tx), c.Follow(ctx, tx, tx.Rules)
 }

@@ -98,6 +98,10 @@ func (c *Clock) Follow(ctx context.Context, tx *database.Tx, which string) error
 	if err != nil {
 		return err
 	}
+	var prepared string // what follows may want to read whole tables
+	if err := tx.Get(ctx, &prepared, `SELECT {local enable_seqscan on}`); err != nil {
+		return err
+	}
 	for i, list := range stored {
 		r.calendar = r.calendar.With(steps[i].Step, list)
 	}

@@ -28,12 +28,12 @@ UNION ALL
 SELECT b.part, b.step, b.hi, (SELECT MIN(h.bucket) FROM usage_history h WHERE h.step = b.step AND h.bucket > b.bucket AND h.bucket < b.hi) FROM b WHERE b.bucket IS NOT NULL)
 SELECT -1 AS part, 0 AS bucket, {local enable_seqscan off} AS prepared UNION ALL SELECT part, bucket, '' FROM b WHERE bucket IS NOT NULL ORDER BY 1, 2`
 
-// Stored lists the buckets that there are of each segment, which is one by a calendar.
+// Stored lists the buckets that there are of each segment, by a calendar.
 func Stored(ctx context.Context, tx *database.Tx, c calendar.Calendar, segments []Segment) ([][]int64, error) {
 	if len(segments) == 0 {
 		return nil, nil
 	}
-	half := [...]int64{calendar.Hour: 1800, calendar.Day: 12 * 3600, calendar.Month: 16 * 24 * 3600}
+	half := [...]int64{calendar.Hour: 1800, calendar.Day: 12 * 3600, calendar.Month: 16 * 24 * 3600} // at least: one begun under other rules may lie so much before its place
 	parts, steps, lows, highs := database.Column{Name: "part"}, database.Column{Name: "step"}, database.Column{Name: "lo"}, database.Column{Name: "hi"}
 	for i, g := range segments {
 		parts.Numbers, steps.Numbers = append(parts.Numbers, int64(i)), append(steps.Numbers, int64(g.Step))

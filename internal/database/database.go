@@ -161,7 +161,7 @@ func (db *DB) WaitStarted(ctx context.Context) bool {
 }
 
 // Read runs f in a transaction that only reads. Like each of the others it returns after
-// limit, from when it has its connection, or when ctx ends, whatever the server does. An
+// limit, from when it has its slot, or when ctx ends, whatever the server does. An
 // error that is ErrUnavailable says nothing about whether a transaction took place, and an
 // abandoned one may still be at work: what f writes to must be its own.
 func (db *DB) Read(ctx context.Context, limit time.Duration, f func(context.Context, *Tx) error) error {

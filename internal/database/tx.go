@@ -21,7 +21,7 @@ import (
 type Tx struct {
 	tx *sqlx.Tx
 	*Dialect
-	Opening // of one that writes
+	Opening // of one that writes; else zero
 }
 
 // Opening is what a writing transaction knows from the statement that it begins with. That

@@ -12,13 +12,15 @@
 // merged the same batches cannot both move the guard, so one of them is undone, whole; a
 // batch that arrives again is below it; a crash leaves all or nothing. The lease only saves
 // work: it keeps the other instances from merging what would be undone. It is never
-// trusted, for clocks jump, processes stand still, and Flush folds without asking for it.
+// trusted, for clocks jump, processes stand still, and Flush folds whoever has it. Nor is the
+// lock of its row, which on PostgreSQL a fold takes for as long as it lasts and others pass by
+// (SKIP LOCKED): it is the rule that one folds at a time, and not the proof.
 //
 // One name, or one batch, that the database refuses must not keep all others waiting. A
 // fold that fails is tried with half of the batches, until one is left that fails alone: it
 // is the suspect. What somebody's rule refuses (a constraint, a trigger) waits, its own
-// writer's later batches behind it, and 15 minutes later, since nobody leaves a mistake in
-// place for that long, its names are found by halves, each tried and undone, and count under
+// writer's later batches behind it, and 15 minutes later (of one instance that folds: another begins anew), since nobody leaves a
+// mistake in place for that long, its names are found by halves, each tried and undone, and count under
 // (invalid). What makes a fold panic, or cannot be read, is set aside.
 //
 // A leader rests ten times as long as its upserts took, so that an open snapshot elsewhere
@@ -58,7 +60,7 @@ const (
 	sqlOwn = `SELECT COALESCE((SELECT seq FROM usage_writers WHERE writer = ?), 0) AS guard,
 	(SELECT COUNT(*) FROM usage_inbox WHERE writer = ? AND seq <= ?) AS waiting`
 
-	sqlFolded = `DELETE FROM usage_inbox WHERE (writer, seq) IN (SELECT i.writer, i.seq FROM usage_inbox i JOIN usage_writers w ON w.writer = i.writer AND i.seq <= w.seq)`
+	sqlRemove = `DELETE FROM usage_inbox WHERE (writer, seq) IN (SELECT i.writer, i.seq FROM usage_inbox i JOIN usage_writers w ON w.writer = i.writer AND i.seq <= w.seq)`
 )
 
 // errConflict says that the guard of a writer moved while its batches were
@@ -168,7 +170,7 @@ func (f *Folder) Through(ctx context.Context, seq int64) error {
 
 // Fold merges what waits into totals and history, in one transaction: a batch is counted,
 // its writer's guard advanced and its inbox row gone, all or nothing. force folds although
-// another has the lease.
+// the lease is another's, but not while another fold is at work, which has its row.
 func (f *Folder) Fold(ctx context.Context, force bool) (Result, error) {
 	f.mu.Lock()
 	m := f.memory
@@ -290,7 +292,7 @@ func (f *Folder) fold(ctx context.Context, tx *database.Tx, force bool, m memory
 	}
 	r := Result{Batches: g.batches, More: more, newer: g.newer, upserts: time.Since(start), written: written, reports: g.reports}
 	r.after = memory{size: size, newer: g.newer, swept: swept, rule: m.rule}
-	if _, err := tx.Exec(ctx, sqlFolded); err != nil {
+	if _, err := tx.Exec(ctx, sqlRemove); err != nil {
 		return Result{}, err
 	}
 	if !more && !c.left && g.newer == "" { // all that had arrived by now is in

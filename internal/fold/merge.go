@@ -65,7 +65,7 @@ func (m *merging) merge(ctx context.Context, tx *database.Tx, w waiting) error {
 		return nil
 	}
 	if w.Seq > g.seq+1 {
-		m.report("batches are missing: was the database restored, or failed over to a replica that was behind?", "writer", w.Writer, "from", g.seq+1, "to", w.Seq-1)
+		m.report("batches are missing: was the database restored, or failed over to a replica that was behind, or a file of the spool set aside?", "writer", w.Writer, "from", g.seq+1, "to", w.Seq-1)
 	}
 	g.seq, g.sum = w.Seq, sum
 	m.batches++

@@ -53,7 +53,7 @@ type Outbox struct {
 	run  context.Context
 	wake chan struct{} // a batch waits to be sent
 
-	sealing sync.Mutex // from the end of a generation until its batch is in the queue; before queue's
+	sealing sync.Mutex // from the end of a generation until its batch is in the queue; it is locked before queue
 	queue   queue
 
 	degraded string // what the log said last; of Seal

@@ -55,7 +55,7 @@ func (left Rest) Empty() bool { return len(left.starts) == 0 }
 func (r *Reading) list(ctx context.Context, left *Rest) (err error) {
 	q := &left.q
 	if left.listed = true; !left.each {
-		left.spans, err = r.sums(ctx, q)
+		left.spans, err = r.summed(ctx, q)
 		return err
 	}
 	if err := q.checkKept(r.calendar, r.horizon, false); err != nil {

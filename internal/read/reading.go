@@ -3,8 +3,8 @@
 //
 // A Reading is one transaction that reads, of one moment: it knows its time, how complete
 // it is, the calendar and what of history is kept still, and its methods are the
-// questions. A range of time is read in as few index probes as say exactly what was
-// counted in it: which those are is chosen without a database (see Query.few in span.go), of the buckets
+// questions. A range of time is read in as few index probes as say what was counted in it,
+// widened to what is kept of it: which those are is chosen without a database (see Query.few in span.go), of the buckets
 // that are stored.
 //
 //	query.go    what can be asked, what is wrong with it, and which names it selects
@@ -160,7 +160,7 @@ func (r *Reading) Totals(ctx context.Context, q Query) ([]Count, error) {
 	if err := q.checkSums(); err != nil || r.tx == nil {
 		return nil, err
 	}
-	spans, err := r.sums(ctx, &q)
+	spans, err := r.summed(ctx, &q)
 	if err != nil {
 		return nil, err
 	}
@@ -227,8 +227,8 @@ func (r *Reading) counts(ctx context.Context, spans []span, c condition) (list [
 	return list, err
 }
 
-// sums covers the range that q asks for, or all time, to sum it up.
-func (r *Reading) sums(ctx context.Context, q *Query) ([]span, error) {
+// summed covers the range that q asks for, or all time, to sum it up.
+func (r *Reading) summed(ctx context.Context, q *Query) ([]span, error) {
 	if !q.ranged() {
 		return q.totals(), nil
 	}

@@ -24,7 +24,7 @@ func (r *Reading) Rows(ctx context.Context, q Query) ([]Row, error) {
 		inSQL = many
 	}
 	if !inSQL {
-		spans, err := r.sums(ctx, &whole)
+		spans, err := r.summed(ctx, &whole)
 		if err != nil {
 			return nil, err
 		}
@@ -34,7 +34,7 @@ func (r *Reading) Rows(ctx context.Context, q Query) ([]Row, error) {
 		}
 		return rowsOf(q.subjects(counts), counts), nil
 	}
-	spans, err := r.sums(ctx, &q)
+	spans, err := r.summed(ctx, &q)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ func (r *Reading) measures(ctx context.Context, whole Query, stems []Count) ([]C
 	if len(of) > 0 {
 		q := whole
 		q.Except = nil // they do not tear a subject apart
-		spans, err := r.sums(ctx, &q)
+		spans, err := r.summed(ctx, &q)
 		if err != nil {
 			return nil, err
 		}
@@ -82,7 +82,7 @@ func (r *Reading) measures(ctx context.Context, whole Query, stems []Count) ([]C
 		}
 	}
 	if len(of) < len(stems) {
-		spans, err := r.sums(ctx, &whole)
+		spans, err := r.summed(ctx, &whole)
 		if err != nil {
 			return nil, err
 		}

@@ -175,9 +175,10 @@ func (q *Query) extents(c calendar.Calendar, h calendar.Horizon) (segments []clo
 	return segments
 }
 
-// few chooses, for the range of q, as few buckets as say exactly what was counted in it:
-// coarse ones inside, fine ones at its edges, as long as those are kept. Where they are
-// not, and at an end that is open, the range is widened to coarse ones. It takes what is
+// few chooses, for the range of q, as few buckets as say what was counted in it: coarse
+// ones inside, fine ones at its edges, as long as those are kept. Where they are not, and at
+// an end that is open, the range is widened to coarse ones; and where not even those are
+// kept, nothing is read. It takes what is
 // stored of its extents, and asks no database.
 //
 // On 30 June at 12:20, where hours are kept for 35 days, since 26 May, days for 400, and
