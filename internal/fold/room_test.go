@@ -45,7 +45,7 @@ func (r *roomOf) counted(name string, ago int) {
 func (r *roomOf) look(off time.Duration) (gone int) {
 	r.Helper()
 	before := len(r.next.known)
-	err := r.s.db.Glance(r.Context(), func(ctx context.Context, tx *database.Tx) error {
+	err := r.s.db.Write(r.Context(), time.Minute, func(ctx context.Context, tx *database.Tx) error {
 		sums := r.s.Tables.newSums(time.Now().Add(off), clock.Removal{Last: time.Now().UnixMilli()})
 		sums.horizon = r.s.Tables.clock.Horizon(time.Now())
 		return r.s.Tables.caps.makeRoom(ctx, tx, sums, r.next, "feature")
@@ -161,7 +161,7 @@ func TestIdleSubjectsAreLookedForOnceInAFold(t *testing.T) {
 	}
 	r.s.Tables.caps.known.Store(r.next)
 	var round lookup
-	err := r.s.db.Write(t.Context(), database.WriteTimeout, func(ctx context.Context, tx *database.Tx) error {
+	err := r.s.db.Write(t.Context(), time.Minute, func(ctx context.Context, tx *database.Tx) error {
 		now := time.Now()
 		sums := r.s.Tables.newSums(now, clock.Removal{Last: now.UnixMilli()})
 		for i := range 3 {
