@@ -12,6 +12,7 @@ import (
 	"github.com/usagekit/usagekit/internal/calendar"
 	"github.com/usagekit/usagekit/internal/clock"
 	"github.com/usagekit/usagekit/internal/database"
+	"github.com/usagekit/usagekit/internal/dbtest"
 )
 
 // roomOf is an instance of one budget, "feature", whose subjects all have a place.
@@ -25,6 +26,9 @@ func newRoom(t *testing.T, places int) *roomOf { return newRoomOf(t, places, kep
 
 func newRoomOf(t *testing.T, places int, kept clock.Kept) *roomOf {
 	t.Helper()
+	if dbtest.Race() {
+		t.Skip("one goroutine, on SQLite: the race detector has nothing to see, and takes ten times as long")
+	}
 	r := &roomOf{t, instanceOf(t, pools(t, "sqlite")(), kept, map[string]int{"feature": places}), &subjects{known: map[string]bool{}, count: map[string]int{}, other: map[string]int{}, round: map[string]lookup{}}}
 	for i := range places {
 		r.next.add("feature", r.subject(i))
