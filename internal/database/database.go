@@ -38,6 +38,7 @@ const (
 	ReadTimeout  = 5 * time.Second
 	WriteTimeout = 15 * time.Second // the server gives up after 10
 	startTimeout = 30 * time.Second // for which a start waits for others
+	moveTimeout  = 10 * time.Minute // for tables to be brought up to date in which something stands: a million crossings took 27 s
 )
 
 // directSlots is how many connections Direct may use at a time.
@@ -107,6 +108,7 @@ func Open(pool *sqlx.DB, cfg Config) (*DB, error) {
 // Start brings the tables up to date, and returns what the log calls the database. It
 // waits for others that are about it.
 func (db *DB) Start(ctx context.Context) (name string, err error) {
+	limit := WriteTimeout
 	for start := time.Now(); ; {
 		var found struct { // by this attempt
 			migrated
@@ -114,8 +116,8 @@ func (db *DB) Start(ctx context.Context) (name string, err error) {
 			file    *file
 			name    string
 		}
-		err := db.transaction(ctx, db.writes, db.options(false), WriteTimeout, func(ctx context.Context, tx *Tx) (err error) {
-			if found.migrated, found.settled, err = db.migrate(ctx, tx); err != nil {
+		err := db.transaction(ctx, db.writes, db.options(false), limit, func(ctx context.Context, tx *Tx) (err error) {
+			if found.migrated, found.settled, err = db.migrate(ctx, tx, limit == moveTimeout); err != nil {
 				return err
 			}
 			if found.file, err = db.findFile(ctx, tx, found.id); err != nil {
@@ -132,6 +134,10 @@ func (db *DB) Start(ctx context.Context) (name string, err error) {
 			found.settled()
 			close(db.started)
 			return found.name, nil
+		}
+		if errors.Is(err, errMoves) {
+			limit = moveTimeout
+			continue
 		}
 		if !Locked(err) || time.Since(start) > startTimeout || ctx.Err() != nil {
 			return "", err

@@ -340,7 +340,7 @@ func (db *DB) reopen(ctx context.Context, f *file, conn *sqlx.Conn) error {
 	case id != f.id:
 		return f.wrong("was replaced by another database: counts wait until the one with the id " + f.id + " is there again (usage_meta has it)")
 	}
-	if _, _, err := db.migrate(ctx, in); err != nil {
+	if _, _, err := db.migrate(ctx, in, true); err != nil {
 		return err
 	}
 	if err := tx.Commit(); err != nil {

@@ -21,6 +21,10 @@ const (
 	sqlMeta = `SELECT value FROM usage_meta WHERE name = ?`
 )
 
+// errMoves says that what stands in the tables has to be moved, which may take longer than
+// a transaction may.
+var errMoves = errors.New("the tables are to be brought up to date")
+
 // migrated is what is known of a database whose tables are up to date.
 type migrated struct {
 	schema  string // that has the tables
@@ -33,7 +37,7 @@ type migrated struct {
 // DDL, and one of a later release is left as it is: later tables serve this release,
 // too. The tables' schema is named in all later statements: neither a temporary
 // table nor a search path that changes leads them elsewhere.
-func (db *DB) migrate(ctx context.Context, tx *Tx) (found migrated, settled func(), err error) {
+func (db *DB) migrate(ctx context.Context, tx *Tx, patient bool) (found migrated, settled func(), err error) {
 	own := *db.Dialect // with the schema that is found
 	tx = &Tx{tx: tx.tx, Dialect: &own}
 	var server struct{ Bounded, Encoding, Schema string }
@@ -73,6 +77,15 @@ func (db *DB) migrate(ctx context.Context, tx *Tx) (found migrated, settled func
 		}
 		if stops {
 			return found, nil, Fault(found.altered)
+		}
+	}
+	if version < len(texts) && len(list) > 0 {
+		if !patient {
+			return found, nil, errMoves
+		}
+		var bounded string
+		if err := tx.Get(ctx, &bounded, fmt.Sprintf("SELECT {local statement_timeout %d}", moveTimeout.Milliseconds())); err != nil {
+			return found, nil, err
 		}
 	}
 	if version < len(texts) {
